@@ -1,0 +1,306 @@
+"""What an environment is.
+
+An environment is a text game for a language model: ``reset`` gives the first observation, ``step``
+takes what the model said and gives the next observation and a reward. Four invariants hold for
+every environment here, and :func:`gem.testing.check_env` tests them on any other:
+
+* **Nothing is random but through** ``self.rng``, which ``reset(seed)`` makes. Same constructor
+  arguments and seed: same episode, in any process, thread or order.
+* **Public attributes are the state.** They hold plain JSON data, so ``get_state``, ``set_state`` and
+  ``spawn`` work without a line of code in the environment. What is not state (a cache, a handle, a
+  constructor argument) has a name that begins with an underscore.
+* **Text never raises.** Any string is an action; a bad one costs reward, not an exception.
+* **An episode that has ended stays ended** until ``reset``: a further ``step`` raises
+  :class:`ResetNeeded`.
+"""
+
+from __future__ import annotations
+
+import abc
+import inspect
+import json
+import operator
+import random
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from gem.envs.registration import EnvSpec
+
+ObsType = TypeVar("ObsType")
+ActType = TypeVar("ActType")
+Info = dict[str, Any]
+StepResult = tuple[str, float, bool, bool, Info]
+
+_IDENTITY = frozenset({"spec", "env_id", "entry_point", "env"})
+"""Attributes that say which environment this is, not what state it is in."""
+
+
+class ResetNeeded(RuntimeError):
+    """``step`` was called on an episode that has ended, or has not begun."""
+
+    def __init__(self, message: str = "the episode has ended or not begun: call reset() first") -> None:
+        super().__init__(message)
+
+
+def check_seed(seed: Any) -> int | None:
+    """Return ``seed`` as an ``int``, or None for None.
+
+    Raises:
+        TypeError: it is not an integer (a bool, a float and a string are not).
+        ValueError: it is negative.
+    """
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise TypeError(f"seed must be a non-negative integer or None, got {seed!r} ({type(seed).__name__})")
+    value = operator.index(seed)
+    if value < 0:
+        raise ValueError(f"seed must be a non-negative integer or None, got {value}")
+    return value
+
+
+class Env(abc.ABC):
+    """A text environment. Subclasses write ``reset`` and ``step``.
+
+    Class attributes describe the environment to people and to the rollout driver; all have defaults.
+
+    Attributes:
+        env_id: the id under which :func:`gem.make` built it; None for one built by hand.
+        spec: what :func:`gem.make` built it from; None for one built by hand.
+        max_turns: turns until the environment itself ends an episode; None where it does not, or
+            before ``reset`` where it is drawn by the seed.
+        reward_range: lowest and highest value of any reward, and of the sum of an episode's rewards.
+        blocking: whether ``step`` may wait (a tool, a server) or compute for more than about a
+            millisecond. Rollouts run blocking environments in threads, the others in the event loop.
+    """
+
+    env_id: str | None = None
+    spec: EnvSpec | None = None
+    max_turns: int | None = None
+    reward_range: tuple[float, float] = (float("-inf"), float("inf"))
+    blocking: bool = True
+
+    _rng: random.Random | None = None
+    _first_seed: int | None = None
+    _action_rng: random.Random | None = None
+    _init: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Remember the constructor's arguments, from which ``spawn`` builds another environment."""
+        self = super().__new__(cls)
+        self._init = (args, kwargs)
+        return self
+
+    def __init__(self) -> None:  # object's own would let unknown arguments pass, since __new__ takes any
+        return None
+
+    @abc.abstractmethod
+    def reset(self, seed: int | None = None) -> tuple[str, Info]:
+        """Begin an episode.
+
+        Subclasses call ``super().reset(seed)`` first, and then draw the episode from ``self.rng``.
+
+        Args:
+            seed: a non-negative integer fixes the episode. None goes on with the generator as the
+                previous episode left it (or, the first time, with the seed given to
+                :func:`gem.make`, or else with one from the operating system).
+
+        Returns:
+            The first observation (task and instructions) and an info dict.
+        """
+        seed = check_seed(seed)
+        if seed is None and self._rng is None:
+            seed = self._first_seed
+        if seed is not None or self._rng is None:
+            self._rng = random.Random(seed)
+            self._action_rng = None if seed is None else random.Random(f"actions of {seed}")
+        return "", {}
+
+    @abc.abstractmethod
+    def step(self, action: str) -> StepResult:
+        """Take the model's text as an action.
+
+        Returns:
+            ``(observation, reward, terminated, truncated, info)``: ``terminated`` when the task
+            ended, ``truncated`` when a limit ended it; never both. ``info["success"]`` says whether
+            the task was solved, where the environment knows.
+
+        Raises:
+            ResetNeeded: the episode has ended or not begun.
+        """
+
+    def sample_random_action(self) -> str:
+        """Return a random legal action for the current state, without touching ``rng``."""
+        raise NotImplementedError(f"{type(self).__name__} samples no actions")
+
+    def close(self) -> None:
+        """Release what the environment holds. Calling it again does nothing."""
+        return None
+
+    def __enter__(self) -> Env:
+        """Return the environment, to be closed when the block ends."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the environment."""
+        self.close()
+
+    @property
+    def rng(self) -> random.Random:
+        """The environment's own random generator."""
+        if self._rng is None:
+            self._rng = random.Random(self._first_seed)
+        return self._rng
+
+    @property
+    def action_rng(self) -> random.Random:
+        """What ``sample_random_action`` draws from: seeded like ``rng``, and apart from it."""
+        if self._action_rng is None:
+            self._action_rng = random.Random()
+        return self._action_rng
+
+    @property
+    def unwrapped(self) -> Env:
+        """The environment below all wrappers."""
+        return self
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the state as JSON data: every public attribute, and the random generator's state.
+
+        Raises:
+            TypeError: an attribute is not JSON data.
+        """
+        state = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in _IDENTITY}
+        state["rng"] = None if self._rng is None else self._rng.getstate()
+        try:
+            return json.loads(json.dumps(state))
+        except TypeError as error:
+            culprit = next(k for k, v in state.items() if not _is_json(v))
+            raise TypeError(
+                f"{type(self).__name__}.{culprit} is not JSON data ({error}). Keep plain data in public "
+                "attributes, begin the names of others with an underscore, or override get_state and set_state."
+            ) from None
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Put the environment into a state that ``get_state`` returned, here or in another process."""
+        state = json.loads(json.dumps(state))  # a copy: the caller's dict must not change as we play
+        rng = state.pop("rng")
+        vars(self).update(state)
+        self._rng = None
+        if rng is not None:
+            version, numbers, gauss = rng
+            self._rng = random.Random()
+            self._rng.setstate((version, tuple(numbers), gauss))
+
+    def spawn(self, same_state: bool = False, **overrides: Any) -> Env:
+        """Build another environment from the same constructor arguments.
+
+        Args:
+            same_state: also put it into this one's state.
+            **overrides: constructor arguments to change.
+        """
+        env = type(self)(**{**self._arguments(), **overrides})
+        env.env_id, env.spec = self.env_id, self.spec
+        if same_state:
+            env.set_state(self.get_state())
+        return env
+
+    def _arguments(self) -> dict[str, Any]:
+        """The constructor's arguments, all by name."""
+        args, kwargs = self._init
+        named = inspect.signature(type(self).__init__).bind(self, *args, **kwargs)
+        arguments = dict(named.arguments)
+        arguments.pop(next(iter(arguments)))  # self
+        for name, parameter in named.signature.parameters.items():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                arguments.update(arguments.pop(name, {}))
+        return arguments
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+class _Delegated:
+    """A class attribute that reads the wrapped environment's, until the wrapper sets its own."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, wrapper: Any, owner: type) -> Any:
+        return self if wrapper is None else getattr(wrapper.env, self.name)
+
+
+class EnvWrapper(Env):
+    """An environment around another. What it does not define, the inner environment answers.
+
+    Args:
+        env: the environment to wrap.
+    """
+
+    env_id: Any = _Delegated()
+    spec: Any = _Delegated()
+    max_turns: Any = _Delegated()
+    reward_range: Any = _Delegated()
+    blocking: Any = _Delegated()
+    rng: Any = _Delegated()
+    action_rng: Any = _Delegated()
+    state_attributes: ClassVar[tuple[str, ...]] = ()
+    """Names of the wrapper's own attributes that are state."""
+
+    def __init__(self, env: Env) -> None:
+        super().__init__()
+        self.env = env
+
+    def __getattr__(self, name: str) -> Any:
+        """Look ``name`` up in the inner environment, at the time of asking (private names excepted)."""
+        if name.startswith("_") or name == "env":
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self.env, name)
+
+    def reset(self, seed: int | None = None) -> tuple[str, Info]:
+        """Begin an episode of the inner environment."""
+        return self.env.reset(seed=seed)
+
+    def step(self, action: str) -> StepResult:
+        """Step the inner environment."""
+        return self.env.step(action)
+
+    def sample_random_action(self) -> str:
+        """Return a random legal action of the inner environment."""
+        return self.env.sample_random_action()
+
+    def close(self) -> None:
+        """Close the inner environment."""
+        self.env.close()
+
+    @property
+    def unwrapped(self) -> Env:
+        """The environment below all wrappers."""
+        return self.env.unwrapped
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the wrapper's own state and, under ``"env"``, the inner environment's."""
+        own = {name: getattr(self, name) for name in self.state_attributes}
+        return {**json.loads(json.dumps(own)), "env": self.env.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``get_state`` returned."""
+        for name in self.state_attributes:
+            setattr(self, name, json.loads(json.dumps(state[name])))
+        self.env.set_state(state["env"])
+
+    def spawn(self, same_state: bool = False, **overrides: Any) -> Env:
+        """Spawn the inner environment (with ``overrides``) and wrap it in the same way."""
+        wrapper = type(self)(**{**self._arguments(), "env": self.env.spawn(**overrides)})
+        if same_state:
+            wrapper.set_state(self.get_state())
+        return wrapper

@@ -1,0 +1,112 @@
+r"""What the games share.
+
+The action is the last ``\boxed{...}`` of the text. A game says what a move means; this class says what
+follows for every game alike:
+
+=================  ==========================================  =======
+the text           effect                                      reward
+=================  ==========================================  =======
+holds no move      the episode ends                            -0.1
+an illegal move    the turn is spent, the game goes on         0
+a legal move       as the game says                            as the game says
+the winning move   the episode ends, ``info["success"]``       brings the return to 1.0
+=================  ==========================================  =======
+
+The last turn truncates the episode. An observation holds all that the player may see: there are no
+parts of it in ``info``.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any, Literal, NamedTuple
+
+from gem.core import Env, Info, ResetNeeded, StepResult
+from gem.utils.constants import LanguageGameReward
+from gem.utils.parsing import extract_last_boxed_answer
+
+
+class Outcome(NamedTuple):
+    """What a move did.
+
+    Attributes:
+        text: what the player is told.
+        reward: what the move pays.
+        end: whether it won or lost the game.
+        legal: False if the rules forbid the move.
+    """
+
+    text: str
+    reward: float = 0.0
+    end: Literal["", "win", "loss"] = ""
+    legal: bool = True
+
+
+def illegal(text: str) -> Outcome:
+    """Return the outcome of a move that the rules forbid."""
+    return Outcome(text, LanguageGameReward.invalid_action_reward, legal=False)
+
+
+class Game(Env):
+    """A game of text. Subclasses write :meth:`deal`, :meth:`parse`, :meth:`play` and, if need be, :meth:`show`."""
+
+    reward_range = (LanguageGameReward.format_error_reward, LanguageGameReward.success_reward)
+    blocking = False
+
+    turn = 0
+    over = True
+
+    @abc.abstractmethod
+    def deal(self) -> str:
+        """Draw a game from ``self.rng``, set ``self.max_turns``, and return the instructions."""
+
+    @abc.abstractmethod
+    def parse(self, answer: str) -> Any:
+        r"""Return the move that the text inside ``\boxed{}`` stands for, or None."""
+
+    @abc.abstractmethod
+    def play(self, move: Any) -> Outcome:
+        """Make a move."""
+
+    def show(self) -> str:
+        """Return the board, which ends every observation of a game that has one."""
+        return ""
+
+    def last_turn_reward(self, move: Any, outcome: Outcome) -> float:
+        """Return what the last turn pays if it does not win."""
+        return outcome.reward
+
+    def reset(self, seed: int | None = None) -> tuple[str, Info]:
+        """Deal a new game."""
+        super().reset(seed)
+        self.turn = 0
+        self.over = False
+        return self.deal() + self.show(), {}
+
+    def step(self, action: str) -> StepResult:
+        """Make the move that ``action`` holds."""
+        if self.over:
+            raise ResetNeeded
+        assert self.max_turns is not None, "deal() sets max_turns"
+        self.turn += 1
+        answer = extract_last_boxed_answer(action)
+        move = None if answer is None else self.parse(answer.strip())
+        if move is None:
+            self.over = True
+            text = "That is not a move in \\boxed{}. The game is over."
+            return text, LanguageGameReward.format_error_reward, True, False, _info(False, "unparseable")
+
+        outcome = self.play(move)
+        text, reward = outcome.text, outcome.reward
+        terminated = bool(outcome.end)
+        truncated = not terminated and self.turn >= self.max_turns
+        if truncated:
+            reward = self.last_turn_reward(move, outcome)
+            text += " That was the last turn. The game is over."
+        self.over = terminated or truncated
+        info = _info(outcome.end == "win", "legal" if outcome.legal else "illegal")
+        return text + self.show(), reward, terminated, truncated, info
+
+
+def _info(success: bool, move: str) -> Info:
+    return {"success": success, "move": move}

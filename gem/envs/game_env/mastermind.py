@@ -1,0 +1,94 @@
+r"""Mastermind: find a code of digits from counts of black and white pegs.
+
+Reward: the gain in the best number of black pegs so far, over the length of the code. It adds up to 1
+for the code, and a guess that is no better than an earlier one pays nothing, so stalling does not pay.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+
+from gem.envs.game_env.game import Game, Outcome, illegal
+
+_DIGITS = re.compile(r"[0-9]{1,18}(\s+[0-9]{1,18})*")
+_RANDOM_SIZES = ((2, 4, 10), (4, 6, 20), (4, 8, 30))
+
+
+class MastermindEnv(Game):
+    r"""Guess a code with ``\boxed{1 2 3 4}``.
+
+    If any of the sizes is None, all three are drawn at each reset: (2, 4, 10), (4, 6, 20) or (4, 8, 30).
+
+    Args:
+        code_length: digits in the code.
+        num_numbers: the code is made of 1 to this number.
+        max_turns: guesses.
+        duplicate_numbers: whether a digit may stand in the code, and in a guess, more than once.
+    """
+
+    def __init__(
+        self,
+        code_length: int | None = 4,
+        num_numbers: int | None = 6,
+        max_turns: int | None = 20,
+        duplicate_numbers: bool = False,
+    ) -> None:
+        super().__init__()
+        if code_length is not None and num_numbers is not None and not duplicate_numbers:
+            if code_length > num_numbers:
+                raise ValueError(f"no code of {code_length} different digits from 1 to {num_numbers}")
+        self._sizes = (code_length, num_numbers, max_turns)
+        self.max_turns = max_turns
+        self._duplicates = duplicate_numbers
+
+    def deal(self) -> str:
+        """Draw the sizes (if they are random) and the code."""
+        sizes = self.rng.choice(_RANDOM_SIZES) if None in self._sizes else self._sizes
+        self.code_length, self.num_numbers, self.max_turns = sizes
+        self.code = self._draw(self.rng)
+        self.guesses: list[list[int]] = []
+        self.best = 0
+        return (
+            f"Mastermind. I have picked a code of {self.code_length} digits from 1 to {self.num_numbers}; "
+            f"a digit may{'' if self._duplicates else ' not'} appear twice. You have {self.max_turns} turns to find "
+            "it. After each guess I count black pegs (right digit, right place) and white pegs (right digit, wrong "
+            f"place). Put your guess into \\boxed{{}}, the {self.code_length} digits with spaces between them. "
+            "What is your first guess?"
+        )
+
+    def parse(self, answer: str) -> list[int] | None:
+        """Read whole numbers with blanks between them."""
+        return [int(word) for word in answer.split()] if _DIGITS.fullmatch(answer) else None
+
+    def play(self, move: list[int]) -> Outcome:
+        """Count the pegs."""
+        if len(move) != self.code_length:
+            return illegal(f"The code has {self.code_length} digits, your guess {len(move)}.")
+        if not all(1 <= digit <= self.num_numbers for digit in move):
+            return illegal(f"The digits go from 1 to {self.num_numbers}.")
+        if not self._duplicates and len(set(move)) < len(move):
+            return illegal("A digit may not appear twice.")
+        guess = " ".join(map(str, move))
+        if move in self.guesses:
+            return illegal(f"You have guessed {guess} before.")
+        self.guesses.append(move)
+        black = sum(a == b for a, b in zip(move, self.code, strict=True))
+        white = (Counter(move) & Counter(self.code)).total() - black
+        reward = max(0, black - self.best) / self.code_length
+        self.best = max(self.best, black)
+        if black == self.code_length:
+            return Outcome(f"Yes, the code is {guess}. You win.", reward, "win")
+        return Outcome(f"{guess}: {black} black, {white} white.", reward)
+
+    def sample_random_action(self) -> str:
+        """Return a guess that was not made yet."""
+        guess = self._draw(self.action_rng)
+        while guess in self.guesses:
+            guess = self._draw(self.action_rng)
+        return f"\\boxed{{{' '.join(map(str, guess))}}}"
+
+    def _draw(self, rng: random.Random) -> list[int]:
+        digits = range(1, self.num_numbers + 1)
+        return rng.choices(digits, k=self.code_length) if self._duplicates else rng.sample(digits, self.code_length)

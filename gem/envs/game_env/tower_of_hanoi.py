@@ -1,0 +1,74 @@
+r"""TowerofHanoi: move all disks from tower A to tower C.
+
+Reward: 1 for the solution; the last turn pays the share of the disks that stand on C.
+"""
+
+from __future__ import annotations
+
+import re
+
+from gem.envs.game_env.game import Game, Outcome, illegal
+
+_MOVE = re.compile(r"([ABCabc])\s*,?\s*([ABCabc])")
+_RANDOM_SIZES = ((3, 10), (4, 20), (5, 35))
+
+
+class TowerofHanoiEnv(Game):
+    r"""Move the top disk of one tower to another with ``\boxed{A C}``.
+
+    If either size is None, both are drawn at each reset: (3, 10), (4, 20) or (5, 35).
+
+    Args:
+        num_disks: disks on tower A.
+        max_turns: moves.
+    """
+
+    def __init__(self, num_disks: int | None = 3, max_turns: int | None = 100) -> None:
+        super().__init__()
+        self._sizes = (num_disks, max_turns)
+        self.max_turns = max_turns
+
+    def deal(self) -> str:
+        """Draw the sizes (if they are random) and stack the disks."""
+        sizes = self.rng.choice(_RANDOM_SIZES) if None in self._sizes else self._sizes
+        self.num_disks, self.max_turns = sizes
+        self.towers: dict[str, list[int]] = {"A": list(range(self.num_disks, 0, -1)), "B": [], "C": []}
+        return (
+            f"Tower of Hanoi. Move all {self.num_disks} disks from tower A to tower C in at most {self.max_turns} turns. "
+            "A move takes the top disk of a tower to another tower; a disk may not lie on a smaller one. "
+            "\\boxed{A C} moves the top disk of A to C. Towers are shown from bottom to top."
+        )
+
+    def parse(self, answer: str) -> tuple[str, str] | None:
+        """Read two towers."""
+        match = _MOVE.fullmatch(answer)
+        return (match[1].upper(), match[2].upper()) if match else None
+
+    def play(self, move: tuple[str, str]) -> Outcome:
+        """Move a disk."""
+        source, target = move
+        if source == target:
+            return illegal("A move needs two different towers.")
+        if not self.towers[source]:
+            return illegal(f"Tower {source} is empty.")
+        disk = self.towers[source][-1]
+        if self.towers[target] and self.towers[target][-1] < disk:
+            return illegal(f"Disk {disk} may not lie on disk {self.towers[target][-1]}.")
+        self.towers[target].append(self.towers[source].pop())
+        if len(self.towers["C"]) == self.num_disks:
+            return Outcome("All disks are on tower C. You win.", 1.0, "win")
+        return Outcome(f"Disk {disk} moves from {source} to {target}.")
+
+    def show(self) -> str:
+        """Draw the towers, a line each."""
+        return "".join(f"\n{name}: {' '.join(map(str, disks))}".rstrip() for name, disks in self.towers.items())
+
+    def last_turn_reward(self, move: tuple[str, str], outcome: Outcome) -> float:
+        """Pay for the disks on C."""
+        return len(self.towers["C"]) / self.num_disks
+
+    def sample_random_action(self) -> str:
+        """Return a legal move."""
+        tops = {name: disks[-1] if disks else float("inf") for name, disks in self.towers.items()}
+        moves = [f"{a} {b}" for a in "ABC" for b in "ABC" if tops[a] < tops[b]]
+        return f"\\boxed{{{self.action_rng.choice(moves)}}}"

@@ -1,0 +1,195 @@
+"""The registry: from an id such as ``game:GuessTheNumber-v0-easy`` to an environment.
+
+Registering imports nothing: an entry point is text, loaded by the first ``make``. Other packages add
+environments by an entry point in the group ``gem.envs``, whose name is the id and whose value the class:
+
+.. code-block:: toml
+
+    [project.entry-points."gem.envs"]
+    "mylab:Maze-v0" = "mylab.maze:MazeEnv"
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gem.core import Env, check_seed
+
+if TYPE_CHECKING:
+    from gem.vector.vector_env import VectorEnv
+
+ENTRY_POINT_GROUP = "gem.envs"
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """How to build an environment: its id, its class (or a function), and the arguments.
+
+    ``make(spec.id, **spec.kwargs)`` builds the same environment again.
+    """
+
+    id: str
+    entry_point: Callable[..., Env] | str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def load(self) -> Callable[..., Env]:
+        """Import the entry point.
+
+        Raises:
+            ImportError: it cannot be imported.
+        """
+        if not isinstance(self.entry_point, str):
+            return self.entry_point
+        module_name, _, name = self.entry_point.partition(":")
+        try:
+            return getattr(importlib.import_module(module_name), name)
+        except (ImportError, AttributeError) as error:
+            raise ImportError(f"cannot load {self.id} from {self.entry_point}: {error}") from error
+
+
+ENV_REGISTRY: dict[str, EnvSpec] = {}
+_entry_points_read = False
+
+
+def register(env_id: str, entry_point: Callable[..., Env] | str, **kwargs: Any) -> None:
+    """Add an environment.
+
+    Args:
+        env_id: ``family:Name-vN`` or ``family:Name-vN-variant``. N goes up whenever rules or rewards change.
+        entry_point: the class, a function that returns an environment, or ``"module:Name"``.
+        **kwargs: arguments that ``make`` passes on.
+
+    Raises:
+        ValueError: the id is taken.
+    """
+    if env_id in ENV_REGISTRY:
+        raise ValueError(f"environment {env_id!r} is registered already, as {ENV_REGISTRY[env_id].entry_point}")
+    ENV_REGISTRY[env_id] = EnvSpec(env_id, entry_point, kwargs)
+
+
+def all_specs() -> dict[str, EnvSpec]:
+    """Return every registered environment by id, those of other packages included (not imported)."""
+    _read_entry_points()
+    return dict(ENV_REGISTRY)
+
+
+def find_spec(env_id: str) -> EnvSpec:
+    """Return the environment registered under ``env_id``.
+
+    Raises:
+        ValueError: there is none; the message gives the nearest ids.
+    """
+    if env_id not in ENV_REGISTRY:
+        _read_entry_points()
+    if env_id not in ENV_REGISTRY:
+        raise ValueError(_unknown(env_id))
+    return ENV_REGISTRY[env_id]
+
+
+def make(env_id: str, *, seed: int | None = None, **kwargs: Any) -> Env:
+    """Build an environment.
+
+    Args:
+        env_id: a registered id.
+        seed: seeds the first ``reset()`` that is called without one. An environment whose
+            constructor takes a ``seed`` gets it there.
+        **kwargs: constructor arguments; they replace the registered ones.
+
+    Raises:
+        ValueError: the id is not registered.
+        TypeError: the environment takes no such argument.
+        ImportError: the environment needs a package that is not installed.
+    """
+    spec = find_spec(env_id)
+    build = spec.load()
+    arguments = {**spec.kwargs, **kwargs}
+    takes = inspect.signature(build.__init__ if inspect.isclass(build) else build).parameters  # type: ignore[misc]
+    seed = check_seed(seed)
+    if "seed" in takes and seed is not None:
+        arguments["seed"] = seed
+    if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        unknown = [name for name in arguments if name not in takes]
+        if unknown:
+            names = ", ".join(name for name in takes if name != "self") or "no arguments"
+            raise TypeError(f"{env_id} takes no argument {unknown[0]!r}; it takes {names}")
+    env = build(**arguments)
+    env.spec = EnvSpec(spec.id, spec.entry_point, arguments)
+    env.env_id = env_id
+    if seed is not None:
+        env.unwrapped._first_seed = seed
+    return env
+
+
+def make_vec(
+    env_ids: str | Sequence[str],
+    wrappers: Sequence[Callable[[Env], Env]] | None = None,
+    vec_kwargs: Sequence[dict[str, Any]] | None = None,
+    async_mode: bool = False,
+    seed: int = 0,
+    **kwargs: Any,
+) -> VectorEnv:
+    """Build several environments that are stepped together.
+
+    Args:
+        env_ids: an id an environment (one id alone gives one environment).
+        wrappers: applied to each environment, in order: functions of an environment, as
+            :func:`gem.wrappers.wrapper_factory.get_wrapper_fns` returns them.
+        vec_kwargs: constructor arguments of each environment.
+        async_mode: step in threads. Accepted, and warned about: environments are stepped one after
+            another so far, with the same results.
+        seed: environment ``i`` begins with seed ``seed + i``, unless its ``vec_kwargs`` have a ``seed``.
+        **kwargs: constructor arguments of all environments.
+    """
+    from gem.vector.sync_vector_env import SyncVectorEnv
+
+    if async_mode:
+        warnings.warn("async_mode=True: environments are stepped one after another so far", stacklevel=2)
+    ids = [env_ids] if isinstance(env_ids, str) else list(env_ids)
+    if vec_kwargs is not None and len(vec_kwargs) != len(ids):
+        raise ValueError(f"vec_kwargs has {len(vec_kwargs)} entries for {len(ids)} environments")
+
+    def build(index: int) -> Env:
+        own = dict(vec_kwargs[index]) if vec_kwargs is not None else {}
+        env = make(ids[index], **{"seed": seed + index, **own, **kwargs})
+        for wrap in wrappers or ():
+            env = wrap(env)
+        return env
+
+    return SyncVectorEnv(ids, [lambda i=i: build(i) for i in range(len(ids))])
+
+
+def print_envs() -> None:
+    """Print every registered id with its entry point and arguments."""
+    for spec in all_specs().values():
+        print(f"{spec.id}: {spec.entry_point} {spec.kwargs}")
+
+
+def _unknown(env_id: str) -> str:
+    import difflib
+
+    by_lower = {known.lower(): known for known in ENV_REGISTRY}
+    near = difflib.get_close_matches(str(env_id).lower(), by_lower, n=4, cutoff=0.5)
+    hint = f"The nearest: {', '.join(by_lower[name] for name in near)}. " if near else ""
+    return f"there is no environment {env_id!r}. {hint}`gem envs` lists them all."
+
+
+def _read_entry_points() -> None:
+    global _entry_points_read
+    if _entry_points_read:
+        return
+    from importlib.metadata import entry_points
+
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        if point.name in ENV_REGISTRY:
+            warnings.warn(
+                f"{point.value} asks for the id {point.name!r}, which {ENV_REGISTRY[point.name].entry_point} has",
+                stacklevel=2,
+            )
+        else:
+            ENV_REGISTRY[point.name] = EnvSpec(point.name, point.value)
+    _entry_points_read = True

@@ -1,0 +1,1 @@
+"""Published names for text parsing and constants."""

@@ -1,0 +1,1 @@
+"""Vector environments: several environments that are stepped together."""

@@ -1,0 +1,121 @@
+"""ObservationWrapper: the history of the episode as one observation.
+
+For agents that are given one text a turn. Agents that work on token ids need no such wrapper:
+:mod:`gem.rollout` keeps the ids of the history as they were sampled.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from gem.core import Env, EnvWrapper, Info, StepResult
+
+
+class Past(NamedTuple):
+    """A turn that is over: what was observed (and in which role), and what was done."""
+
+    observation: str
+    role: str
+    action: str
+
+
+class ObservationWrapper(EnvWrapper):
+    """Puts past observations, and actions, before the current observation.
+
+    The first observation holds the task, so a history limit never drops it.
+
+    Args:
+        env: the environment to wrap.
+        include_action: whether past actions are shown.
+        include_chat_template: render the history as a conversation with the tokenizer's chat template.
+        apply_chat_template_on_reset: render only the first observation so, generation prompt included.
+        max_history_length: how many past turns are shown; None shows all.
+        tokenizer: whatever has ``apply_chat_template``; for the two options above.
+
+    Raises:
+        ValueError: the options contradict each other, or the tokenizer is missing.
+    """
+
+    state_attributes = ("first", "past", "current")
+
+    def __init__(
+        self,
+        env: Env,
+        include_action: bool = True,
+        include_chat_template: bool = True,
+        apply_chat_template_on_reset: bool = False,
+        max_history_length: int | None = None,
+        tokenizer: Any = None,
+    ) -> None:
+        super().__init__(env)
+        if include_chat_template and apply_chat_template_on_reset:
+            raise ValueError("include_chat_template and apply_chat_template_on_reset exclude each other")
+        if (include_chat_template or apply_chat_template_on_reset) and tokenizer is None:
+            raise ValueError("a chat template needs a tokenizer: pass tokenizer=...")
+        if include_chat_template and not include_action:
+            raise ValueError("a conversation needs the actions: include_chat_template takes include_action=True")
+        self._include_action = include_action
+        self._include_chat_template = include_chat_template
+        self._on_reset = apply_chat_template_on_reset
+        self._limit = max_history_length
+        self.tokenizer = tokenizer
+        self.first = ""
+        self.past: list[tuple[str, str, str]] = []
+        self.current: tuple[str, str] = ("", "user")
+
+    def reset(self, seed: int | None = None) -> tuple[str, Info]:
+        """Begin an episode, and its history."""
+        observation, info = self.env.reset(seed=seed)
+        if self._on_reset:
+            observation = self._render([{"role": "user", "content": observation}])
+        self.first = observation
+        self.past = []
+        self.current = (observation, _role(info))
+        return self.observation(info), info
+
+    def step(self, action: str) -> StepResult:
+        """Step, and show the history. ``info["parsed_action"]`` replaces the action in it."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.past.append((*self.current, info.get("parsed_action", action)))
+        self.current = (observation, _role(info))
+        return self.observation(info), reward, terminated, truncated, info
+
+    def observation(self, info: Info) -> str:
+        """Return the history with the current observation at its end.
+
+        ``info["prefix"]`` and ``info["suffix"]``, which some environments set, enclose the whole; in a
+        conversation they enclose the current message, so that they are never taken for the model's words.
+        """
+        past = [Past(*turn) for turn in self.past]
+        dropped = len(past) - self._limit if self._limit is not None else 0
+        task = ""
+        if dropped > 0:
+            past = past[dropped:]
+            task = _line(self.first)
+        prefix, suffix = info.get("prefix", ""), info.get("suffix", "")
+        observation, role = self.current
+        if not self._include_chat_template:
+            texts = []
+            for turn in past:
+                texts += [turn.observation, turn.action] if self._include_action else [turn.observation]
+            return prefix + task + "".join(map(_line, [*texts, observation])) + suffix
+
+        messages = []
+        for turn in past:
+            messages.append({"role": turn.role, "content": turn.observation})
+            messages.append({"role": "assistant", "content": turn.action})
+        messages.append({"role": role, "content": prefix + observation + suffix})
+        if task:
+            messages[0] = {"role": "user", "content": task + messages[0]["content"]}
+        return self._render(messages)
+
+    def _render(self, messages: list[dict[str, str]]) -> str:
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def _role(info: Info) -> str:
+    return "tool" if info.get("use_tool", False) else "user"
+
+
+def _line(text: str) -> str:
+    return text if not text or text.endswith("\n") else text + "\n"
