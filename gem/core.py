@@ -17,11 +17,12 @@ every environment here, and :func:`gem.testing.check_env` tests them on any othe
 from __future__ import annotations
 
 import abc
+import dataclasses
 import inspect
 import json
 import operator
 import random
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -61,6 +62,14 @@ def check_seed(seed: Any) -> int | None:
     return value
 
 
+def observation_text(observation: str, info: Info) -> str:
+    """Return all that the agent must see: environments may put a part of it into ``info``.
+
+    Ours do not; ``info["prefix"]`` and ``info["suffix"]`` are honoured for environments that do.
+    """
+    return f"{info.get('prefix', '')}{observation}{info.get('suffix', '')}"
+
+
 class Env(abc.ABC):
     """A text environment. Subclasses write ``reset`` and ``step``.
 
@@ -74,6 +83,9 @@ class Env(abc.ABC):
         reward_range: lowest and highest value of any reward, and of the sum of an episode's rewards.
         blocking: whether ``step`` may wait (a tool, a server) or compute for more than about a
             millisecond. Rollouts run blocking environments in threads, the others in the event loop.
+        observation_form: what an observation is. ``"message"``: what is new, to be appended to the
+            conversation. ``"history"``: everything so far, as one message. ``"prompt"``: everything so
+            far, rendered as a prompt already. Wrappers that rewrite the history change it.
     """
 
     env_id: str | None = None
@@ -81,6 +93,7 @@ class Env(abc.ABC):
     max_turns: int | None = None
     reward_range: tuple[float, float] = (float("-inf"), float("inf"))
     blocking: bool = True
+    observation_form: Literal["message", "history", "prompt"] = "message"
 
     _rng: random.Random | None = None
     _first_seed: int | None = None
@@ -174,7 +187,7 @@ class Env(abc.ABC):
         Raises:
             TypeError: an attribute is not JSON data.
         """
-        state = {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in _IDENTITY}
+        state = {k: v for k, v in vars(self).items() if _is_state(k)}
         state["rng"] = None if self._rng is None else self._rng.getstate()
         try:
             return json.loads(json.dumps(state))
@@ -189,6 +202,8 @@ class Env(abc.ABC):
         """Put the environment into a state that ``get_state`` returned, here or in another process."""
         state = json.loads(json.dumps(state))  # a copy: the caller's dict must not change as we play
         rng = state.pop("rng")
+        for name in [k for k in vars(self) if _is_state(k) and k not in state]:
+            delattr(self, name)
         vars(self).update(state)
         self._rng = None
         if rng is not None:
@@ -204,8 +219,11 @@ class Env(abc.ABC):
             **overrides: constructor arguments to change.
         """
         env = type(self)(**{**self._arguments(), **overrides})
-        env.env_id, env.spec = self.env_id, self.spec
+        env.env_id = self.env_id
+        if self.spec is not None:
+            env.spec = dataclasses.replace(self.spec, kwargs={**self.spec.kwargs, **overrides})
         if same_state:
+            env._first_seed = self._first_seed
             env.set_state(self.get_state())
         return env
 
@@ -219,6 +237,10 @@ class Env(abc.ABC):
             if parameter.kind is parameter.VAR_KEYWORD:
                 arguments.update(arguments.pop(name, {}))
         return arguments
+
+
+def _is_state(name: str) -> bool:
+    return not name.startswith("_") and name not in _IDENTITY
 
 
 def _is_json(value: Any) -> bool:
@@ -251,6 +273,7 @@ class EnvWrapper(Env):
     max_turns: Any = _Delegated()
     reward_range: Any = _Delegated()
     blocking: Any = _Delegated()
+    observation_form: Any = _Delegated()
     rng: Any = _Delegated()
     action_rng: Any = _Delegated()
     state_attributes: ClassVar[tuple[str, ...]] = ()

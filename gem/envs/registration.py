@@ -122,6 +122,7 @@ def make(env_id: str, *, seed: int | None = None, **kwargs: Any) -> Env:
     env.env_id = env_id
     if seed is not None:
         env.unwrapped._first_seed = seed
+        env.unwrapped._rng = None  # a constructor that calls reset() has made one without the seed
     return env
 
 

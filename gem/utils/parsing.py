@@ -51,10 +51,9 @@ def extract_last_tagged_answer(model_response: str) -> str | None:
     >>> extract_last_tagged_answer("<answer>4</answer> no: <answer> 5 </answer>")
     '5'
     """
-    end = model_response.rfind(_CLOSE)
-    # The opening tag is the first one after the previous answer's end, as a reader would pair them.
-    previous = model_response.rfind(_CLOSE, 0, end) if end >= 0 else -1
-    start = model_response.find(_OPEN, previous + len(_CLOSE) if previous >= 0 else 0, end)
-    if end < 0 or start < 0:
-        return None
-    return model_response[start + len(_OPEN) : end].strip()
+    answer = None
+    start = model_response.find(_OPEN)
+    while start >= 0 and (end := model_response.find(_CLOSE, start)) >= 0:
+        answer = model_response[start + len(_OPEN) : end]
+        start = model_response.find(_OPEN, end)
+    return None if answer is None else answer.strip()

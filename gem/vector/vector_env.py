@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gem.core import Env, Info
+from gem.core import Env, Info, check_seed
 
 Actions = Sequence[str] | dict[int, str]
 VectorStep = tuple[list[str], np.ndarray, np.ndarray, np.ndarray, list[Info]]
@@ -89,14 +89,18 @@ class VectorEnv(abc.ABC):
     def _seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
         if seed is None:
             return [None] * self.num_envs
-        if isinstance(seed, int):
-            return range(seed, seed + self.num_envs)
+        if isinstance(seed, int | np.integer):
+            first = check_seed(seed)
+            assert first is not None
+            return range(first, first + self.num_envs)
         if len(seed) != self.num_envs:
             raise ValueError(f"{len(seed)} seeds for {self.num_envs} environments")
         return seed
 
     def _by_index(self, actions: Actions) -> dict[int, str]:
         if isinstance(actions, dict):
+            if unknown := [index for index in actions if index not in range(self.num_envs)]:
+                raise ValueError(f"there is no environment {unknown[0]!r} among {self.num_envs}")
             return actions
         if isinstance(actions, str) or len(actions) != self.num_envs:
             raise ValueError(f"step takes {self.num_envs} actions, or a dict from index to action")

@@ -54,10 +54,13 @@ class ObservationWrapper(EnvWrapper):
             raise ValueError("a chat template needs a tokenizer: pass tokenizer=...")
         if include_chat_template and not include_action:
             raise ValueError("a conversation needs the actions: include_chat_template takes include_action=True")
+        if max_history_length is not None and max_history_length < 0:
+            raise ValueError(f"max_history_length must be at least 0, got {max_history_length}")
         self._include_action = include_action
         self._include_chat_template = include_chat_template
         self._on_reset = apply_chat_template_on_reset
         self._limit = max_history_length
+        self.observation_form = "prompt" if include_chat_template or apply_chat_template_on_reset else "history"
         self.tokenizer = tokenizer
         self.first = ""
         self.past: list[tuple[str, str, str]] = []
@@ -67,11 +70,12 @@ class ObservationWrapper(EnvWrapper):
         """Begin an episode, and its history."""
         observation, info = self.env.reset(seed=seed)
         if self._on_reset:
-            observation = self._render([{"role": "user", "content": observation}])
+            content = info.get("prefix", "") + observation + info.get("suffix", "")
+            observation = self._render([{"role": "user", "content": content}])
         self.first = observation
         self.past = []
         self.current = (observation, _role(info))
-        return self.observation(info), info
+        return self.observation({} if self._on_reset else info), info
 
     def step(self, action: str) -> StepResult:
         """Step, and show the history. ``info["parsed_action"]`` replaces the action in it."""

@@ -48,13 +48,26 @@ def illegal(text: str) -> Outcome:
 
 
 class Game(Env):
-    """A game of text. Subclasses write :meth:`deal`, :meth:`parse`, :meth:`play` and, if need be, :meth:`show`."""
+    """A game of text.
+
+    Subclasses write :meth:`deal`, :meth:`parse`, :meth:`play`, :meth:`random_move`, and :meth:`show` if there
+    is a board.
+
+    Args:
+        max_turns: moves until the episode is truncated; None if :meth:`deal` draws it.
+    """
 
     reward_range = (LanguageGameReward.format_error_reward, LanguageGameReward.success_reward)
     blocking = False
 
     turn = 0
     over = True
+
+    def __init__(self, max_turns: int | None) -> None:
+        super().__init__()
+        if max_turns is not None and max_turns < 1:
+            raise ValueError(f"max_turns must be at least 1, got {max_turns}")
+        self.max_turns = max_turns
 
     @abc.abstractmethod
     def deal(self) -> str:
@@ -75,6 +88,16 @@ class Game(Env):
     def last_turn_reward(self, move: Any, outcome: Outcome) -> float:
         """Return what the last turn pays if it does not win."""
         return outcome.reward
+
+    @abc.abstractmethod
+    def random_move(self) -> str:
+        r"""Return a legal move as the text inside ``\boxed{}``, drawn from ``self.action_rng``."""
+
+    def sample_random_action(self) -> str:
+        """Return a random legal move."""
+        if self.over:
+            raise ResetNeeded
+        return f"\\boxed{{{self.random_move()}}}"
 
     def reset(self, seed: int | None = None) -> tuple[str, Info]:
         """Deal a new game."""

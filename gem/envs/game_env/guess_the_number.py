@@ -20,7 +20,7 @@ class GuessTheNumberEnv(Game):
 
     Args:
         min_number: the lowest number; None draws 1 to 10 at each reset.
-        max_number: the highest number; None draws 5 to 50 more than the lowest.
+        max_number: the highest number, above 10 if the lowest is drawn; None draws 5 to 50 more than the lowest.
         max_turns: guesses; None allows ``ceil(sqrt(max - min)) + 1``.
         shaped: whether the last turn pays for being near (v0).
     """
@@ -32,11 +32,12 @@ class GuessTheNumberEnv(Game):
         max_turns: int | None = 20,
         shaped: bool = True,
     ) -> None:
-        super().__init__()
-        if min_number is not None and max_number is not None and min_number >= max_number:
+        super().__init__(max_turns)
+        lowest = 10 if min_number is None else min_number  # the highest that may be drawn for it
+        if max_number is not None and lowest >= max_number:
             raise ValueError(f"min_number must be below max_number, got {min_number} and {max_number}")
         self._range = (min_number, max_number)
-        self._max_turns = self.max_turns = max_turns
+        self._max_turns = max_turns
         self._shaped = shaped
 
     def deal(self) -> str:
@@ -74,7 +75,7 @@ class GuessTheNumberEnv(Game):
             return 0.0
         return 1 - abs(move - self.secret) / (self.max_number - self.min_number)
 
-    def sample_random_action(self) -> str:
+    def random_move(self) -> str:
         """Return a guess that was not made yet."""
         left = [n for n in range(self.min_number, self.max_number + 1) if n not in self.guesses]
-        return f"\\boxed{{{self.action_rng.choice(left)}}}"
+        return str(self.action_rng.choice(left))

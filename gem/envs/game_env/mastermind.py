@@ -24,23 +24,24 @@ class MastermindEnv(Game):
     Args:
         code_length: digits in the code.
         num_numbers: the code is made of 1 to this number.
-        max_turns: guesses.
         duplicate_numbers: whether a digit may stand in the code, and in a guess, more than once.
+        max_turns: guesses.
     """
 
     def __init__(
         self,
         code_length: int | None = 4,
         num_numbers: int | None = 6,
-        max_turns: int | None = 20,
         duplicate_numbers: bool = False,
+        max_turns: int | None = 20,
     ) -> None:
-        super().__init__()
-        if code_length is not None and num_numbers is not None and not duplicate_numbers:
-            if code_length > num_numbers:
-                raise ValueError(f"no code of {code_length} different digits from 1 to {num_numbers}")
+        super().__init__(max_turns)
+        if code_length is not None and num_numbers is not None:
+            if min(code_length, num_numbers) < 1:
+                raise ValueError(f"code_length and num_numbers must be at least 1, got {code_length}, {num_numbers}")
+            if not duplicate_numbers and code_length > num_numbers:
+                raise ValueError(f"there is no code of {code_length} different digits from 1 to {num_numbers}")
         self._sizes = (code_length, num_numbers, max_turns)
-        self.max_turns = max_turns
         self._duplicates = duplicate_numbers
 
     def deal(self) -> str:
@@ -82,12 +83,12 @@ class MastermindEnv(Game):
             return Outcome(f"Yes, the code is {guess}. You win.", reward, "win")
         return Outcome(f"{guess}: {black} black, {white} white.", reward)
 
-    def sample_random_action(self) -> str:
-        """Return a guess that was not made yet."""
+    def random_move(self) -> str:
+        """Return a guess that was not made yet; the code is one, so there is one while the game goes on."""
         guess = self._draw(self.action_rng)
         while guess in self.guesses:
             guess = self._draw(self.action_rng)
-        return f"\\boxed{{{' '.join(map(str, guess))}}}"
+        return " ".join(map(str, guess))
 
     def _draw(self, rng: random.Random) -> list[int]:
         digits = range(1, self.num_numbers + 1)

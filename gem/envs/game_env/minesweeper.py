@@ -34,13 +34,14 @@ class MinesweeperEnv(Game):
         num_mines: int | None = 10,
         max_turns: int | None = 20,
     ) -> None:
-        super().__init__()
+        super().__init__(max_turns)
         if rows is not None and cols is not None and num_mines is not None:
+            if min(rows, cols) < 1:
+                raise ValueError(f"rows and cols must be at least 1, got {rows}, {cols}")
             room = rows * cols - min(rows, 3) * min(cols, 3)
             if not 0 <= num_mines <= room:
                 raise ValueError(f"a {rows}x{cols} board has room for 0 to {room} mines, got {num_mines}")
         self._sizes = (rows, cols, num_mines, max_turns)
-        self.max_turns = max_turns
 
     def deal(self) -> str:
         """Draw the sizes (if they are random); the mines are laid by the first reveal."""
@@ -99,13 +100,13 @@ class MinesweeperEnv(Game):
             lines.append(f"{row:>2}" + "".join(f" {self._symbol(cell)}" for cell in cells))
         return "\n".join(lines)
 
-    def sample_random_action(self) -> str:
+    def random_move(self) -> str:
         """Return a reveal, or one time in ten a flag, of a closed cell."""
         closed = [cell for cell, is_open in enumerate(self.opened) if not is_open]
         plain = [cell for cell in closed if not self.flagged[cell]]
         reveal = bool(plain) and self.action_rng.random() < 0.9
         row, col = divmod(self.action_rng.choice(plain if reveal else closed), self.cols)
-        return f"\\boxed{{{'reveal' if reveal else 'flag'} {row} {col}}}"
+        return f"{'reveal' if reveal else 'flag'} {row} {col}"
 
     def _symbol(self, cell: int) -> str:
         if self.opened[cell]:

@@ -24,9 +24,10 @@ class TowerofHanoiEnv(Game):
     """
 
     def __init__(self, num_disks: int | None = 3, max_turns: int | None = 100) -> None:
-        super().__init__()
+        super().__init__(max_turns)
+        if num_disks is not None and num_disks < 1:
+            raise ValueError(f"num_disks must be at least 1, got {num_disks}")
         self._sizes = (num_disks, max_turns)
-        self.max_turns = max_turns
 
     def deal(self) -> str:
         """Draw the sizes (if they are random) and stack the disks."""
@@ -67,8 +68,7 @@ class TowerofHanoiEnv(Game):
         """Pay for the disks on C."""
         return len(self.towers["C"]) / self.num_disks
 
-    def sample_random_action(self) -> str:
+    def random_move(self) -> str:
         """Return a legal move."""
         tops = {name: disks[-1] if disks else float("inf") for name, disks in self.towers.items()}
-        moves = [f"{a} {b}" for a in "ABC" for b in "ABC" if tops[a] < tops[b]]
-        return f"\\boxed{{{self.action_rng.choice(moves)}}}"
+        return self.action_rng.choice([f"{a} {b}" for a in "ABC" for b in "ABC" if tops[a] < tops[b]])

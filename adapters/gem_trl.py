@@ -1,0 +1,263 @@
+"""GEM for TRL: train on any GEM environment with TRL's released ``GRPOTrainer``.
+
+.. code-block:: python
+
+    from gem_trl import GemGRPOTrainer, GemRollout, gem_reward, task_dataset
+    from gem.tasks import make_tasks
+
+    trainer = GRPOTrainer(                       # or GemGRPOTrainer(..., gamma=1.0), for ReBN
+        model=model,
+        processing_class=tokenizer,
+        args=GRPOConfig(max_completion_length=64, ...),   # of one turn, not of the episode
+        train_dataset=task_dataset(make_tasks("game:GuessTheNumber-v1-easy", range(1024))),
+        rollout_func=GemRollout(tokenizer, max_turns=4),
+        reward_funcs=gem_reward,
+    )
+
+How GEM maps to TRL:
+
+* A row of the data set is a task; it rides inside the prompt, since ``rollout_func`` is given nothing else. TRL
+  repeats the row for a group, so a group begins from one seed, on whatever rank its members are.
+* The ids of an episode reach the loss as they were sampled: first prompt, completion, and ``env_mask`` (1 on
+  sampled tokens). Nothing is decoded and encoded again.
+* **Rewards.** TRL keeps one scalar an episode: the sum of the turns' rewards (``gem_reward``).
+  :class:`GemGRPOTrainer` keeps all of them: it replaces the advantages with one a turn (ReBN).
+* Log-probabilities are handed on where TRL's generation has them (vLLM); else TRL computes them itself.
+
+TRL counts an episode whose last turn has no end token as clipped, which is what ``completions/clipped_ratio``
+shows here; leave ``mask_truncated_completions`` off. Works with TRL 1.x.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is marked experimental, at every start
+
+import torch
+from datasets import Dataset
+from trl import GRPOTrainer
+from trl import __version__ as trl_version
+
+from gem.core import Env
+from gem.rollout import BatchedRollout, ChatRenderer, Episode, Limits, Request, Response, rebn
+from gem.tasks import Task
+
+if int(trl_version.split(".")[0]) != 1:
+    raise ImportError(f"gem_trl works with TRL 1.x, and trl {trl_version} is installed: pip install 'gem-adapters[trl]'")
+
+
+def task_dataset(tasks: Sequence[Task]) -> Dataset:
+    """Return a data set with a row a task, for ``train_dataset`` and ``eval_dataset``."""
+    return Dataset.from_list([{"prompt": _as_prompt(task)} for task in tasks])
+
+
+def _as_prompt(task: Task) -> list[dict[str, str]]:
+    shown = f"{task.env_id}#{task.seed}"  # for logs; the model sees the environment's observation instead
+    return [{"role": "user", "content": shown, "task": task.to_json()}]
+
+
+def _task_of(prompt: Any) -> Task:
+    try:
+        return Task.from_json(prompt[-1]["task"])
+    except (TypeError, KeyError):
+        raise ValueError(
+            f"the prompt {prompt!r} holds no task: make train_dataset (and eval_dataset) with gem_trl.task_dataset"
+        ) from None
+
+
+class GemRollout:
+    """TRL's ``rollout_func``: plays the episodes of a batch with the trainer's own generation.
+
+    Args:
+        tokenizer: the trainer's ``processing_class``.
+        max_turns: turns an episode; None for as many as the environment allows.
+        max_context: tokens of an episode; None for what the model's configuration allows.
+        step_timeout: seconds that a step of a blocking environment may take.
+        system: a system message.
+        make_env: builds a task's environment; wrappers go in here.
+        on_episodes: called with the episodes of every batch, and the trainer.
+        **template_kwargs: go to the chat template.
+
+    Raises:
+        ValueError: the tokenizer has no chat template.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        max_turns: int | None = None,
+        max_context: int | None = None,
+        step_timeout: float | None = 60.0,
+        system: str | None = None,
+        make_env: Callable[[Task], Env] = Task.make,
+        on_episodes: Callable[[list[Episode], GRPOTrainer], None] | None = None,
+        **template_kwargs: Any,
+    ) -> None:
+        self.renderer = ChatRenderer(tokenizer, system=system, **template_kwargs)
+        self.max_turns = max_turns
+        self.max_context = max_context
+        self.step_timeout = step_timeout
+        self.make_env = make_env
+        self.on_episodes = on_episodes
+        self.episodes: list[Episode] = []
+        """The episodes of the latest batch."""
+
+    def __call__(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, list[Any] | None]:
+        """Play one episode a prompt, and return what TRL's ``rollout_func`` returns."""
+        limits = Limits(self.max_turns, trainer.args.max_completion_length, self._context(trainer), self.step_timeout)
+        tasks = [_task_of(prompt) for prompt in prompts]
+        with BatchedRollout(tasks, self.renderer, limits, self.make_env) as rollout:
+            while _any_rank(batch := rollout.next_batch(), trainer):
+                rollout.answer(batch, _generate(batch, trainer))
+        self.episodes = rollout.episodes
+        if self.on_episodes is not None:
+            self.on_episodes(self.episodes, trainer)
+        return _as_columns(self.episodes)
+
+    def _context(self, trainer: GRPOTrainer) -> int | None:
+        if self.max_context is not None:
+            return self.max_context
+        config = trainer.model.config
+        return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def _as_columns(episodes: list[Episode]) -> dict[str, list[Any] | None]:
+    rows = [episode.as_sequence() for episode in episodes]
+    logprobs = [None if row.logprobs is None else row.logprobs.tolist() for row in rows]
+    return {
+        "prompt_ids": [row.prompt_ids.tolist() for row in rows],
+        "completion_ids": [row.completion_ids.tolist() for row in rows],
+        "env_mask": [row.mask.tolist() for row in rows],
+        "logprobs": None if any(row is None for row in logprobs) else logprobs,
+        # What follows reaches the reward functions, a value a row. It must be lists: TRL copies anything else whole.
+        "episode_return": [episode.total_reward for episode in episodes],
+        "success": [float(episode.success) for episode in episodes],
+        "turns": [len(episode.turns) for episode in episodes],
+        "truncation": [episode.truncation or "" for episode in episodes],
+        "turn_rewards": [episode.rewards for episode in episodes],
+        "turn_ends": [row.turn_ends.tolist() for row in rows],
+    }
+
+
+def gem_reward(
+    prompts: list[Any],
+    completions: list[Any],
+    episode_return: list[float],
+    success: list[float],
+    turns: list[int],
+    truncation: list[str],
+    log_metric: Callable[[str, float], None] | None = None,
+    **columns: Any,
+) -> list[float]:
+    """TRL's ``reward_funcs``: passes the episodes' returns through.
+
+    Logs ``gem/success``, ``gem/turns`` and, as shares of the episodes, ``gem/truncated_turns``,
+    ``gem/truncated_context`` and ``gem/environment_errors``.
+    """
+    if log_metric is not None:
+        log_metric("gem/success", _mean(success))
+        log_metric("gem/turns", _mean(turns))
+        log_metric("gem/truncated_turns", _mean([t == "turns" for t in truncation]))
+        log_metric("gem/truncated_context", _mean([t == "context" for t in truncation]))
+        log_metric("gem/environment_errors", _mean([t == "error" for t in truncation]))
+    return episode_return
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+class GemGRPOTrainer(GRPOTrainer):
+    """TRL's trainer with an advantage a turn: ReBN, over every turn of the batch and of all ranks.
+
+    The clipped objective, the KL term and the rest are TRL's. Groups play no role in these advantages.
+
+    Args:
+        *args: of ``GRPOTrainer``; ``rollout_func`` must be a :class:`GemRollout`.
+        gamma: discount a turn.
+        **kwargs: of ``GRPOTrainer``.
+    """
+
+    def __init__(self, *args: Any, gamma: float = 1.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.gamma = gamma
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output = super()._generate_and_score_completions(inputs)
+        own = [row["turn_rewards"] for row in inputs]
+        everyone = self.accelerator.gather_for_metrics(own, use_gather_object=True)
+        first = self.accelerator.process_index * len(own)
+        advantages = rebn(everyone, self.gamma)[first : first + len(own)]
+        output["advantages"] = spread_over_tokens(
+            [a.tolist() for a in advantages], [row["turn_ends"] for row in inputs], output["completion_ids"]
+        )
+        return output
+
+
+def spread_over_tokens(
+    advantages: Sequence[Sequence[float]], turn_ends: Sequence[Sequence[int]], completion_ids: torch.Tensor
+) -> torch.Tensor:
+    """Return a tensor like ``completion_ids`` (B, T) in which each token has the advantage of its turn.
+
+    Args:
+        advantages: for each of B episodes, an advantage a turn.
+        turn_ends: for each, the index of every turn's last sampled token.
+        completion_ids: (B, T). Bridges before a turn get its advantage too; the mask keeps them out of the loss.
+    """
+    spread = torch.zeros(completion_ids.shape, dtype=torch.float32, device=completion_ids.device)
+    for row, (values, ends) in enumerate(zip(advantages, turn_ends, strict=True)):
+        start = 0
+        for value, end in zip(values, ends, strict=True):
+            spread[row, start : end + 1] = value
+            start = end + 1
+    return spread
+
+
+def _generate(batch: list[Request], trainer: GRPOTrainer) -> list[Response]:
+    """Generate for one batch of requests with whatever the trainer is configured to use (transformers, vLLM)."""
+    prompts = [list(request.prompt_ids) for request in batch]
+    if trainer.accelerator.num_processes > 1:
+        # Generation may be collective (vLLM server, sharded parameters), so every rank asks for as many answers.
+        most = int(trainer.accelerator.gather(torch.tensor([len(prompts)], device=trainer.accelerator.device)).max())
+        filler = prompts[0] if prompts else [trainer.processing_class.pad_token_id]
+        prompts += [filler] * (most - len(prompts))
+    ids, logprobs = _generate_single_turn(prompts, trainer)
+    ends = set(trainer.eos_token_ids)
+    return [
+        Response(ids[i], None if logprobs is None else logprobs[i], "stop" if ids[i][-1] in ends else "length")
+        for i in range(len(batch))
+    ]
+
+
+def _any_rank(batch: list[Request], trainer: GRPOTrainer) -> bool:
+    """Return whether some rank still has requests: all go on together until none has."""
+    if trainer.accelerator.num_processes == 1:
+        return bool(batch)
+    waiting = torch.tensor([len(batch)], device=trainer.accelerator.device)
+    return bool(trainer.accelerator.gather(waiting).sum() > 0)
+
+
+def _generate_single_turn(prompts: list[list[int]], trainer: GRPOTrainer) -> tuple[list[list[int]], Any]:
+    """Call TRL's own generation, the step that its tool loop is made of.
+
+    It is private, and what it takes has changed from release to release.
+
+    Raises:
+        RuntimeError: this release of TRL takes something that is not known here.
+    """
+    known = {"prompt_ids": prompts, "images": None, "multimodal_fields": {}, "num_generations": 1}
+    generate = getattr(trainer, "_generate_single_turn", None)
+    parameters = inspect.signature(generate).parameters if generate is not None else {}
+    required = [name for name, p in parameters.items() if p.default is p.empty]
+    if not required or not set(required) <= set(known):
+        raise RuntimeError(
+            f"TRL {trl_version} generates in a way that gem_trl does not know (_generate_single_turn takes "
+            f"{', '.join(parameters) or 'nothing'}). Tested versions are in ci/constraints.txt: "
+            "pip install 'gem-adapters[trl]' -c ci/constraints.txt"
+        )
+    assert generate is not None
+    return generate(**{name: known[name] for name in required})

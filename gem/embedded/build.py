@@ -1,0 +1,141 @@
+"""Building the embedded model: tokenizer, architecture, supervised play."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import track
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from gem.embedded.crowd import LESSONS, Message, conversations
+from gem.embedded.tokenizer import END_OF_TEXT, TURN_END, TURN_START, train_tokenizer
+
+_IGNORE = -100
+"""The label of tokens that the loss leaves out."""
+
+Example = tuple[list[int], list[int]]
+"""Ids and labels of an episode."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the embedded model, beside the code of this package.
+
+    Attributes:
+        vocab_size: tokens, at most.
+        hidden_size: width; feed-forward layers are three times as wide.
+        layers: decoder layers.
+        context: positions.
+        episodes: recorded episodes to learn from.
+        steps: optimizer steps.
+        batch_size: episodes a step.
+        learning_rate: at its highest; it rises for a tenth of the steps, then falls to zero.
+        seed: of weights, play and order.
+    """
+
+    vocab_size: int = 640
+    hidden_size: int = 64
+    layers: int = 2
+    context: int = 4096
+    episodes: int = 8000
+    steps: int = 1200
+    batch_size: int = 16
+    learning_rate: float = 1e-2
+    seed: int = 0
+
+
+def build(folder: Path, recipe: Recipe) -> None:
+    """Build model and tokenizer, and save both into ``folder``."""
+    lessons = [conversations(lesson, round(recipe.episodes * lesson.share), recipe.seed + i) for i, lesson in enumerate(LESSONS)]
+    tokenizer = train_tokenizer((m["content"] for c in lessons[-1] for m in c), recipe.vocab_size)
+    model = new_model(tokenizer, recipe)
+    encoded = [list(map(_encoder(tokenizer), lesson)) for lesson in lessons]
+    warm_up(model, encoded, recipe)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def new_model(tokenizer: Any, recipe: Recipe) -> Any:
+    """Return an untrained Qwen3 for the tokenizer's vocabulary."""
+    end, pad = (tokenizer.convert_tokens_to_ids(token) for token in (TURN_END, END_OF_TEXT))
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=3 * recipe.hidden_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=recipe.hidden_size // 4,
+        max_position_embeddings=recipe.context,
+        tie_word_embeddings=True,
+        eos_token_id=end,
+        pad_token_id=pad,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        model = Qwen3ForCausalLM(config)
+    model.generation_config.eos_token_id = end
+    model.generation_config.pad_token_id = pad
+    return model
+
+
+def _encoder(tokenizer: Any) -> Callable[[list[Message]], Example]:
+    """Return a function from a conversation to its ids, with labels for the answers and their end tokens."""
+
+    @lru_cache(maxsize=None)
+    def piece(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def encode(conversation: list[Message]) -> Example:
+        ids: list[int] = []
+        labels: list[int] = []
+        for message in conversation:
+            answer = message["role"] == "assistant"
+            for text, learn in (
+                (f"{TURN_START}{message['role']}\n", False),
+                (f"{message['content']}{TURN_END}", answer),
+                ("\n", False),
+            ):
+                ids += piece(text)
+                labels += piece(text) if learn else [_IGNORE] * len(piece(text))
+        return ids, labels
+
+    return encode
+
+
+def warm_up(model: Any, lessons: list[list[Example]], recipe: Recipe) -> None:
+    """Train the model, lesson after lesson, to answer as the players did."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    rise = max(1, recipe.steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / rise, (recipe.steps - step) / (recipe.steps - rise))
+    )
+    for ids, labels in track(_batches(lessons, recipe), "Building the embedded model, once", total=recipe.steps):
+        loss = model(input_ids=ids, attention_mask=ids != model.config.pad_token_id, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+
+
+def _batches(lessons: list[list[Example]], recipe: Recipe) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield ``recipe.steps`` batches: each lesson its share, episodes of similar length together."""
+    rng = random.Random(recipe.seed)
+    for lesson, examples in zip(LESSONS, lessons, strict=True):
+        ordered = sorted(examples, key=lambda example: len(example[0]))
+        batches = [ordered[i : i + recipe.batch_size] for i in range(0, len(ordered), recipe.batch_size)]
+        for batch in rng.choices(batches, k=round(recipe.steps * lesson.share)):
+            length = max(len(ids) for ids, _ in batch)
+            yield _padded([ids for ids, _ in batch], length, 0), _padded([labels for _, labels in batch], length, _IGNORE)
+
+
+def _padded(rows: list[list[int]], length: int, value: int) -> torch.Tensor:
+    return torch.tensor([row + [value] * (length - len(row)) for row in rows])

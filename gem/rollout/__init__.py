@@ -1,0 +1,49 @@
+"""Episodes in tokens: one driver for any environment against any engine.
+
+An *engine* is what a trainer gives us: prompt ids in, sampled ids out. A *renderer* turns observations
+into ids with the tokenizer's own chat template. The driver plays *tasks* with both and returns
+*episodes*, whose ids, masks, rewards and log-probabilities every adapter hands on unchanged.
+
+==========  =====================================================================================
+episode     what was played: :class:`Turn`, :class:`Episode`, its two views, JSON lines
+rendering   observations to ids: :class:`ChatRenderer`, and what a template would do differently
+engine      where tokens come from: :class:`Engine`
+driver      :func:`run_episode` and :func:`run_episodes`, limits and errors
+batching    :class:`BatchedRollout`, for trainers that generate a batch at a time
+returns     reference implementations of returns, ReBN, GAE and group advantages
+replay      does an episode still hold against its environment?
+==========  =====================================================================================
+"""
+
+from gem.rollout.batching import BatchedRollout, Request
+from gem.rollout.driver import ContextTooSmall, Limits, run_episode, run_episodes
+from gem.rollout.engine import Engine, Response
+from gem.rollout.episode import Episode, TokenSequence, Transition, Turn, read_jsonl, write_jsonl
+from gem.rollout.rendering import ChatRenderer, RenderDifference, render_differences
+from gem.rollout.replay import replay
+from gem.rollout.returns import discounted_returns, gae, group_advantages, rebn
+
+__all__ = [
+    "BatchedRollout",
+    "ChatRenderer",
+    "ContextTooSmall",
+    "Engine",
+    "Episode",
+    "Limits",
+    "RenderDifference",
+    "Request",
+    "Response",
+    "TokenSequence",
+    "Transition",
+    "Turn",
+    "discounted_returns",
+    "gae",
+    "group_advantages",
+    "read_jsonl",
+    "rebn",
+    "render_differences",
+    "replay",
+    "run_episode",
+    "run_episodes",
+    "write_jsonl",
+]

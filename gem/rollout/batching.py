@@ -1,0 +1,147 @@
+"""Episodes against a generate function that takes a batch, and that only the caller's thread may call.
+
+Trainers such as TRL generate for a list of prompts at a time, in their main thread. Here the driver's event
+loop runs in a thread of its own, and hands the caller a batch whenever *every* running episode waits for
+tokens. So batches are as large as they can be, in the order of the tasks, and the same in every run:
+
+.. code-block:: python
+
+    with BatchedRollout(tasks, renderer, limits) as rollout:
+        while batch := rollout.next_batch():
+            rollout.answer(batch, generate([request.prompt_ids for request in batch]))
+    episodes = rollout.episodes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from gem.core import Env
+from gem.rollout.driver import Limits, run_episodes
+from gem.rollout.engine import Engine, Response
+from gem.rollout.episode import Episode
+from gem.rollout.rendering import ChatRenderer
+from gem.tasks import Task
+
+
+@dataclass
+class Request:
+    """One episode's wish for tokens.
+
+    Attributes:
+        episode: the number of the task.
+        prompt_ids: all that the model sees.
+        max_new_tokens: tokens to sample, at most; longer answers are cut.
+    """
+
+    episode: int
+    prompt_ids: Sequence[int]
+    max_new_tokens: int
+    future: asyncio.Future[Response]
+
+
+class BatchedRollout:
+    """Plays tasks; a context manager that yields batches of requests until every episode has ended.
+
+    Args:
+        tasks: what to play, all at the same time.
+        renderer: turns observations into ids.
+        limits: turns, tokens and seconds.
+        make_env: builds a task's environment; wrappers go in here.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        renderer: ChatRenderer,
+        limits: Limits | None = None,
+        make_env: Callable[[Task], Env] = Task.make,
+    ) -> None:
+        self._batches: queue.SimpleQueue[list[Request]] = queue.SimpleQueue()
+        engine = _Barrier(len(tasks), self._batches.put)
+        self._run = partial(run_episodes, tasks, engine, renderer, limits, make_env)
+        self._exit = ExitStack()
+
+    def __enter__(self) -> BatchedRollout:
+        """Begin to play."""
+        self._portal: BlockingPortal = self._exit.enter_context(start_blocking_portal())
+        self._episodes: Future[list[Episode]] = self._portal.start_task_soon(self._run)
+        self._episodes.add_done_callback(lambda _: self._batches.put([]))
+        return self
+
+    def next_batch(self) -> list[Request]:
+        """Wait until every running episode waits for tokens, and return the requests; [] once all have ended.
+
+        Raises:
+            ContextTooSmall, ValueError, TypeError, ImportError: see :func:`gem.rollout.run_episodes`.
+        """
+        if self._episodes.done():
+            self._episodes.result()
+            return []
+        batch = self._batches.get()
+        if not batch:
+            self._episodes.result()  # raises what the driver raised
+        return batch
+
+    def answer(self, batch: Sequence[Request], responses: Sequence[Response]) -> None:
+        """Give each request its response."""
+        cut = [_cut(request, response) for request, response in zip(batch, responses, strict=True)]
+        self._portal.call(_set_results, batch, cut)
+
+    @property
+    def episodes(self) -> list[Episode]:
+        """The episodes, in the order of the tasks, once ``next_batch`` has returned none."""
+        return self._episodes.result(timeout=0)
+
+    def __exit__(self, *exc: Any) -> None:
+        """End: episodes that are still running are cancelled, and their environments closed."""
+        self._episodes.cancel()
+        self._exit.__exit__(*exc)
+
+
+class _Barrier(Engine):
+    """Collects requests until every running episode has one."""
+
+    def __init__(self, running: int, hand_over: Callable[[list[Request]], None]) -> None:
+        self._running = running
+        self._hand_over = hand_over
+        self._waiting: list[Request] = []
+
+    async def generate(self, prompt_ids: Sequence[int], max_new_tokens: int, *, episode: int = 0) -> Response:
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append(Request(episode, prompt_ids, max_new_tokens, future))
+        self._hand_over_if_complete()
+        return await future
+
+    def episode_ended(self) -> None:
+        self._running -= 1
+        self._hand_over_if_complete()
+
+    def _hand_over_if_complete(self) -> None:
+        if self._waiting and len(self._waiting) == self._running:
+            batch, self._waiting = sorted(self._waiting, key=lambda request: request.episode), []
+            self._hand_over(batch)
+
+
+def _cut(request: Request, response: Response) -> Response:
+    """Hold a response to its own limit: a batch is generated with the limit of one for all."""
+    ids, logprobs, _ = response
+    limit = request.max_new_tokens
+    if len(ids) <= limit:
+        return response
+    return Response(ids[:limit], None if logprobs is None else logprobs[:limit], "length")
+
+
+def _set_results(batch: Sequence[Request], responses: Sequence[Response]) -> None:
+    for request, response in zip(batch, responses, strict=True):
+        if not request.future.done():
+            request.future.set_result(response)

@@ -1,0 +1,269 @@
+"""The driver: plays tasks against an engine, any number at once, in one event loop.
+
+What an environment does stays in its own episode: one that raises, hangs past its deadline or returns
+nonsense ends that episode (``truncation="error"``), and the others do not notice. What is wrong with the
+*set-up* (an unknown id, an argument, a context too small for the task) raises, since every episode would
+end so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from gem.core import Env, Info, StepResult, observation_text
+from gem.envs.registration import ENV_REGISTRY
+from gem.rollout.engine import Engine
+from gem.rollout.episode import Episode, Turn
+from gem.rollout.rendering import ChatRenderer
+from gem.tasks import Task
+
+logger = logging.getLogger("gem.rollout")
+T = TypeVar("T")
+
+_SETUP_ERRORS = (TypeError, ValueError, ImportError)
+"""What building an environment raises when it was asked for wrongly, rather than when it fails."""
+
+_ENVIRONMENT_ERRORS = (Exception, SystemExit)
+"""Whatever else an environment raises is the affair of its own episode."""
+
+
+class ContextTooSmall(ValueError):
+    """The first observation of a task leaves no room for an answer."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What ends an episode from outside.
+
+    Attributes:
+        max_turns: turns an episode; None for as many as the environment allows.
+        max_new_tokens: tokens sampled a turn, at most.
+        max_context: tokens of prompt and answer together; None for no limit.
+        step_timeout: seconds that a ``reset`` or a ``step`` of a blocking environment may take; None for no limit.
+        max_threads: blocking environments that may be stepped at the same time.
+    """
+
+    max_turns: int | None = None
+    max_new_tokens: int = 256
+    max_context: int | None = None
+    step_timeout: float | None = None
+    max_threads: int = 64
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and value <= 0:
+                raise ValueError(f"Limits.{name} must be positive, got {value}")
+
+    def room(self, prompt_length: int) -> int:
+        """Return how many tokens may be sampled after a prompt."""
+        if self.max_context is None:
+            return self.max_new_tokens
+        return min(self.max_new_tokens, self.max_context - prompt_length)
+
+
+async def run_episode(
+    task: Task,
+    engine: Engine,
+    renderer: ChatRenderer,
+    limits: Limits | None = None,
+    make_env: Callable[[Task], Env] = Task.make,
+) -> Episode:
+    """Play one task; see :func:`run_episodes`."""
+    return (await run_episodes([task], engine, renderer, limits, make_env))[0]
+
+
+async def run_episodes(
+    tasks: Sequence[Task],
+    engine: Engine,
+    renderer: ChatRenderer,
+    limits: Limits | None = None,
+    make_env: Callable[[Task], Env] = Task.make,
+    max_concurrent: int | None = None,
+    on_episode: Callable[[Episode], None] | None = None,
+) -> list[Episode]:
+    """Play tasks, all at once, each in an environment of its own.
+
+    Args:
+        tasks: what to play.
+        engine: samples the answers.
+        renderer: turns observations into ids.
+        limits: turns, tokens and seconds.
+        make_env: builds a task's environment; wrappers go in here.
+        max_concurrent: episodes played at the same time; None for all.
+        on_episode: called with each episode as it ends, for progress bars and logs.
+
+    Returns:
+        An episode a task, in the order of the tasks.
+
+    Raises:
+        ContextTooSmall: a task's first observation does not fit.
+        ValueError, TypeError, ImportError: a task names an environment or arguments that do not exist.
+    """
+    player = _Player(engine, renderer, limits or Limits(), make_env)
+    gate = asyncio.Semaphore(max_concurrent or max(1, len(tasks)))
+
+    async def play(index: int, task: Task) -> Episode:
+        async with gate:
+            try:
+                episode = await player.play(index, task)
+            finally:
+                engine.episode_ended()
+        if on_episode is not None:
+            on_episode(episode)
+        return episode
+
+    jobs = [asyncio.ensure_future(play(index, task)) for index, task in enumerate(tasks)]
+    try:
+        return await asyncio.gather(*jobs)
+    except BaseException:
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+        raise
+
+
+class EnvironmentFailed(Exception):
+    """An environment raised, hung or answered nonsense; ends its episode."""
+
+
+class _Player:
+    """Plays single episodes."""
+
+    def __init__(self, engine: Engine, renderer: ChatRenderer, limits: Limits, make_env: Callable[[Task], Env]) -> None:
+        self.engine = engine
+        self.renderer = renderer
+        self.limits = limits
+        self.make_env = make_env
+        self.threads = anyio.CapacityLimiter(limits.max_threads)
+
+    async def play(self, index: int, task: Task) -> Episode:
+        episode = Episode(task)
+        env: Env | None = None
+        try:
+            env = await self._make(task)
+            observation, info = await self._call(env, partial(env.reset, seed=task.reset_seed), _checked_reset)
+            episode.first_observation = observation = observation_text(observation, info)
+            await self._play_turns(index, episode, env, observation)
+        except EnvironmentFailed as failure:
+            episode.truncation, episode.error = "error", str(failure)
+            logger.warning("environment error in %s: %s", task, failure)
+            if not episode.turns:
+                await self._answer(index, episode, self.renderer.first(episode.first_observation), max_new_tokens=1)
+        finally:
+            if env is not None:
+                await self._close(env, task)
+        return episode
+
+    async def _play_turns(self, index: int, episode: Episode, env: Env, observation: str) -> None:
+        prompt_ids = self._first_prompt(env, observation)
+        while True:
+            room = self.limits.room(len(prompt_ids))
+            if room < 1:
+                if not episode.turns:
+                    raise ContextTooSmall(
+                        f"the first observation of {episode.task.env_id} (seed {episode.task.seed}) takes "
+                        f"{len(prompt_ids)} tokens, and the context holds {self.limits.max_context}. "
+                        "Allow a longer context, or choose an environment with shorter instructions."
+                    )
+                episode.truncation = "context"
+                return
+            turn = await self._answer(index, episode, prompt_ids, room)
+            if turn.finish_reason == "abort":
+                episode.truncation = "abort"
+                return
+            step = partial(env.step, turn.action)
+            observation, turn.reward, turn.terminated, turn.truncated, turn.info = await self._call(
+                env, step, _checked_step
+            )
+            turn.observation = observation = observation_text(observation, turn.info)
+            if turn.terminated:
+                return
+            if turn.truncated or len(episode.turns) == self.limits.max_turns:
+                episode.truncation = "turns"
+                return
+            if env.observation_form == "message":
+                prompt_ids = prompt_ids + turn.response_ids + self.renderer.bridge(turn.response_ids, observation)
+            else:
+                prompt_ids = self._first_prompt(env, observation)
+
+    async def _answer(self, index: int, episode: Episode, prompt_ids: list[int], max_new_tokens: int) -> Turn:
+        token_ids, logprobs, finish_reason = await self.engine.generate(prompt_ids, max_new_tokens, episode=index)
+        turn = Turn(prompt_ids, token_ids, logprobs, finish_reason, self.renderer.decode(token_ids))
+        if token_ids:
+            episode.turns.append(turn)
+        elif finish_reason != "abort":
+            raise RuntimeError(f"{type(self.engine).__name__} sampled no token, and did not abort")
+        return turn
+
+    def _first_prompt(self, env: Env, observation: str) -> list[int]:
+        if env.observation_form == "prompt":
+            return self.renderer.encode(observation)
+        return self.renderer.first(observation)
+
+    async def _make(self, task: Task) -> Env:
+        build = partial(self.make_env, task)
+        try:
+            spec = ENV_REGISTRY.get(task.env_id)
+            if spec is not None and not getattr(spec.load(), "blocking", True):
+                return build()
+            return await self._in_thread(build)
+        except _SETUP_ERRORS:
+            raise
+        except _ENVIRONMENT_ERRORS as error:
+            raise EnvironmentFailed(self._describe(error)) from error
+
+    async def _call(self, env: Env, function: Callable[[], Any], check: Callable[[Any], T]) -> T:
+        """Call an environment's method: in a thread with a deadline if it may block, else at once."""
+        try:
+            return check(await self._in_thread(function) if env.blocking else function())
+        except _ENVIRONMENT_ERRORS as error:
+            raise EnvironmentFailed(self._describe(error)) from error
+
+    async def _close(self, env: Env, task: Task) -> None:
+        try:
+            if not env.blocking:
+                env.close()
+                return
+            with anyio.CancelScope(shield=True):  # also when the run is being cancelled
+                await self._in_thread(env.close)
+        except _ENVIRONMENT_ERRORS as error:
+            logger.warning("closing the environment of %s: %s", task, self._describe(error))
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        """Call in a thread; one that is not back by the deadline is left alone, and its place given away."""
+        with anyio.fail_after(self.limits.step_timeout):
+            return await anyio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self.threads)
+
+    def _describe(self, error: BaseException) -> str:
+        if isinstance(error, TimeoutError) and not str(error):
+            return f"no answer within {self.limits.step_timeout} s"
+        return f"{type(error).__name__}: {error}"
+
+
+def _checked_reset(result: Any) -> tuple[str, Info]:
+    observation, info = result
+    return _text(observation, "reset"), info
+
+
+def _checked_step(result: Any) -> StepResult:
+    observation, reward, terminated, truncated, info = result
+    reward = float(reward)
+    if not math.isfinite(reward):
+        raise ValueError(f"step returned the reward {reward}")
+    return _text(observation, "step"), reward, bool(terminated), bool(truncated), info
+
+
+def _text(observation: Any, method: str) -> str:
+    if not isinstance(observation, str):
+        raise TypeError(f"{method} returned a {type(observation).__name__} as observation, not a str")
+    observation.encode()  # a lone surrogate has no tokens
+    return observation

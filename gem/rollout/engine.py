@@ -1,0 +1,41 @@
+"""Engine: where sampled tokens come from."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+class Response(NamedTuple):
+    """What an engine sampled.
+
+    Attributes:
+        token_ids: the sampled ids, the end token included if it was sampled.
+        logprobs: a log-probability an id, under the distribution that was sampled from; None if unknown.
+        finish_reason: ``"stop"`` at an end token, ``"length"`` at the limit, ``"abort"`` if the engine gave up.
+    """
+
+    token_ids: list[int]
+    logprobs: list[float] | None
+    finish_reason: FinishReason
+
+
+class Engine(abc.ABC):
+    """Samples a continuation of a prompt, token in and token out. Each adapter supplies one."""
+
+    @abc.abstractmethod
+    async def generate(self, prompt_ids: Sequence[int], max_new_tokens: int, *, episode: int = 0) -> Response:
+        """Sample at most ``max_new_tokens`` tokens, at least one unless the engine aborts.
+
+        Args:
+            prompt_ids: all that the model sees. It must not be changed.
+            max_new_tokens: the limit, at least 1.
+            episode: the episode's number in this run, for engines that sort or route by it.
+        """
+
+    def episode_ended(self) -> None:
+        """Hear that one of the episodes of the run asks for no more tokens."""
+        return None

@@ -1,0 +1,263 @@
+"""What was played, exactly: turns of token ids, and the views of them that trainers take.
+
+An episode is *append-only* when every prompt is the previous prompt, what was sampled after it, and a
+bridge of tokens that were not sampled. Such an episode is one sequence. Any other (a wrapper rewrote the
+history) is one transition a turn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gem.core import Info
+from gem.rollout.engine import FinishReason
+from gem.rollout.returns import discounted_returns
+from gem.tasks import Task
+
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Turn:
+    """One answer of the model, and what the environment made of it.
+
+    Attributes:
+        prompt_ids: all that the model saw.
+        response_ids: what it sampled, verbatim.
+        logprobs: a log-probability a sampled id, or None.
+        finish_reason: why sampling ended.
+        action: the text of ``response_ids``, without special tokens.
+        observation: the environment's answer; empty if it was not asked (abort) or failed.
+        reward: the environment's reward for the action.
+        terminated: whether the environment said that the task ended.
+        truncated: whether the environment said that a limit ended it.
+        info: the environment's info.
+    """
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    logprobs: list[float] | None
+    finish_reason: FinishReason
+    action: str
+    observation: str = ""
+    reward: float = 0.0
+    terminated: bool = False
+    truncated: bool = False
+    info: Info = field(default_factory=dict)
+
+
+@dataclass
+class TokenSequence:
+    """An append-only episode as one row of training data.
+
+    Attributes:
+        prompt_ids: the first prompt, int64.
+        completion_ids: all that follows, ending on the last sampled token; int64, length T.
+        mask: 1 where a token was sampled, 0 on bridges; int64, length T.
+        logprobs: float64, length T, 0 on bridges; None if the engine gave none.
+        rewards: each turn's reward on its last sampled token, 0 elsewhere; float64, length T.
+        turn_ends: index of each turn's last sampled token in the completion; int64, an entry a turn.
+    """
+
+    prompt_ids: np.ndarray
+    completion_ids: np.ndarray
+    mask: np.ndarray
+    logprobs: np.ndarray | None
+    rewards: np.ndarray
+    turn_ends: np.ndarray
+
+
+@dataclass
+class Transition:
+    """A turn as a row of training data, for trainers that learn a turn at a time.
+
+    Attributes:
+        prompt_ids: all that the model saw, int64.
+        response_ids: what it sampled, int64.
+        logprobs: float64, an entry a sampled id, or None.
+        reward: the turn's reward.
+        return_to_go: the discounted sum of this and the following turns' rewards.
+        done: whether this is the episode's last turn.
+    """
+
+    prompt_ids: np.ndarray
+    response_ids: np.ndarray
+    logprobs: np.ndarray | None
+    reward: float
+    return_to_go: float
+    done: bool
+
+
+@dataclass
+class Episode:
+    """A task, its turns, and how it ended.
+
+    Attributes:
+        task: what was played.
+        first_observation: what ``reset`` returned.
+        turns: at least one, unless the engine aborted the first.
+        truncation: None if the task ended; else ``"turns"``, ``"context"``, ``"abort"`` or ``"error"``.
+        error: what the environment raised, if it did.
+    """
+
+    task: Task
+    first_observation: str = ""
+    turns: list[Turn] = field(default_factory=list)
+    truncation: str | None = None
+    error: str | None = None
+
+    @property
+    def rewards(self) -> list[float]:
+        """A reward a turn."""
+        return [turn.reward for turn in self.turns]
+
+    @property
+    def total_reward(self) -> float:
+        """The undiscounted return."""
+        return float(sum(self.rewards))
+
+    @property
+    def success(self) -> bool:
+        """Whether the task was solved: ``info["success"]`` at the end, or else a terminated return of 1 or more."""
+        if not self.turns:
+            return False
+        last = self.turns[-1]
+        return bool(last.info.get("success", last.terminated and self.total_reward >= 1))
+
+    @property
+    def sampled_tokens(self) -> int:
+        """How many tokens the model sampled."""
+        return sum(len(turn.response_ids) for turn in self.turns)
+
+    @property
+    def append_only(self) -> bool:
+        """Whether every prompt extends the previous one and what was sampled after it."""
+        return all(_bridge(before, after) is not None for before, after in self._pairs())
+
+    def as_sequence(self) -> TokenSequence:
+        """Return the episode as one row: prompt, completion, mask, log-probabilities, rewards a token.
+
+        Raises:
+            ValueError: the episode is not append-only, or has no turn.
+        """
+        if not self.turns:
+            raise ValueError(f"the episode {self.task} has no turn ({self.truncation}): there is nothing to learn from")
+        completion: list[int] = []
+        mask: list[int] = []
+        logprobs: list[float] = []
+        ends: list[int] = []
+        previous: Turn | None = None
+        for turn in self.turns:
+            bridge = [] if previous is None else _bridge(previous, turn)
+            if bridge is None:
+                raise ValueError(
+                    f"turn {len(ends) + 1} of {self.task.env_id} does not extend the turn before it, so the episode is "
+                    "not one sequence. Take as_transitions() (a row a turn), or play without the wrapper that rewrites "
+                    "the history."
+                )
+            completion += bridge + turn.response_ids
+            mask += [0] * len(bridge) + [1] * len(turn.response_ids)
+            logprobs += [0.0] * len(bridge) + (turn.logprobs or [])
+            ends.append(len(completion) - 1)
+            previous = turn
+        rewards = np.zeros(len(completion))
+        rewards[ends] = self.rewards
+        known = all(turn.logprobs is not None for turn in self.turns)
+        return TokenSequence(
+            prompt_ids=np.array(self.turns[0].prompt_ids, dtype=np.int64),
+            completion_ids=np.array(completion, dtype=np.int64),
+            mask=np.array(mask, dtype=np.int64),
+            logprobs=np.array(logprobs, dtype=np.float64) if known else None,
+            rewards=rewards,
+            turn_ends=np.array(ends, dtype=np.int64),
+        )
+
+    def as_transitions(self, gamma: float = 1.0) -> list[Transition]:
+        """Return the episode as a row a turn.
+
+        Args:
+            gamma: discount a turn.
+        """
+        returns = discounted_returns(self.rewards, gamma)
+        return [
+            Transition(
+                prompt_ids=np.array(turn.prompt_ids, dtype=np.int64),
+                response_ids=np.array(turn.response_ids, dtype=np.int64),
+                logprobs=None if turn.logprobs is None else np.array(turn.logprobs, dtype=np.float64),
+                reward=turn.reward,
+                return_to_go=float(returns[i]),
+                done=i == len(self.turns) - 1,
+            )
+            for i, turn in enumerate(self.turns)
+        ]
+
+    def to_json(self) -> str:
+        """Return the episode as one JSON line; a prompt that extends the last is written as its bridge.
+
+        Raises:
+            TypeError: an info holds something that is not JSON data.
+        """
+        turns = []
+        previous: Turn | None = None
+        for turn in self.turns:
+            row = dict(vars(turn))
+            bridge = None if previous is None else _bridge(previous, turn)
+            if bridge is not None:
+                del row["prompt_ids"]
+                row = {"bridge_ids": bridge, **row}
+            turns.append(row)
+            previous = turn
+        data = {"version": FORMAT_VERSION, **vars(self), "task": asdict(self.task), "turns": turns}
+        return json.dumps(data, default=_plain)
+
+    @classmethod
+    def from_json(cls, line: str) -> Episode:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: the line was written in another format.
+        """
+        data = json.loads(line)
+        if data.pop("version", None) != FORMAT_VERSION:
+            raise ValueError(f"not an episode of format {FORMAT_VERSION}: {line[:80]!r}")
+        turns: list[Turn] = []
+        for row in data.pop("turns"):
+            if "bridge_ids" in row:
+                row["prompt_ids"] = turns[-1].prompt_ids + turns[-1].response_ids + row.pop("bridge_ids")
+            turns.append(Turn(**row))
+        return cls(**{**data, "task": Task(**data["task"]), "turns": turns})
+
+    def _pairs(self) -> Iterator[tuple[Turn, Turn]]:
+        return zip(self.turns, self.turns[1:], strict=False)
+
+
+def write_jsonl(path: str | Path, episodes: Iterable[Episode], append: bool = False) -> None:
+    """Write a line an episode."""
+    with open(path, "a" if append else "w", encoding="utf-8") as file:
+        file.writelines(episode.to_json() + "\n" for episode in episodes)
+
+
+def read_jsonl(path: str | Path) -> Iterator[Episode]:
+    """Read the episodes that :func:`write_jsonl` wrote."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield Episode.from_json(line)
+
+
+def _bridge(before: Turn, after: Turn) -> list[int] | None:
+    """Return the tokens between two turns; None if the second prompt does not extend the first turn."""
+    seen = before.prompt_ids + before.response_ids
+    return after.prompt_ids[len(seen) :] if after.prompt_ids[: len(seen)] == seen else None
+
+
+def _plain(value: Any) -> Any:
+    """Turn a numpy value in an info into JSON data."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise TypeError(f"info holds {value!r}, a {type(value).__name__}, which is not JSON data")

@@ -1,0 +1,43 @@
+"""Does a recorded episode still hold against its environment?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gem.core import Env, observation_text
+from gem.rollout.episode import Episode
+from gem.tasks import Task
+
+
+def replay(episode: Episode, make_env: Callable[[Task], Env] = Task.make) -> list[str]:
+    """Play an episode's actions again, and return what is different; an empty list if it holds, bit for bit.
+
+    The turn at which an environment failed, and one that the engine aborted, are not played.
+
+    Args:
+        episode: what was recorded.
+        make_env: what the recording used.
+    """
+    differences: list[str] = []
+
+    def compare(what: str, recorded: Any, now: Any) -> None:
+        if recorded != now:
+            differences.append(f"{what}: recorded {recorded!r}, now {now!r}")
+
+    played = episode.turns[:-1] if episode.truncation in ("error", "abort") else episode.turns
+    with make_env(episode.task) as env:
+        if not played and episode.error is not None:
+            return []
+        observation, info = env.reset(seed=episode.task.reset_seed)
+        compare("first observation", episode.first_observation, observation_text(observation, info))
+        for number, turn in enumerate(played, start=1):
+            observation, reward, terminated, truncated, info = env.step(turn.action)
+            compare(f"turn {number} observation", turn.observation, observation_text(observation, info))
+            compare(f"turn {number} reward", turn.reward, float(reward))
+            compare(f"turn {number} terminated", turn.terminated, terminated)
+            compare(f"turn {number} truncated", turn.truncated, truncated)
+            compare(f"turn {number} info", turn.info, info)
+            if differences:
+                break  # after the first difference every later one is a consequence
+    return differences

@@ -1,0 +1,113 @@
+"""Returns and advantages, in numpy: the reference that what a trainer computes is tested against.
+
+Plain and slow on purpose. "Per turn" means that time counts turns, not tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def discounted_returns(rewards: Sequence[float], gamma: float = 1.0) -> np.ndarray:
+    """Return the discounted sum of each turn's and the following turns' rewards.
+
+    >>> discounted_returns([0.0, 0.5, 1.0], gamma=0.5).tolist()
+    [0.5, 1.0, 1.0]
+
+    Args:
+        rewards: a reward a turn, length T.
+        gamma: discount a turn.
+
+    Returns:
+        float64, length T.
+    """
+    returns = np.zeros(len(rewards))
+    following = 0.0
+    for t in reversed(range(len(rewards))):
+        following = returns[t] = rewards[t] + gamma * following
+    return returns
+
+
+def rebn(rewards: Sequence[Sequence[float]], gamma: float = 1.0, eps: float = 1e-8) -> list[np.ndarray]:
+    """Return batch normalisation: each turn's return, normalised over every turn of the batch.
+
+    The advantage of "GEM: A Gym for Agentic LLMs" (Liu et al., 2025): no group and no critic, credit a turn.
+
+    >>> [a.tolist() for a in rebn([[0.0, 1.0], [0.0, -1.0]])]
+    [[1.0, 1.0], [-1.0, -1.0]]
+
+    Args:
+        rewards: for each episode of the batch, a reward a turn.
+        gamma: discount a turn.
+        eps: added to the (population) standard deviation.
+
+    Returns:
+        For each episode an advantage a turn, float64.
+    """
+    returns = [discounted_returns(episode, gamma) for episode in rewards]
+    every = np.concatenate(returns) if returns else np.zeros(0)
+    if every.size == 0:
+        return returns
+    return [(r - every.mean()) / (every.std() + eps) for r in returns]
+
+
+def gae(
+    rewards: Sequence[float], values: Sequence[float], gamma: float = 1.0, lam: float = 1.0, last_value: float = 0.0
+) -> np.ndarray:
+    """Return generalised advantage estimates a turn (Schulman et al., 2016, equation 16).
+
+    >>> gae([0.0, 1.0], [0.5, 0.5], gamma=1.0, lam=0.5).tolist()
+    [0.25, 0.5]
+
+    Args:
+        rewards: a reward a turn, length T.
+        values: the critic's value of each turn's prompt, length T.
+        gamma: discount a turn.
+        lam: 0 trusts the critic, 1 the returns.
+        last_value: the value after the last turn: 0 if the task ended.
+
+    Returns:
+        float64, length T.
+    """
+    advantages = np.zeros(len(rewards))
+    following = 0.0
+    next_value = last_value
+    for t in reversed(range(len(rewards))):
+        surprise = rewards[t] + gamma * next_value - values[t]
+        following = advantages[t] = surprise + gamma * lam * following
+        next_value = values[t]
+    return advantages
+
+
+def group_advantages(
+    episode_returns: Sequence[float], group_size: int, scale: bool = True, eps: float = 1e-4, ddof: int = 1
+) -> np.ndarray:
+    """Return GRPO's advantages: the return of an episode against the others of its group.
+
+    Shao et al., 2024 ("DeepSeekMath"); without scaling, Dr. GRPO (Liu et al., 2025).
+
+    >>> group_advantages([1.0, 0.0, 1.0, 1.0], group_size=2, scale=False).tolist()
+    [0.5, -0.5, 0.0, 0.0]
+
+    Args:
+        episode_returns: a return an episode; the episodes of a group stand together. Length B.
+        group_size: episodes a group; divides B.
+        scale: divide by the group's standard deviation.
+        eps: added to the standard deviation.
+        ddof: 1 for the sample standard deviation, 0 for the population's.
+
+    Returns:
+        float64, length B.
+
+    Raises:
+        ValueError: B is not a multiple of the group size.
+    """
+    if len(episode_returns) % group_size:
+        raise ValueError(f"{len(episode_returns)} episodes do not make groups of {group_size}")
+    groups = np.asarray(episode_returns, dtype=np.float64).reshape(-1, group_size)
+    advantages = groups - groups.mean(axis=1, keepdims=True)
+    if scale:
+        advantages /= groups.std(axis=1, ddof=ddof, keepdims=True) + eps
+    return advantages.reshape(-1)
