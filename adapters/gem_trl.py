@@ -47,7 +47,9 @@ from gem.rollout import BatchedRollout, ChatRenderer, Episode, Limits, Request, 
 from gem.tasks import Task
 
 if int(trl_version.split(".")[0]) != 1:
-    raise ImportError(f"gem_trl works with TRL 1.x, and trl {trl_version} is installed: pip install 'gem-adapters[trl]'")
+    raise ImportError(
+        f"gem_trl works with TRL 1.x, and trl {trl_version} is installed: pip install 'gem-adapters[trl]'"
+    )
 
 
 def task_dataset(tasks: Sequence[Task]) -> Dataset:
@@ -249,7 +251,7 @@ def _generate_single_turn(prompts: list[list[int]], trainer: GRPOTrainer) -> tup
     Raises:
         RuntimeError: this release of TRL takes something that is not known here.
     """
-    known = {"prompt_ids": prompts, "images": None, "multimodal_fields": {}, "num_generations": 1}
+    known: dict[str, Any] = {"prompt_ids": prompts, "images": None, "multimodal_fields": {}, "num_generations": 1}
     generate = getattr(trainer, "_generate_single_turn", None)
     parameters = inspect.signature(generate).parameters if generate is not None else {}
     required = [name for name, p in parameters.items() if p.default is p.empty]

@@ -1,4 +1,4 @@
-"""GEM: a gym for language-model agents.
+r"""GEM: a gym for language-model agents.
 
 An environment speaks text, with the Gym interface:
 

@@ -36,9 +36,7 @@ def envs(
     pattern: Annotated[str, typer.Argument(help="Part of an id; * and ? stand for any text.")] = "",
 ) -> None:
     """List the environments."""
-    specs = [
-        spec for spec in all_specs().values() if fnmatch.fnmatch(spec.id.lower(), f"*{pattern.lower()}*")
-    ]
+    specs = [spec for spec in all_specs().values() if fnmatch.fnmatch(spec.id.lower(), f"*{pattern.lower()}*")]
     if not specs:
         _stop(f"no environment matches {pattern!r}; `gem envs` lists them all")
     table = Table("id", "turns", "rewards", "needs", box=box.SIMPLE_HEAD)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class Recipe:
         seed: of weights, play and order.
     """
 
-    vocab_size: int = 640
+    vocab_size: int = 1024
     hidden_size: int = 64
     layers: int = 2
     context: int = 4096
@@ -52,8 +52,12 @@ class Recipe:
 
 def build(folder: Path, recipe: Recipe) -> None:
     """Build model and tokenizer, and save both into ``folder``."""
-    lessons = [conversations(lesson, round(recipe.episodes * lesson.share), recipe.seed + i) for i, lesson in enumerate(LESSONS)]
-    tokenizer = train_tokenizer((m["content"] for c in lessons[-1] for m in c), recipe.vocab_size)
+    lessons = [
+        conversations(lesson, round(recipe.episodes * lesson.share), recipe.seed + i)
+        for i, lesson in enumerate(LESSONS)
+    ]
+    corpus = [m["content"] for c in lessons[-1] for m in c] + ["system", "user", "assistant"] * 100
+    tokenizer = train_tokenizer(corpus, recipe.vocab_size)
     model = new_model(tokenizer, recipe)
     encoded = [list(map(_encoder(tokenizer), lesson)) for lesson in lessons]
     warm_up(model, encoded, recipe)
@@ -89,7 +93,7 @@ def new_model(tokenizer: Any, recipe: Recipe) -> Any:
 def _encoder(tokenizer: Any) -> Callable[[list[Message]], Example]:
     """Return a function from a conversation to its ids, with labels for the answers and their end tokens."""
 
-    @lru_cache(maxsize=None)
+    @cache
     def piece(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
@@ -118,7 +122,10 @@ def warm_up(model: Any, lessons: list[list[Example]], recipe: Recipe) -> None:
         optimizer, lambda step: min((step + 1) / rise, (recipe.steps - step) / (recipe.steps - rise))
     )
     for ids, labels in track(_batches(lessons, recipe), "Building the embedded model, once", total=recipe.steps):
-        loss = model(input_ids=ids, attention_mask=ids != model.config.pad_token_id, labels=labels).loss
+        # Padding is on the right, where causal attention never looks back at it; logits are needed for answers only.
+        hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
+        learned = labels[:, 1:] != _IGNORE
+        loss = torch.nn.functional.cross_entropy(model.lm_head(hidden[learned]), labels[:, 1:][learned])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -134,7 +141,10 @@ def _batches(lessons: list[list[Example]], recipe: Recipe) -> Iterator[tuple[tor
         batches = [ordered[i : i + recipe.batch_size] for i in range(0, len(ordered), recipe.batch_size)]
         for batch in rng.choices(batches, k=round(recipe.steps * lesson.share)):
             length = max(len(ids) for ids, _ in batch)
-            yield _padded([ids for ids, _ in batch], length, 0), _padded([labels for _, labels in batch], length, _IGNORE)
+            yield (
+                _padded([ids for ids, _ in batch], length, 0),
+                _padded([labels for _, labels in batch], length, _IGNORE),
+            )
 
 
 def _padded(rows: list[list[int]], length: int, value: int) -> torch.Tensor:

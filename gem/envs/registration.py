@@ -16,6 +16,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gem.core import Env, check_seed
@@ -108,7 +109,7 @@ def make(env_id: str, *, seed: int | None = None, **kwargs: Any) -> Env:
     spec = find_spec(env_id)
     build = spec.load()
     arguments = {**spec.kwargs, **kwargs}
-    takes = inspect.signature(build.__init__ if inspect.isclass(build) else build).parameters  # type: ignore[misc]
+    takes = inspect.signature(build.__init__ if inspect.isclass(build) else build).parameters
     seed = check_seed(seed)
     if "seed" in takes and seed is not None:
         arguments["seed"] = seed
@@ -161,7 +162,7 @@ def make_vec(
             env = wrap(env)
         return env
 
-    return SyncVectorEnv(ids, [lambda i=i: build(i) for i in range(len(ids))])
+    return SyncVectorEnv(ids, [partial(build, index) for index in range(len(ids))])
 
 
 def print_envs() -> None:

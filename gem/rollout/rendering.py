@@ -22,7 +22,11 @@ CONVERSATIONS: dict[str, list[tuple[str, str]]] = {
     "plain": [("Guess a number.", "\\boxed{5}"), ("Higher.", "I say \\boxed{8}."), ("Lower.", "\\boxed{7}")],
     "line breaks": [("Rules:\n1. one\n\n2. two", "First.\n\nSecond."), ("a\tb  c", "x\ny"), ("End?", "Yes")],
     "outer blanks": [("  padded \n", "ok"), ("\nnext\n", "ok"), (" ", "ok")],
-    "thinking": [("Think.", "<think>\nfive\n</think>\n\n\\boxed{5}"), ("Higher.", "\\boxed{8}"), ("Yes.", "Bye")],
+    "thinking": [
+        ("Think.", "<think>\nfive\n</think>\n\n\\boxed{5}"),
+        ("Higher.", "\\boxed{8}"),
+        ("Yes.", "Bye"),
+    ],
 }
 """Conversations on which :func:`render_differences` tries a template: observation and answer, turn by turn."""
 
@@ -87,7 +91,11 @@ class ChatRenderer:
 
     def _tail(self, observation: str) -> list[int]:
         """Return the ids after the marker of the dummy conversation."""
-        dummy = [*self._before, {"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _MARKER}]
+        dummy = [
+            *self._before,
+            {"role": "user", "content": _QUESTION},
+            {"role": "assistant", "content": _MARKER},
+        ]
         text = self._render([*dummy, {"role": "user", "content": observation}], True)
         cut = text.find(_MARKER) + len(_MARKER)  # the first marker: the observation may hold others
         if cut < len(_MARKER):
@@ -134,6 +142,7 @@ def render_differences(
     for name, conversation in (conversations or CONVERSATIONS).items():
         messages: list[dict[str, str]] = []
         ids: list[int] = []
+        response: list[int] = []
         for turn, (observation, answer) in enumerate(conversation, start=1):
             messages.append({"role": "user", "content": observation})
             rendered = renderer.encode(renderer._render(messages, True))
@@ -148,6 +157,11 @@ def render_differences(
 
 
 def _difference(tokenizer: Any, name: str, turn: int, ids: list[int], rendered: list[int]) -> RenderDifference:
-    same = next((i for i, (a, b) in enumerate(zip(ids, rendered, strict=False)) if a != b), min(len(ids), len(rendered)))
+    same = next(
+        (i for i, (a, b) in enumerate(zip(ids, rendered, strict=False)) if a != b),
+        min(len(ids), len(rendered)),
+    )
     start = max(0, same - 8)
-    return RenderDifference(name, turn, tokenizer.decode(ids[start : same + 24]), tokenizer.decode(rendered[start : same + 24]))
+    return RenderDifference(
+        name, turn, tokenizer.decode(ids[start : same + 24]), tokenizer.decode(rendered[start : same + 24])
+    )

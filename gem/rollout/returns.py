@@ -54,7 +54,11 @@ def rebn(rewards: Sequence[Sequence[float]], gamma: float = 1.0, eps: float = 1e
 
 
 def gae(
-    rewards: Sequence[float], values: Sequence[float], gamma: float = 1.0, lam: float = 1.0, last_value: float = 0.0
+    rewards: Sequence[float],
+    values: Sequence[float],
+    gamma: float = 1.0,
+    lam: float = 1.0,
+    last_value: float = 0.0,
 ) -> np.ndarray:
     """Return generalised advantage estimates a turn (Schulman et al., 2016, equation 16).
 

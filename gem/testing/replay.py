@@ -166,9 +166,7 @@ def replay_in_processes(make: Callable[[], Env], recordings: Sequence[Recording]
     return [_replay_in_fork(make, recordings)]
 
 
-def _replay_in_interpreter(
-    make: Callable[[], Env], recordings: Sequence[Recording], hash_seed: str
-) -> list[list[str]]:
+def _replay_in_interpreter(make: Callable[[], Env], recordings: Sequence[Recording], hash_seed: str) -> list[list[str]]:
     scripts = [Recording(r.seed, r.actions, ("", {}), (), ()) for r in recordings]
     try:
         job = pickle.dumps((make, scripts))

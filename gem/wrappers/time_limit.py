@@ -24,7 +24,7 @@ class TimeLimit(EnvWrapper):
         self.over = True
 
     @property
-    def max_turns(self) -> int:
+    def max_turns(self) -> int:  # type: ignore[override]
         """Turns until the episode ends: the smaller of both limits."""
         return min(self._limit, self.env.max_turns or self._limit)
 

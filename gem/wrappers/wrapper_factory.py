@@ -15,7 +15,10 @@ WRAPPER_FACTORY: dict[str, Callable[..., Env]] = {
     "concat_with_action": partial(ObservationWrapper, include_action=True, include_chat_template=False),
     "concat_chat": partial(ObservationWrapper, include_action=True, include_chat_template=True),
     "concat_chat_on_reset": partial(
-        ObservationWrapper, include_action=True, include_chat_template=False, apply_chat_template_on_reset=True
+        ObservationWrapper,
+        include_action=True,
+        include_chat_template=False,
+        apply_chat_template_on_reset=True,
     ),
     "episode_tracking": EpisodeTrackingWrapper,
 }

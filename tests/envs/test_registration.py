@@ -116,9 +116,7 @@ def test_id_unlike_any_other_is_answered_without_guesses():
 
 
 def test_unknown_argument_is_answered_with_those_there_are():
-    with pytest.raises(
-        TypeError, match="TowerofHanoi-v0 takes no argument 'disks'; it takes num_disks, max_turns"
-    ):
+    with pytest.raises(TypeError, match="TowerofHanoi-v0 takes no argument 'disks'; it takes num_disks, max_turns"):
         gem.make("game:TowerofHanoi-v0", disks=4)
 
 
@@ -144,9 +142,7 @@ def test_entry_point_that_cannot_be_loaded_is_an_import_error_that_names_it(entr
         gem.make("my:Broken-v0")
 
 
-def test_env_whose_module_needs_a_missing_package_is_an_import_error_that_names_the_package(
-    tmp_path, monkeypatch
-):
+def test_env_whose_module_needs_a_missing_package_is_an_import_error_that_names_the_package(tmp_path, monkeypatch):
     (tmp_path / "needs_more.py").write_text("import no_such_package\n")
     monkeypatch.syspath_prepend(tmp_path)
     gem.register("my:NeedsMore-v0", "needs_more:Env")

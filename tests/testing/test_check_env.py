@@ -469,6 +469,4 @@ def test_global_random_state_is_left_as_it_was():
 
 def test_every_check_has_an_environment_that_fails_it():
     elsewhere = {"same_seed", "processes"}
-    assert {check for _, check in BROKEN} | elsewhere == {
-        check.__name__.removeprefix("_check_") for check in CHECKS
-    }
+    assert {check for _, check in BROKEN} | elsewhere == {check.__name__.removeprefix("_check_") for check in CHECKS}

@@ -120,9 +120,7 @@ def test_disabled_leaves_resetting_to_the_caller():
 def test_dict_steps_the_named_envs_only_and_answers_in_its_order():
     vec = vector(4)
     vec.reset(seed=5)
-    observations, rewards, terminated, _, infos = vec.step(
-        {3: guess(vec.envs[3].secret), 1: wrong(vec.envs[1])}
-    )
+    observations, rewards, terminated, _, infos = vec.step({3: guess(vec.envs[3].secret), 1: wrong(vec.envs[1])})
     assert (rewards.tolist(), terminated.tolist()) == ([1, 0], [True, False])
     assert "final_obs" in infos[0]
     assert "My number is" in observations[1]

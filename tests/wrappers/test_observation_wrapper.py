@@ -84,9 +84,7 @@ def test_parsed_action_replaces_the_action():
 
 def test_tool_output_has_the_tool_role():
     text = play(form("concat_chat"), "call", "b")
-    assert text.endswith(
-        "<assistant>call<end>\n<tool>obs1<end>\n<assistant>b<end>\n<user>obs2<end>\n<assistant>"
-    )
+    assert text.endswith("<assistant>call<end>\n<tool>obs1<end>\n<assistant>b<end>\n<user>obs2<end>\n<assistant>")
 
 
 @pytest.mark.parametrize("name", ["concat", "concat_with_action"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
+from typing import Any
 
 from gem.envs.game_env.game import Game, Outcome, illegal
 
@@ -41,7 +42,7 @@ class MastermindEnv(Game):
                 raise ValueError(f"code_length and num_numbers must be at least 1, got {code_length}, {num_numbers}")
             if not duplicate_numbers and code_length > num_numbers:
                 raise ValueError(f"there is no code of {code_length} different digits from 1 to {num_numbers}")
-        self._sizes = (code_length, num_numbers, max_turns)
+        self._sizes: tuple[Any, ...] = (code_length, num_numbers, max_turns)
         self._duplicates = duplicate_numbers
 
     def deal(self) -> str:

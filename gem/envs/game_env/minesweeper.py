@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from gem.envs.game_env.game import Game, Outcome, illegal
 
@@ -41,7 +42,7 @@ class MinesweeperEnv(Game):
             room = rows * cols - min(rows, 3) * min(cols, 3)
             if not 0 <= num_mines <= room:
                 raise ValueError(f"a {rows}x{cols} board has room for 0 to {room} mines, got {num_mines}")
-        self._sizes = (rows, cols, num_mines, max_turns)
+        self._sizes: tuple[Any, ...] = (rows, cols, num_mines, max_turns)
 
     def deal(self) -> str:
         """Draw the sizes (if they are random); the mines are laid by the first reveal."""
@@ -57,9 +58,9 @@ class MinesweeperEnv(Game):
         self.flagged = [False] * cells
         return (
             f"Minesweeper. {self.num_mines} of the {cells} cells hide a mine: open all the others. You have "
-            f"{self.max_turns} turns. '.' is a closed cell, 'F' a flag, and a digit counts the mines in the eight cells "
-            "around. \\boxed{reveal 0 2} opens row 0, column 2; \\boxed{flag 0 2} sets or takes away a flag there. A "
-            "flagged cell cannot be opened."
+            f"{self.max_turns} turns. '.' is a closed cell, 'F' a flag, and a digit counts the mines in the eight "
+            "cells around. \\boxed{reveal 0 2} opens row 0, column 2; \\boxed{flag 0 2} sets or takes away a flag "
+            "there. A flagged cell cannot be opened."
         )
 
     def parse(self, answer: str) -> tuple[str, int, int] | None:

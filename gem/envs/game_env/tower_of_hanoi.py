@@ -6,6 +6,7 @@ Reward: 1 for the solution; the last turn pays the share of the disks that stand
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from gem.envs.game_env.game import Game, Outcome, illegal
 
@@ -27,7 +28,7 @@ class TowerofHanoiEnv(Game):
         super().__init__(max_turns)
         if num_disks is not None and num_disks < 1:
             raise ValueError(f"num_disks must be at least 1, got {num_disks}")
-        self._sizes = (num_disks, max_turns)
+        self._sizes: tuple[Any, ...] = (num_disks, max_turns)
 
     def deal(self) -> str:
         """Draw the sizes (if they are random) and stack the disks."""
@@ -35,8 +36,8 @@ class TowerofHanoiEnv(Game):
         self.num_disks, self.max_turns = sizes
         self.towers: dict[str, list[int]] = {"A": list(range(self.num_disks, 0, -1)), "B": [], "C": []}
         return (
-            f"Tower of Hanoi. Move all {self.num_disks} disks from tower A to tower C in at most {self.max_turns} turns. "
-            "A move takes the top disk of a tower to another tower; a disk may not lie on a smaller one. "
+            f"Tower of Hanoi. Move all {self.num_disks} disks from tower A to tower C in at most {self.max_turns} "
+            "turns. A move takes the top disk of a tower to another tower; a disk may not lie on a smaller one. "
             "\\boxed{A C} moves the top disk of A to C. Towers are shown from bottom to top."
         )
 

@@ -7,11 +7,7 @@ import gem
 from gem.envs.game_env.guess_the_number import GuessTheNumberEnv
 
 EASY = "game:GuessTheNumber-v0-easy"
-ALL = [
-    f"game:GuessTheNumber-{version}{variant}"
-    for version in ("v0", "v1")
-    for variant in ("", "-easy", "-random")
-]
+ALL = [f"game:GuessTheNumber-{version}{variant}" for version in ("v0", "v1") for variant in ("", "-easy", "-random")]
 
 
 def start(env_id=EASY, seed=1, **kwargs):
@@ -50,9 +46,7 @@ def test_halving_the_interval_from_the_text_alone_wins_with_return_one(env_id):
         assert (terminated, truncated, info["success"]) == (True, False, True)
 
 
-@pytest.mark.parametrize(
-    ("env_id", "low", "high", "turns"), [(EASY, 1, 10, 4), ("game:GuessTheNumber-v0", 1, 50, 7)]
-)
+@pytest.mark.parametrize(("env_id", "low", "high", "turns"), [(EASY, 1, 10, 4), ("game:GuessTheNumber-v0", 1, 50, 7)])
 def test_instructions_tell_the_range_and_the_turns(env_id, low, high, turns):
     observation, _ = gem.make(env_id).reset(seed=1)
     assert f"from {low} to {high}" in observation

@@ -230,9 +230,7 @@ def test_command_may_have_any_case_and_blanks(answer):
     assert env.step(f"\\boxed{{{answer}}}")[4]["move"] == "legal"
 
 
-@pytest.mark.parametrize(
-    "answer", ["reveal", "reveal 1", "1 1", "reveal -1 1", "reveal 1 1 1", "reveal (1, 1)"]
-)
+@pytest.mark.parametrize("answer", ["reveal", "reveal 1", "1 1", "reveal -1 1", "reveal 1 1 1", "reveal (1, 1)"])
 def test_what_is_no_command_is_a_format_error(answer):
     env, _ = started()
     assert env.step(f"\\boxed{{{answer}}}")[1:3] == (-0.1, True)
