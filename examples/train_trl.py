@@ -1,0 +1,151 @@
+"""Train a language-model agent on a GEM environment with TRL's GRPOTrainer.
+
+.. code-block:: bash
+
+    pip install -c ci/constraints.txt -e '.[trl]'
+    python examples/train_trl.py                              # two CPU cores, a few minutes
+    python examples/train_trl.py --algorithm rebn --seed 1
+    python examples/train_trl.py --env game:Mastermind-v0-easy --max-turns 6
+    python examples/train_trl.py --model Qwen/Qwen3-0.6B --steps 200 --max-new-tokens 256       # on a GPU
+
+What is real: trainer, loss and generation are TRL's, on a CPU as on a GPU; nothing stands in for anything. The
+default model is small, and made on this machine the first time, so that two cores and no hub are enough;
+``--model smollm2`` is a pretrained one.
+
+In ``--out``: ``metrics.jsonl`` (a line a step), ``episodes.jsonl`` (the episodes of the first and the last step)
+and ``curve.png``.
+"""
+
+import os
+import sys
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # TRL's use of older names
+
+import torch
+import tyro
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+import gem
+from gem.embedded import resolve_model
+from gem.rollout import ChatRenderer
+from gem.tasks import make_tasks
+from gem.training_log import TrainingLog
+from gem_trl import GemGRPOTrainer, GemRollout, gem_reward, task_dataset
+
+
+@dataclass
+class Args:
+    env: str = "game:GuessTheNumber-v1-easy"
+    """a registered environment; `gem envs` lists them"""
+    model: str = "embedded"
+    """embedded (made once, in about a minute), smollm2 (pretrained, 135M parameters), a folder, or a hub id"""
+    algorithm: Literal["grpo", "rebn"] = "grpo"
+    """grpo: an advantage an episode, against its group; rebn: an advantage a turn, against the batch"""
+    steps: int = 80
+    """optimizer steps; each plays one batch of episodes and learns from it"""
+    batch_size: int = 64
+    """episodes a step"""
+    group_size: int = 8
+    """episodes that begin from the same seed; the batch size is a multiple of it"""
+    lr: float | None = None
+    """learning rate; by default 1e-3 for the embedded model, 1e-6 for any other"""
+    max_turns: int | None = None
+    """turns an episode; by default as many as the environment allows"""
+    max_new_tokens: int | None = None
+    """tokens a turn; by default 16 for the embedded model, 64 for any other"""
+    gamma: float = 1.0
+    """discount a turn (rebn)"""
+    seed: int = 0
+    """of the tasks that are played, of sampling, and of the trainer"""
+    out: str = "out/trl"
+    """folder of the results"""
+
+
+def check(args: Args) -> None:
+    """Refuse what cannot work before anything is loaded."""
+    if args.group_size < 2 or args.batch_size % args.group_size:
+        raise ValueError(
+            f"--batch-size must be a multiple of --group-size, which is at least 2: got {args.batch_size} "
+            f"and {args.group_size}"
+        )
+    if args.steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {args.steps}")
+    gem.make(args.env, seed=args.seed).close()
+
+
+def load(args: Args):
+    """Return tokenizer and model, in float32: on a GPU the trainer computes in bfloat16."""
+    folder = resolve_model(args.model)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ChatRenderer(tokenizer)  # refuses a tokenizer without a chat template, before the weights are loaded
+    return tokenizer, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def train(args: Args, tokenizer, model) -> TrainingLog:
+    embedded = args.model == "embedded"
+    on_gpu = torch.cuda.is_available()
+    print(f"TRL trains, and generates with transformers, on {'the GPU' if on_gpu else 'the CPU: no GPU was found'}.")
+
+    config = GRPOConfig(
+        output_dir=args.out,
+        seed=args.seed,
+        max_steps=args.steps,
+        # A small model takes the batch at once, a large one a group at a time.
+        per_device_train_batch_size=args.batch_size if embedded else args.group_size,
+        gradient_accumulation_steps=1 if embedded else args.batch_size // args.group_size,
+        num_generations=args.group_size,
+        max_completion_length=args.max_new_tokens or (16 if embedded else 64),  # of a turn, not of the episode
+        temperature=1.0,
+        beta=0.0,
+        learning_rate=args.lr or (1e-3 if embedded else 1e-6),
+        lr_scheduler_type="constant",
+        use_cpu=not on_gpu,
+        bf16=on_gpu,
+        gradient_checkpointing=not embedded,
+        save_strategy="no",
+        logging_steps=1,
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+    # Every group of the run has a task of its own; another --seed plays other tasks.
+    groups = args.steps * args.batch_size // args.group_size
+    tasks = make_tasks(args.env, range(args.seed * 1_000_000, args.seed * 1_000_000 + groups))
+    rollout = GemRollout(tokenizer, max_turns=args.max_turns)
+    kwargs = {"gamma": args.gamma} if args.algorithm == "rebn" else {}
+    trainer = (GemGRPOTrainer if args.algorithm == "rebn" else GRPOTrainer)(
+        model=model,
+        processing_class=tokenizer,
+        args=config,
+        train_dataset=task_dataset(tasks),
+        rollout_func=rollout,
+        reward_funcs=gem_reward,
+        **kwargs,
+    )
+    trainer.remove_callback(PrinterCallback)
+
+    log = TrainingLog(args.out, args.steps, f"{args.env}: TRL, {args.algorithm}, {args.model} model")
+
+    class Record(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            log.record(rollout.episodes)
+
+    trainer.add_callback(Record())
+    with log:
+        trainer.train()
+    return log
+
+
+if __name__ == "__main__":
+    args = tyro.cli(Args, description=__doc__)
+    try:
+        check(args)
+        tokenizer, model = load(args)
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(train(args, tokenizer, model).summary())

@@ -1,0 +1,144 @@
+"""TrainingLog: what an agent did while it was trained, in three files that look the same for every trainer.
+
+* ``metrics.jsonl``: a line a step (:class:`StepMetrics`).
+* ``episodes.jsonl``: all episodes of the first and the last step.
+* ``curve.png``: success and return against steps.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from gem.rollout.episode import Episode, write_jsonl
+
+WINDOW = 10
+"""Steps over which curves and summaries average."""
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """A step of training.
+
+    Attributes:
+        step: from 1.
+        mean_return: mean of the episodes' sums of rewards.
+        success_rate: share of the episodes that solved their task.
+        mean_turns: turns an episode.
+        sampled_tokens: tokens that the model sampled in all episodes.
+        environment_errors: episodes that ended because their environment failed.
+        seconds: wall-clock time of the step.
+    """
+
+    step: int
+    mean_return: float
+    success_rate: float
+    mean_turns: float
+    sampled_tokens: int
+    environment_errors: int
+    seconds: float
+
+
+class TrainingLog:
+    """Writes the files, and shows a progress bar. A context manager.
+
+    Args:
+        folder: where the files go; those of an earlier run are replaced.
+        steps: how many there will be.
+        title: over the curve.
+    """
+
+    def __init__(self, folder: str | Path, steps: int, title: str) -> None:
+        self.folder = Path(folder)
+        self.steps = steps
+        self.title = title
+        self.metrics: list[StepMetrics] = []
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns)
+        self._bar = self._progress.add_task("training", total=steps)
+
+    def __enter__(self) -> TrainingLog:
+        """Begin; the first step's time counts from here."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.jsonl", "episodes.jsonl", "curve.png"):
+            (self.folder / name).unlink(missing_ok=True)
+        self._progress.start()
+        self._since = time.perf_counter()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Draw the curve of what there is."""
+        self._progress.stop()
+        if self.metrics:
+            self.plot()
+
+    def record(self, episodes: Sequence[Episode]) -> StepMetrics:
+        """Write a step that has ended.
+
+        Args:
+            episodes: those that the step learned from; at least one.
+        """
+        now = time.perf_counter()
+        metrics = StepMetrics(
+            step=len(self.metrics) + 1,
+            mean_return=_mean([episode.total_reward for episode in episodes]),
+            success_rate=_mean([episode.success for episode in episodes]),
+            mean_turns=_mean([len(episode.turns) for episode in episodes]),
+            sampled_tokens=sum(episode.sampled_tokens for episode in episodes),
+            environment_errors=sum(episode.truncation == "error" for episode in episodes),
+            seconds=round(now - self._since, 3),
+        )
+        self._since = now
+        self.metrics.append(metrics)
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(metrics)) + "\n")
+        if metrics.step in (1, self.steps):
+            write_jsonl(self.folder / "episodes.jsonl", episodes, append=True)
+        recent = _mean([m.success_rate for m in self.metrics[-WINDOW:]])
+        self._progress.update(self._bar, advance=1, description=f"success {recent:.2f}")
+        return metrics
+
+    def summary(self) -> str:
+        """Return what became better, in words."""
+        window = min(WINDOW, max(1, len(self.metrics) // 2))
+        before = _mean([m.success_rate for m in self.metrics[:window]])
+        after = _mean([m.success_rate for m in self.metrics[-window:]])
+        seconds = sum(m.seconds for m in self.metrics)
+        tokens = sum(m.sampled_tokens for m in self.metrics)
+        return (
+            f"success rate: {before:.3f} in the first {window} steps, {after:.3f} in the last {window} "
+            f"({after - before:+.3f})\n"
+            f"{len(self.metrics)} steps in {seconds:.0f} s, {tokens / max(seconds, 1e-9):.0f} sampled tokens a second; "
+            f"results in {self.folder}"
+        )
+
+    def plot(self) -> None:
+        """Draw ``curve.png``."""
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+        steps = [m.step for m in self.metrics]
+        for label, values in (
+            ("success rate", [m.success_rate for m in self.metrics]),
+            ("mean return", [m.mean_return for m in self.metrics]),
+        ):
+            smooth = [_mean(values[max(0, i + 1 - WINDOW) : i + 1]) for i in range(len(values))]
+            (line,) = axes.plot(steps, smooth, label=f"{label}, mean of {WINDOW} steps")
+            axes.plot(steps, values, color=line.get_color(), alpha=0.25)
+        axes.set(xlabel="step", title=self.title)
+        axes.grid(alpha=0.3)
+        axes.legend()
+        figure.savefig(self.folder / "curve.png", dpi=150)
+        pyplot.close(figure)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
