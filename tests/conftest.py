@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import settings
 
-settings.register_profile("default", deadline=None, max_examples=60)
-settings.load_profile("default")
+settings.register_profile("gem", deadline=None, max_examples=60)  # a busy machine is no failure
+settings.load_profile("gem")
 
 
 @pytest.fixture(scope="session")

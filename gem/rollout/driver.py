@@ -143,7 +143,8 @@ class _Player:
         self.renderer = renderer
         self.limits = limits
         self.make_env = make_env
-        self.threads = anyio.CapacityLimiter(limits.max_threads)
+        self.places = anyio.Semaphore(limits.max_threads)
+        self.threads = anyio.CapacityLimiter(math.inf)  # an abandoned thread must not keep a place
 
     async def play(self, index: int, task: Task) -> Episode:
         episode = Episode(task)
@@ -240,8 +241,9 @@ class _Player:
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         """Call in a thread; one that is not back by the deadline is left alone, and its place given away."""
-        with anyio.fail_after(self.limits.step_timeout):
-            return await anyio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self.threads)
+        async with self.places:  # first, so that waiting for a place does not count
+            with anyio.fail_after(self.limits.step_timeout):
+                return await anyio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self.threads)
 
     def _describe(self, error: BaseException) -> str:
         if isinstance(error, TimeoutError) and not str(error):

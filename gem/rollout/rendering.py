@@ -13,6 +13,7 @@ the template rewrites the past (drops earlier thinking, say). :func:`render_diff
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 _QUESTION = "question"
@@ -55,10 +56,11 @@ class ChatRenderer:
         self._template_kwargs = template_kwargs
         self._special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
         self._head_ids: tuple[str, list[int]] = ("", [])
-        tail = self._tail("observation")
-        ends = [i for i, token in enumerate(tail) if token in self._special]
+        tails = zip(self._tail("a"), self._tail("b"), strict=False)
+        before_observation = [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], tails)]
+        ends = [i for i, token in enumerate(before_observation) if token in self._special]
         self._end_index = ends[0] if ends else None
-        self.end_id = tail[ends[0]] if ends else None
+        self.end_id = before_observation[ends[0]] if ends else None
         """The token that ends an answer's turn; None if the template ends it with plain text."""
 
     def first(self, observation: str) -> list[int]:
@@ -126,34 +128,55 @@ class RenderDifference:
 
 
 def render_differences(
-    tokenizer: Any, conversations: dict[str, list[tuple[str, str]]] | None = None, **template_kwargs: Any
+    tokenizer: Any,
+    conversations: dict[str, list[tuple[str, str]]] | None = None,
+    system: str | None = None,
+    **template_kwargs: Any,
 ) -> list[RenderDifference]:
     """Return where append-only ids differ from full renders, on clean turns; empty if nowhere.
 
-    A clean turn is an answer that encodes as it was sampled, and ends with the template's end token.
+    A clean turn is an answer whose ids are those that the full render has for it, and that ends with the
+    template's end token.
 
     Args:
         tokenizer: a Hugging Face tokenizer with a chat template.
         conversations: observation and answer, turn by turn, by name; :data:`CONVERSATIONS` by default.
+        system: a system message before the first observation.
         **template_kwargs: go to the chat template.
     """
-    renderer = ChatRenderer(tokenizer, **template_kwargs)
+    renderer = ChatRenderer(tokenizer, system, **template_kwargs)
+    end = [] if renderer.end_id is None else [renderer.end_id]
     found = []
     for name, conversation in (conversations or CONVERSATIONS).items():
-        messages: list[dict[str, str]] = []
+        messages = list(renderer._before)
         ids: list[int] = []
-        response: list[int] = []
+        said = ""
         for turn, (observation, answer) in enumerate(conversation, start=1):
             messages.append({"role": "user", "content": observation})
             rendered = renderer.encode(renderer._render(messages, True))
-            ids = renderer.first(observation) if turn == 1 else [*ids, *renderer.bridge(response, observation)]
+            if turn == 1:
+                ids = renderer.first(observation)
+            else:
+                bridge = renderer.bridge(end, observation)
+                place = rendered[len(ids) : len(rendered) - len(bridge)]
+                ids = [*ids, *_clean_response(renderer, said, end, place), *bridge]
             if ids != rendered:
                 found.append(_difference(tokenizer, name, turn, ids, rendered))
                 break
-            response = renderer.encode(answer) + ([] if renderer.end_id is None else [renderer.end_id])
-            ids = [*ids, *response]
+            said = answer
             messages.append({"role": "assistant", "content": answer})
     return found
+
+
+def _clean_response(renderer: ChatRenderer, answer: str, end: list[int], place: list[int]) -> list[int]:
+    """Return the ids of a full render in the answer's place if they say ``answer``, else the answer encoded alone.
+
+    Alone is not the same: many tokenizers put a blank before a text, which is not there after a prompt.
+    """
+    words = place[: len(place) - len(end)]
+    if words + end == place and renderer.tokenizer.decode(words, clean_up_tokenization_spaces=False) == answer:
+        return place
+    return renderer.encode(answer) + end
 
 
 def _difference(tokenizer: Any, name: str, turn: int, ids: list[int], rendered: list[int]) -> RenderDifference:

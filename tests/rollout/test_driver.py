@@ -1,0 +1,369 @@
+"""The driver: the token contract, limits and errors."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from gem.core import Env, EnvWrapper
+from gem.rollout import ChatRenderer, ContextTooSmall, Engine, Limits, Response, run_episode, run_episodes
+from gem.tasks import Task, make_tasks
+from gem.testing import ScriptedEngine
+from gem.wrappers import ObservationWrapper
+
+TASK = Task("game:GuessTheNumber-v1-easy", seed=0)  # the number is 7
+EASY = "game:GuessTheNumber-v1-easy"
+
+
+@pytest.fixture
+def renderer(tokenizer):
+    return ChatRenderer(tokenizer)
+
+
+def say(tokenizer, text, end=True, logprob=None):
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"] + ([tokenizer.eos_token_id] if end else [])
+    return Response(ids, None if logprob is None else [logprob] * len(ids), "stop" if end else "length")
+
+
+def play(task, script, renderer, limits=None, **kwargs):
+    engine = script if isinstance(script, Engine) else ScriptedEngine(script)
+    return asyncio.run(run_episode(task, engine, renderer, limits, **kwargs))
+
+
+class Plain(Env):
+    """Says what it is told to say; an episode has ten turns."""
+
+    def __init__(self, on_step=lambda env, action: None, on_reset=lambda env: None, blocking=False):
+        super().__init__()
+        self._on_step, self._on_reset, self.blocking = on_step, on_reset, blocking
+        self.turn, self.closed = 0, 0
+
+    def reset(self, seed=None):
+        super().reset(seed)
+        self._on_reset(self)
+        return "begin", {}
+
+    def step(self, action):
+        self.turn += 1
+        return self._on_step(self, action) or (f"turn {self.turn}", 1.0, False, self.turn == 10, {})
+
+    def close(self):
+        self.closed += 1
+
+
+def test_sampled_ids_are_kept_verbatim_even_where_text_would_encode_otherwise(tokenizer, renderer):
+    letters = [tokenizer.convert_tokens_to_ids(c) for c in "\\boxed{3}"]  # a split that encoding never gives
+    canonical = tokenizer("\\boxed{3}", add_special_tokens=False)["input_ids"]
+    assert letters != canonical
+    episode = play(TASK, [[*letters, tokenizer.eos_token_id]], renderer, Limits(max_turns=1))
+    assert episode.turns[0].response_ids == [*letters, tokenizer.eos_token_id]
+    assert episode.turns[0].action == "\\boxed{3}"
+
+
+def test_the_action_has_no_special_tokens(tokenizer, renderer):
+    episode = play(TASK, [say(tokenizer, "a<|im_start|>b")], renderer, Limits(max_turns=1))
+    assert episode.turns[0].action == "ab"
+
+
+def test_each_prompt_is_the_last_prompt_and_answer_and_a_bridge(tokenizer, renderer):
+    episode = play(TASK, [say(tokenizer, f"\\boxed{{{n}}}") for n in (1, 2, 3, 4)], renderer)
+    for before, after in zip(episode.turns, episode.turns[1:], strict=False):
+        bridge = tokenizer(
+            f"\n<|im_start|>user\n{before.observation}<|im_end|>\n<|im_start|>assistant\n", add_special_tokens=False
+        )["input_ids"]
+        assert after.prompt_ids == before.prompt_ids + before.response_ids + bridge
+
+
+def test_the_ids_of_clean_turns_are_those_of_a_full_render(tokenizer, renderer):
+    episode = play(TASK, [say(tokenizer, f"\\boxed{{{n}}}") for n in (1, 2, 3, 4)], renderer)
+    messages = [{"role": "user", "content": episode.first_observation}]
+    for turn in episode.turns:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert turn.prompt_ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+        messages += [{"role": "assistant", "content": turn.action}, {"role": "user", "content": turn.observation}]
+
+
+def test_a_turn_cut_by_length_is_closed_by_an_end_token_that_is_masked(tokenizer, renderer):
+    episode = play(TASK, [say(tokenizer, "\\boxed{1}", end=False), say(tokenizer, "\\boxed{2}")], renderer, Limits(2))
+    cut, following = episode.turns
+    assert following.prompt_ids[len(cut.prompt_ids) + len(cut.response_ids)] == tokenizer.eos_token_id
+    sequence = episode.as_sequence()
+    assert sequence.completion_ids[sequence.turn_ends[0] + 1] == tokenizer.eos_token_id
+    assert sequence.mask[sequence.turn_ends[0] + 1] == 0
+
+
+def test_log_probabilities_and_rewards_reach_the_sequence(tokenizer, renderer):
+    script = [say(tokenizer, "\\boxed{1}", logprob=-0.5), say(tokenizer, "\\boxed{7}", logprob=-0.25)]
+    sequence = play(TASK, script, renderer).as_sequence()
+    assert sequence.completion_ids[-1] == tokenizer.eos_token_id
+    assert sequence.mask[-1] == 1
+    assert set(sequence.logprobs[sequence.mask == 0]) == {0.0}
+    assert set(sequence.logprobs[sequence.mask == 1]) == {-0.5, -0.25}
+    assert sequence.rewards[sequence.turn_ends].tolist() == [0.0, 1.0]
+    assert sequence.rewards.sum() == 1.0
+
+
+def test_a_won_episode_is_not_truncated(tokenizer, renderer):
+    episode = play(TASK, [say(tokenizer, "\\boxed{7}")], renderer)
+    assert (episode.success, episode.truncation, len(episode.turns)) == (True, None, 1)
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+def test_the_turn_limit_truncates(tokenizer, renderer, limit):
+    episode = play(TASK, [say(tokenizer, "\\boxed{1}")], renderer, Limits(max_turns=limit))
+    assert (episode.truncation, len(episode.turns)) == ("turns", limit or 4)
+
+
+def test_the_token_limit_of_a_turn_reaches_the_engine(tokenizer, renderer):
+    episode = play(TASK, [say(tokenizer, "x" * 99)], renderer, Limits(max_turns=1, max_new_tokens=5))
+    assert len(episode.turns[0].response_ids) == 5
+    assert episode.turns[0].finish_reason == "length"
+
+
+def test_an_episode_stops_before_its_context_overflows(tokenizer, renderer):
+    first = len(renderer.first("begin"))
+    for extra in range(1, 60):
+        limits = Limits(max_new_tokens=8, max_context=first + extra)
+        episode = play(TASK, [say(tokenizer, "hi there")], renderer, limits, make_env=lambda task: Plain())
+        assert len(episode.turns[-1].prompt_ids) + len(episode.turns[-1].response_ids) <= first + extra
+        assert episode.truncation == "context"
+
+
+def test_a_context_too_small_for_the_first_observation_is_an_error_that_says_so(tokenizer, renderer):
+    with pytest.raises(ContextTooSmall, match=r"first observation of game:Guess.* the context holds 20"):
+        play(TASK, [say(tokenizer, "x")], renderer, Limits(max_context=20))
+
+
+def test_an_aborted_answer_ends_the_episode_without_a_step(tokenizer, renderer):
+    script = [say(tokenizer, "\\boxed{1}"), Response([5], None, "abort")]
+    episode = play(TASK, script, renderer)
+    assert (episode.truncation, len(episode.turns)) == ("abort", 2)
+    assert (episode.turns[-1].observation, episode.turns[-1].reward) == ("", 0.0)
+
+
+def test_an_engine_that_samples_nothing_is_refused(renderer):
+    with pytest.raises(RuntimeError, match="ScriptedEngine sampled no token"):
+        play(TASK, [[]], renderer)
+
+
+def fail(env, action):
+    if env.turn == 2:
+        raise RuntimeError("the server is gone")
+
+
+def exit_process(env, action):
+    raise SystemExit(3)
+
+
+def not_text(env, action):
+    return 5, 0.0, False, False, {}
+
+
+def not_finite(env, action):
+    return "x", float("nan"), False, False, {}
+
+
+def not_a_step(env, action):
+    return "x", 0.0
+
+
+def no_tokens(env, action):
+    return "\ud800", 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+@pytest.mark.parametrize(
+    ("on_step", "turns", "message"),
+    [
+        (fail, 2, "RuntimeError: the server is gone"),
+        (exit_process, 1, "SystemExit: 3"),
+        (not_text, 1, "TypeError: step returned a int"),
+        (not_finite, 1, "ValueError: step returned the reward nan"),
+        (not_a_step, 1, "ValueError: not enough values"),
+        (no_tokens, 1, "UnicodeEncodeError"),
+    ],
+)
+def test_an_environment_that_fails_ends_its_own_episode_only(tokenizer, renderer, on_step, turns, message, blocking):
+    def make_env(task):
+        return Plain(on_step, blocking=blocking) if task.seed == 1 else Plain(blocking=blocking)
+
+    engine = ScriptedEngine([say(tokenizer, "hi")])
+    well, failed = asyncio.run(run_episodes(make_tasks(EASY, [0, 1]), engine, renderer, make_env=make_env))
+    assert (well.truncation, len(well.turns)) == ("turns", 10)
+    assert (failed.truncation, len(failed.turns)) == ("error", turns)
+    assert message in failed.error
+    assert failed.total_reward == turns - 1
+
+
+def test_an_environment_that_cannot_begin_still_gives_a_sampled_token(tokenizer, renderer):
+    def refuse(env):
+        raise OSError("no display")
+
+    for make_env in (lambda task: Plain(on_reset=refuse), lambda task: refuse(None)):
+        episode = play(TASK, [say(tokenizer, "hello there")], renderer, make_env=make_env)
+        assert (episode.truncation, episode.error) == ("error", "OSError: no display")
+        assert len(episode.turns[0].response_ids) == 1
+        assert episode.as_sequence().mask.tolist() == [1]
+
+
+def test_an_environment_that_hangs_past_its_deadline_ends_its_own_episode_only(tokenizer, renderer):
+    woken = threading.Event()
+
+    def hang(env, action):
+        woken.wait(20)
+
+    tasks = make_tasks(EASY, range(8))
+    limits = Limits(max_turns=3, step_timeout=0.2, max_threads=2)
+    engine = ScriptedEngine([say(tokenizer, "hi")])
+    since = time.perf_counter()
+    episodes = asyncio.run(
+        run_episodes(
+            tasks,
+            engine,
+            renderer,
+            limits,
+            lambda task: Plain(hang if task.seed < 4 else lambda *_: None, blocking=True),
+        )
+    )
+    assert time.perf_counter() - since < 10
+    woken.set()
+    assert [e.truncation for e in episodes] == ["error"] * 4 + ["turns"] * 4
+    assert episodes[0].error == "no answer within 0.2 s"
+
+
+def test_blocking_environments_are_stepped_side_by_side_while_the_event_loop_runs(tokenizer, renderer):
+    together = threading.Barrier(8, timeout=20)
+    loop_runs = threading.Event()
+
+    def wait(env, action):
+        together.wait()  # fails unless all eight are in their step at once
+        assert loop_runs.wait(20)
+
+    async def main():
+        async def set_later():
+            while together.n_waiting == 0:
+                await asyncio.sleep(0.001)
+            loop_runs.set()
+
+        engine = ScriptedEngine([say(tokenizer, "hi")])
+        tasks = make_tasks(EASY, range(8))
+        playing = run_episodes(tasks, engine, renderer, Limits(1), lambda task: Plain(wait, blocking=True))
+        return (await asyncio.gather(playing, set_later()))[0]
+
+    assert [e.truncation for e in asyncio.run(main())] == ["turns"] * 8
+
+
+def test_every_environment_is_closed_once_whatever_happened(tokenizer, renderer):
+    made = []
+
+    def make_env(task):
+        made.append(Plain(fail if task.seed else lambda *_: None))
+        return made[-1]
+
+    asyncio.run(
+        run_episodes(make_tasks(EASY, [0, 1]), ScriptedEngine([say(tokenizer, "x")]), renderer, make_env=make_env)
+    )
+    assert [env.closed for env in made] == [1, 1]
+
+
+def test_an_engine_that_fails_stops_the_run_and_closes_the_environments(renderer):
+    made = []
+
+    def make_env(task):
+        made.append(Plain())
+        return made[-1]
+
+    def broken(episode, prompt):
+        raise ConnectionError("the server is gone")
+
+    with pytest.raises(ConnectionError):
+        asyncio.run(run_episodes(make_tasks(EASY, range(4)), ScriptedEngine(broken), renderer, make_env=make_env))
+    assert all(env.closed for env in made)
+
+
+@pytest.mark.parametrize(
+    ("task", "error", "message"),
+    [
+        (Task("game:GuesTheNumber-v1", 0), ValueError, "The nearest: game:GuessTheNumber-v1"),
+        (Task(EASY, 0, {"max_number": 20, "colour": 1}), TypeError, "takes no argument 'colour'"),
+    ],
+)
+def test_a_task_that_does_not_exist_is_an_error_and_not_an_episode(renderer, task, error, message):
+    with pytest.raises(error, match=message):
+        play(task, [[5]], renderer)
+
+
+def test_a_thousand_turns_are_one_sequence(tokenizer, renderer):
+    def go_on(env, action):
+        return f"{env.turn}", 0.5, env.turn == 1000, False, {}
+
+    episode = play(TASK, [say(tokenizer, "hi")], renderer, make_env=lambda task: Plain(go_on))
+    sequence = episode.as_sequence()
+    assert len(sequence.turn_ends) == 1000
+    assert sequence.rewards.sum() == 500
+    assert sequence.mask.sum() == episode.sampled_tokens
+
+
+def test_the_same_task_and_tokens_give_the_same_episode_at_any_concurrency(tokenizer, renderer):
+    tasks = [Task(env_id, seed) for env_id in (EASY, "game:Mastermind-v0-easy") for seed in range(6)]
+
+    def script(episode, prompt):
+        return say(tokenizer, f"\\boxed{{{len(prompt) % 6 + 1} {episode % 6 + 1}}}", logprob=-0.1)
+
+    def run(max_concurrent):
+        return asyncio.run(run_episodes(tasks, ScriptedEngine(script), renderer, max_concurrent=max_concurrent))
+
+    assert [e.to_json() for e in run(None)] == [e.to_json() for e in run(1)] == [e.to_json() for e in run(5)]
+
+
+def test_a_replaced_history_gives_a_prompt_of_its_own_each_turn(tokenizer, renderer):
+    def make_env(task):
+        return ObservationWrapper(task.make(), include_chat_template=False)
+
+    episode = play(
+        TASK, [say(tokenizer, "\\boxed{1}"), say(tokenizer, "\\boxed{2}")], renderer, Limits(2), make_env=make_env
+    )
+    second = episode.turns[1]
+    assert second.prompt_ids == renderer.first(episode.turns[0].observation)
+    assert not episode.append_only
+    with pytest.raises(ValueError, match="as_transitions"):
+        episode.as_sequence()
+
+
+def test_a_history_that_is_rendered_already_is_encoded_and_not_rendered_again(tokenizer, renderer):
+    def make_env(task):
+        return ObservationWrapper(task.make(), tokenizer=tokenizer)
+
+    plain = play(TASK, [say(tokenizer, "\\boxed{1}"), say(tokenizer, "\\boxed{2}")], renderer, Limits(2))
+    chat = play(
+        TASK, [say(tokenizer, "\\boxed{1}"), say(tokenizer, "\\boxed{2}")], renderer, Limits(2), make_env=make_env
+    )
+    assert [t.prompt_ids for t in chat.turns] == [t.prompt_ids for t in plain.turns]
+
+
+def test_what_an_environment_puts_into_prefix_and_suffix_is_seen(tokenizer, renderer):
+    class Board(EnvWrapper):
+        def step(self, action):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            return observation, reward, terminated, truncated, {**info, "prefix": "<", "suffix": " board>"}
+
+    episode = play(TASK, [say(tokenizer, "\\boxed{1}")], renderer, Limits(2), make_env=lambda t: Board(t.make()))
+    assert episode.turns[0].observation == "<My number is higher than 1. board>"
+    assert episode.turns[0].observation in tokenizer.decode(episode.turns[1].prompt_ids)
+
+
+def test_train_and_eval_tasks_of_the_same_seeds_are_other_episodes(tokenizer, renderer):
+    def first_board(split):
+        tasks = make_tasks("game:Minesweeper-v0-hard", range(4), split=split)
+        engine = ScriptedEngine([say(tokenizer, "\\boxed{reveal 3 3}")])
+        return [e.turns[0].observation for e in asyncio.run(run_episodes(tasks, engine, renderer, Limits(1)))]
+
+    assert first_board("train") == first_board("train")
+    assert not set(first_board("train")) & set(first_board("eval"))
+
+
+@pytest.mark.parametrize("name", ["max_turns", "max_new_tokens", "max_context", "step_timeout", "max_threads"])
+def test_a_limit_that_is_not_positive_is_refused(name):
+    with pytest.raises(ValueError, match=f"Limits.{name} must be positive, got 0"):
+        Limits(**{name: 0})
