@@ -38,6 +38,7 @@ from typing import Any
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is marked experimental, at every start
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset
 from trl import GRPOTrainer
 from trl import __version__ as trl_version
@@ -186,7 +187,7 @@ class GemGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
         own = [row["turn_rewards"] for row in inputs]
-        everyone = self.accelerator.gather_for_metrics(own, use_gather_object=True)
+        everyone = gather_object(own)  # of all ranks, in their order
         first = self.accelerator.process_index * len(own)
         advantages = rebn(everyone, self.gamma)[first : first + len(own)]
         output["advantages"] = spread_over_tokens(

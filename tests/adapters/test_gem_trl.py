@@ -163,6 +163,12 @@ def test_gradient_accumulation_and_reuse_of_batches_work(make_trainer, trainer_c
     assert trainer.state.global_step == 4
 
 
+def test_per_turn_advantages_do_not_lose_the_last_batch_of_a_short_data_set(make_trainer):
+    trainer = make_trainer(RecordedPerTurn, tasks=make_tasks(ENV, range(5)), max_steps=3)
+    trainer.train()
+    assert trainer.state.global_step == 3
+
+
 def test_the_learned_weights_change(make_trainer, model):
     before = model.model.embed_tokens.weight.detach().clone()
     make_trainer().train()
@@ -316,6 +322,7 @@ def _environment():
 TWO_RANKS = '''
 import os, sys
 import torch
+from accelerate.utils import gather_object
 from trl import GRPOConfig, GRPOTrainer
 from gem.core import Env
 from gem.embedded.build import Recipe, new_model
@@ -351,7 +358,7 @@ class Collective(GemGRPOTrainer):
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
         own = [row["turn_rewards"] for row in inputs]
-        both = self.accelerator.gather_for_metrics(own, use_gather_object=True)
+        both = gather_object(own)
         assert len(both) == 8
         expected = rebn(both)[4 * rank]
         assert abs(output["advantages"][0, 0].item() - expected[0]) < 1e-5

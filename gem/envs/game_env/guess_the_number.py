@@ -51,7 +51,8 @@ class GuessTheNumberEnv(Game):
         return (
             f"Guess The Number. I have picked a whole number from {self.min_number} to {self.max_number}. "
             f"You have {self.max_turns} turns to find it. After each guess I say whether my number is "
-            "higher or lower. Put your guess into \\boxed{}. What is your first guess?"
+            f"higher or lower. Put your guess into \\boxed{{}}, for example \\boxed{{{self.min_number}}}. "
+            "What is your first guess?"
         )
 
     def parse(self, answer: str) -> int | None:

@@ -52,12 +52,12 @@ class MastermindEnv(Game):
         self.code = self._draw(self.rng)
         self.guesses: list[list[int]] = []
         self.best = 0
+        example = " ".join(str(i % self.num_numbers + 1) for i in range(self.code_length))
         return (
             f"Mastermind. I have picked a code of {self.code_length} digits from 1 to {self.num_numbers}; "
             f"a digit may{'' if self._duplicates else ' not'} appear twice. You have {self.max_turns} turns to find "
             "it. After each guess I count black pegs (right digit, right place) and white pegs (right digit, wrong "
-            f"place). Put your guess into \\boxed{{}}, the {self.code_length} digits with spaces between them. "
-            "What is your first guess?"
+            f"place). Put your guess into \\boxed{{}}, for example \\boxed{{{example}}}. What is your first guess?"
         )
 
     def parse(self, answer: str) -> list[int] | None:

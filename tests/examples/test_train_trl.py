@@ -1,0 +1,97 @@
+"""The example, run as a user runs it: the real script, TRL's real trainer, a model of a few thousand weights."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("trl")
+
+from transformers import AutoTokenizer
+
+from gem.embedded.build import Recipe, build
+from gem.rollout import read_jsonl, replay
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_trl.py"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    build(folder, Recipe(hidden_size=32, episodes=200, steps=40))
+    return folder
+
+
+def run(*args):
+    command = [sys.executable, str(SCRIPT), *map(str, args)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("train_trl", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_trl"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rebn"])
+def test_it_trains_and_leaves_metrics_episodes_and_a_curve(model, tmp_path, algorithm):
+    sizes = ("--steps", 3, "--batch-size", 8, "--group-size", 4)
+    done = run("--model", model, "--algorithm", algorithm, *sizes, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "success rate:" in done.stdout
+    assert "no GPU was found" in done.stdout or "the GPU" in done.stdout
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in metrics] == [1, 2, 3]
+    assert {"mean_return", "success_rate", "mean_turns", "sampled_tokens", "seconds"} <= set(metrics[0])
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    episodes = list(read_jsonl(tmp_path / "episodes.jsonl"))
+    assert len(episodes) == 16
+    assert [replay(episode) for episode in episodes] == [[]] * 16
+
+
+def test_bad_arguments_are_one_line_without_a_traceback():
+    done = run("--env", "game:GuesTheNumber-v1-easy")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: there is no environment 'game:GuesTheNumber-v1-easy'. The nearest:")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"batch_size": 10, "group_size": 4}, "--batch-size must be a multiple of --group-size"),
+        ({"batch_size": 1, "group_size": 1}, "--batch-size must be a multiple of --group-size"),
+        ({"steps": 0}, "--steps must be at least 1"),
+        ({"seed": -1}, "seed must be a non-negative integer"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused_with_what_to_do(example, args, message):
+    with pytest.raises(ValueError, match=message):
+        example.check(example.Args(**args))
+
+
+def test_an_unknown_flag_names_the_nearest():
+    done = run("--algoritm", "grpo")
+    assert done.returncode == 2
+    assert "--algorithm" in done.stdout + done.stderr
+
+
+def test_a_model_folder_that_is_not_there_is_refused(example):
+    with pytest.raises(FileNotFoundError, match="there is no model folder /no/such/model"):
+        example.load(example.Args(model="/no/such/model"))
+
+
+def test_a_model_without_a_chat_template_is_refused_with_what_to_do(example, model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"has no chat template.*instruction-tuned model"):
+        example.load(example.Args(model=str(tmp_path)))
