@@ -126,12 +126,12 @@ class TrainingLog:
 
         figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
         steps = [m.step for m in self.metrics]
-        for label, values in (
-            ("success rate", [m.success_rate for m in self.metrics]),
-            ("mean return", [m.mean_return for m in self.metrics]),
+        for label, style, values in (
+            ("success rate", "-", [m.success_rate for m in self.metrics]),
+            ("mean return", "--", [m.mean_return for m in self.metrics]),
         ):
             smooth = [_mean(values[max(0, i + 1 - WINDOW) : i + 1]) for i in range(len(values))]
-            (line,) = axes.plot(steps, smooth, label=f"{label}, mean of {WINDOW} steps")
+            (line,) = axes.plot(steps, smooth, style, label=f"{label}, mean of {WINDOW} steps")
             axes.plot(steps, values, color=line.get_color(), alpha=0.25)
         axes.set(xlabel="step", title=self.title)
         axes.grid(alpha=0.3)

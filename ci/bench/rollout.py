@@ -1,0 +1,175 @@
+"""What the rollout driver costs: 10,000 concurrent episodes of 5 turns against a scripted engine.
+
+One process measures both sides of each ratio, in turn, several times, and prints medians:
+
+* ``bare``: the same number of asyncio tasks and turns, each awaiting an engine and appending to a list.
+* ``driver``: :func:`gem.rollout.run_episodes`, with an environment and a tokenizer that do next to nothing.
+* ``environment and tokenizer``: the same environment steps and renderings, in a plain loop.
+
+The driver's own cost is ``driver`` less ``environment and tokenizer``. A last line plays GuessTheNumber with a
+real tokenizer, for scale.
+
+    python ci/bench/rollout.py [--episodes 10000] [--turns 5] [--repeats 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gem.core import Env, Info, StepResult
+from gem.embedded.crowd import LESSONS, conversations
+from gem.embedded.tokenizer import train_tokenizer
+from gem.rollout import ChatRenderer, Engine, Limits, Response, run_episodes
+from gem.tasks import Task, make_tasks
+
+ENV = "game:GuessTheNumber-v1-easy"
+ANSWER = [11, 12, 13, 2]
+
+
+class Script(Engine):
+    """Answers at once, after giving way to the other episodes."""
+
+    async def generate(self, prompt_ids: Sequence[int], max_new_tokens: int, *, episode: int = 0) -> Response:
+        await asyncio.sleep(0)
+        return Response(ANSWER, None, "stop")
+
+
+class Counter(Env):
+    """An environment that counts."""
+
+    blocking = False
+
+    def __init__(self, turns: int) -> None:
+        super().__init__()
+        self._turns = turns
+
+    def reset(self, seed: int | None = None) -> tuple[str, Info]:
+        """Begin at zero."""
+        self.turn = 0
+        return "begin", {}
+
+    def step(self, action: str) -> StepResult:
+        """Count."""
+        self.turn += 1
+        return "on", 0.0, self.turn == self._turns, False, {}
+
+
+class Constant(ChatRenderer):
+    """A renderer whose ids are always the same."""
+
+    def __init__(self) -> None:
+        self._first, self._bridge = list(range(40)), list(range(12))
+
+    def first(self, observation: str) -> list[int]:
+        """Return 40 ids."""
+        return list(self._first)
+
+    def bridge(self, response_ids: list[int], observation: str) -> list[int]:
+        """Return 12 ids."""
+        return self._bridge
+
+    def decode(self, ids: list[int]) -> str:
+        """Return no text."""
+        return ""
+
+
+def bare(episodes: int, turns: int) -> None:
+    """Play with nothing but asyncio."""
+    engine = Script()
+
+    async def episode() -> list[Any]:
+        answers = []
+        for _ in range(turns):
+            answers.append(await engine.generate((), 8))
+        return answers
+
+    async def main() -> None:
+        await asyncio.gather(*(episode() for _ in range(episodes)))
+
+    asyncio.run(main())
+
+
+def parts(episodes: int, turns: int) -> None:
+    """Do what environment and tokenizer do, in a plain loop."""
+    renderer = Constant()
+    for _ in range(episodes):
+        env = Counter(turns)
+        renderer.first(env.reset()[0])
+        for _ in range(turns):
+            observation, *_ = env.step(renderer.decode(ANSWER))
+            renderer.bridge(ANSWER, observation)
+
+
+def driver(episodes: int, turns: int) -> None:
+    """Play with the driver."""
+    tasks = make_tasks(ENV, range(episodes))
+    done = asyncio.run(run_episodes(tasks, Script(), Constant(), make_env=lambda task: Counter(turns)))
+    assert sum(len(episode.turns) for episode in done) == episodes * turns
+
+
+def real(episodes: int, turns: int) -> None:
+    """Play a game with a real tokenizer and template."""
+    corpus = [m["content"] for play in conversations(LESSONS[-1], 60, seed=0) for m in play]
+    renderer = ChatRenderer(train_tokenizer([*corpus, "user", "assistant"], 600))
+    assert renderer.end_id is not None
+    script = [*renderer.encode("\\boxed{1}"), renderer.end_id]
+
+    class Guess(Script):
+        async def generate(self, prompt_ids: Sequence[int], max_new_tokens: int, *, episode: int = 0) -> Response:
+            await asyncio.sleep(0)
+            return Response(script, None, "stop")
+
+    def make_env(task: Task) -> Env:
+        return Task(ENV, task.seed, {"max_number": 1000, "max_turns": turns}).make()
+
+    asyncio.run(run_episodes(make_tasks(ENV, range(episodes)), Guess(), renderer, Limits(), make_env))
+
+
+def cpu_seconds(play: Callable[[int, int], None], episodes: int, turns: int) -> float:
+    """Return the CPU time of one run."""
+    gc.collect()
+    since = time.process_time()
+    play(episodes, turns)
+    return time.process_time() - since
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--episodes", type=int, default=10_000)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    console = Console()
+
+    sides: dict[str, Callable[[int, int], None]] = {"bare": bare, "environment and tokenizer": parts, "driver": driver}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for repeat in range(args.repeats):
+        for name, play in sides.items():
+            console.print(f"[dim]{repeat + 1}/{args.repeats} {name}")
+            seconds[name].append(cpu_seconds(play, args.episodes, args.turns))
+    small = max(1, args.episodes // 10)
+    micro = {name: 1e6 * statistics.median(values) / (args.episodes * args.turns) for name, values in seconds.items()}
+    micro["GuessTheNumber, real tokenizer"] = 1e6 * cpu_seconds(real, small, args.turns) / (small * args.turns)
+    micro["driver's own"] = micro["driver"] - micro["environment and tokenizer"]
+
+    table = Table(
+        "", "us of CPU a turn", "of bare", title=f"{args.episodes:,} concurrent episodes of {args.turns} turns"
+    )
+    for name, value in micro.items():
+        table.add_row(name, f"{value:.1f}", f"{value / micro['bare']:.1f}")
+    console.print(table)
+    console.print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()
