@@ -54,7 +54,7 @@ def check_seed(seed: Any) -> int | None:
     """
     if seed is None:
         return None
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+    if type(seed).__name__ in ("bool", "bool_") or not hasattr(seed, "__index__"):  # bool_ is numpy's
         raise TypeError(f"seed must be a non-negative integer or None, got {seed!r} ({type(seed).__name__})")
     value = operator.index(seed)
     if value < 0:

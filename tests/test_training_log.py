@@ -43,7 +43,7 @@ def test_metrics_are_means_and_sums_over_a_steps_episodes(tmp_path):
         metrics = log.record(
             [
                 episode(1.0, turns=1, tokens=5),
-                episode(0.5, turns=2, tokens=3),
+                episode(0.75, turns=2, tokens=3),
                 episode(-0.5, turns=3, tokens=1, truncation="error"),
                 episode(0.0, turns=2, tokens=1, truncation="turns"),
             ]
@@ -52,7 +52,7 @@ def test_metrics_are_means_and_sums_over_a_steps_episodes(tmp_path):
     assert line.pop("seconds") == metrics.seconds
     assert line == {
         "step": 1,
-        "mean_return": 0.25,
+        "mean_return": 0.3125,
         "success_rate": 0.25,
         "mean_turns": 2.0,
         "sampled_tokens": 16,

@@ -174,9 +174,9 @@ def _clean_response(renderer: ChatRenderer, answer: str, end: list[int], place: 
     Alone is not the same: many tokenizers put a blank before a text, which is not there after a prompt.
     """
     words = place[: len(place) - len(end)]
-    if words + end == place and renderer.tokenizer.decode(words, clean_up_tokenization_spaces=False) == answer:
-        return place
-    return renderer.encode(answer) + end
+    if renderer.tokenizer.decode(words, clean_up_tokenization_spaces=False) != answer:
+        words = renderer.encode(answer)
+    return words + end
 
 
 def _difference(tokenizer: Any, name: str, turn: int, ids: list[int], rendered: list[int]) -> RenderDifference:

@@ -56,9 +56,11 @@ def test_sampled_ids_are_kept_verbatim_even_where_text_would_encode_otherwise(to
     letters = [tokenizer.convert_tokens_to_ids(c) for c in "\\boxed{3}"]  # a split that encoding never gives
     canonical = tokenizer("\\boxed{3}", add_special_tokens=False)["input_ids"]
     assert letters != canonical
-    episode = play(TASK, [[*letters, tokenizer.eos_token_id]], renderer, Limits(max_turns=1))
-    assert episode.turns[0].response_ids == [*letters, tokenizer.eos_token_id]
-    assert episode.turns[0].action == "\\boxed{3}"
+    sampled = [*letters, tokenizer.eos_token_id]
+    first, second = play(TASK, [sampled], renderer, Limits(max_turns=2)).turns
+    assert first.response_ids == sampled
+    assert first.action == "\\boxed{3}"
+    assert second.prompt_ids[: len(first.prompt_ids) + len(sampled)] == first.prompt_ids + sampled
 
 
 def test_the_action_has_no_special_tokens(tokenizer, renderer):
@@ -234,15 +236,16 @@ def test_an_environment_that_hangs_past_its_deadline_ends_its_own_episode_only(t
 
 def test_blocking_environments_are_stepped_side_by_side_while_the_event_loop_runs(tokenizer, renderer):
     together = threading.Barrier(8, timeout=20)
-    loop_runs = threading.Event()
+    all_inside, loop_runs = threading.Event(), threading.Event()
 
     def wait(env, action):
         together.wait()  # fails unless all eight are in their step at once
+        all_inside.set()
         assert loop_runs.wait(20)
 
     async def main():
         async def set_later():
-            while together.n_waiting == 0:
+            while not all_inside.is_set() and not together.broken:
                 await asyncio.sleep(0.001)
             loop_runs.set()
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 pytest.importorskip("transformers")
 pytest.importorskip("jinja2")
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from gem.rollout import ChatRenderer, render_differences
@@ -367,12 +367,16 @@ def test_decode_drops_special_tokens_and_keeps_blanks_and_added_words():
     assert ChatRenderer(tokenizer).decode(ids) == text
 
 
-def test_encode_adds_no_special_tokens():
-    tokenizer = tokenizer_of("llama3")
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], add_generation_prompt=True, tokenize=False)
-    ids = ChatRenderer(tokenizer).encode(text)
-    assert ids == ChatRenderer(tokenizer).first("x")
-    assert ids.count(tokenizer.bos_token_id) == 1
+def test_no_special_token_is_added_to_those_of_the_template():
+    tokenizer = byte_level(shipped("llama3"), "<|begin_of_text|>", "<|eot_id|>")
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", bos)]
+    )
+    assert tokenizer("x")["input_ids"][0] == bos
+    renderer = ChatRenderer(tokenizer)
+    assert renderer.first("Play.").count(bos) == 1
+    assert bos not in renderer.bridge([5], "Higher.") + renderer.encode("x")
 
 
 @prepend_schemes
@@ -404,6 +408,14 @@ def test_template_that_ends_turns_with_plain_text_has_no_end_token():
     assert renderer.end_id is None
     assert tokenizer.decode(renderer.bridge([5], "Higher.")) == "\n\n### User:\nHigher.\n\n### Assistant:\n"
     assert renderer.bridge([5, tokenizer.eos_token_id], "</s>") == renderer.bridge([5], "</s>")
+
+
+@prepend_schemes
+def test_plain_text_after_an_answer_begins_without_a_blank(prepend_scheme):
+    tokenizer = metaspace(PLAIN_TEXT, prepend_scheme)
+    bridge = ChatRenderer(tokenizer).bridge([5], "Higher.")
+    assert tokenizer.convert_ids_to_tokens(bridge)[:2] == ["\n", "\n"]
+    assert full_render(tokenizer, [("question", "ok")], "Higher.")[-len(bridge) :] == bridge
 
 
 def test_answer_whose_end_merges_with_the_plain_text_after_it_is_reported():
@@ -446,6 +458,8 @@ def test_system_message_stands_before_the_first_observation_only(name):
 
 def test_system_message_that_the_template_moves_to_the_last_turn_is_reported():
     tokenizer = metaspace(MISTRAL, "always")
+    renderer = ChatRenderer(tokenizer, system="You are a wizard.")
+    assert "[INST] You are a wizard." in tokenizer.decode(renderer.bridge([5], "Higher."))
     assert reported(tokenizer, system="You are a wizard.") == ALL
 
 

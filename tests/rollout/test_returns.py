@@ -107,6 +107,7 @@ def test_rebn_of_equal_returns_is_0(batch):
     close(np.concatenate(rebn(batch)), 0)
 
 
+@pytest.mark.filterwarnings("error")
 def test_rebn_of_nothing_is_nothing():
     assert rebn([]) == []
     assert [episode.tolist() for episode in rebn([[], []])] == [[], []]
