@@ -105,6 +105,8 @@ class TrainingLog:
 
     def summary(self) -> str:
         """Return what became better, in words."""
+        if not self.metrics:
+            return "no step was made"
         window = min(WINDOW, max(1, len(self.metrics) // 2))
         before = _mean([m.success_rate for m in self.metrics[:window]])
         after = _mean([m.success_rate for m in self.metrics[-window:]])

@@ -214,7 +214,7 @@ class Episode:
             turns.append(row)
             previous = turn
         data = {"version": FORMAT_VERSION, **vars(self), "task": asdict(self.task), "turns": turns}
-        return json.dumps(data, default=_plain)
+        return json.dumps(data, default=plain_json)
 
     @classmethod
     def from_json(cls, line: str) -> Episode:
@@ -224,7 +224,7 @@ class Episode:
             ValueError: the line was written in another format.
         """
         data = json.loads(line)
-        if data.pop("version", None) != FORMAT_VERSION:
+        if not isinstance(data, dict) or data.pop("version", None) != FORMAT_VERSION:
             raise ValueError(f"not an episode of format {FORMAT_VERSION}: {line[:80]!r}")
         turns: list[Turn] = []
         for row in data.pop("turns"):
@@ -256,8 +256,8 @@ def _bridge(before: Turn, after: Turn) -> list[int] | None:
     return after.prompt_ids[len(seen) :] if after.prompt_ids[: len(seen)] == seen else None
 
 
-def _plain(value: Any) -> Any:
-    """Turn a numpy value in an info into JSON data."""
+def plain_json(value: Any) -> Any:
+    """Turn a numpy value in an info into JSON data: the ``default`` of ``json.dumps``."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     raise TypeError(f"info holds {value!r}, a {type(value).__name__}, which is not JSON data")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 from gem.core import Env, observation_text
-from gem.rollout.episode import Episode
+from gem.rollout.episode import Episode, plain_json
 from gem.tasks import Task
 
 
@@ -22,13 +23,14 @@ def replay(episode: Episode, make_env: Callable[[Task], Env] = Task.make) -> lis
     differences: list[str] = []
 
     def compare(what: str, recorded: Any, now: Any) -> None:
-        if recorded != now:
+        # As JSON, since what was recorded may have been to a file and back, where a tuple becomes a list.
+        if json.dumps(recorded, default=plain_json) != json.dumps(now, default=plain_json):
             differences.append(f"{what}: recorded {recorded!r}, now {now!r}")
 
     played = episode.turns[:-1] if episode.truncation in ("error", "abort") else episode.turns
+    if not played and episode.error is not None:
+        return []
     with make_env(episode.task) as env:
-        if not played and episode.error is not None:
-            return []
         observation, info = env.reset(seed=episode.task.reset_seed)
         compare("first observation", episode.first_observation, observation_text(observation, info))
         for number, turn in enumerate(played, start=1):

@@ -35,7 +35,7 @@ def rebn(rewards: Sequence[Sequence[float]], gamma: float = 1.0, eps: float = 1e
 
     The advantage of "GEM: A Gym for Agentic LLMs" (Liu et al., 2025): no group and no critic, credit a turn.
 
-    >>> [a.tolist() for a in rebn([[0.0, 1.0], [0.0, -1.0]])]
+    >>> [a.round(6).tolist() for a in rebn([[0.0, 1.0], [0.0, -1.0]])]
     [[1.0, 1.0], [-1.0, -1.0]]
 
     Args:
@@ -74,7 +74,12 @@ def gae(
 
     Returns:
         float64, length T.
+
+    Raises:
+        ValueError: there is not a value a reward.
     """
+    if len(rewards) != len(values):
+        raise ValueError(f"{len(values)} values for {len(rewards)} rewards")
     advantages = np.zeros(len(rewards))
     following = 0.0
     next_value = last_value
@@ -97,7 +102,7 @@ def group_advantages(
 
     Args:
         episode_returns: a return an episode; the episodes of a group stand together. Length B.
-        group_size: episodes a group; divides B.
+        group_size: episodes a group, at least 2; divides B.
         scale: divide by the group's standard deviation.
         eps: added to the standard deviation.
         ddof: 1 for the sample standard deviation, 0 for the population's.
@@ -106,8 +111,10 @@ def group_advantages(
         float64, length B.
 
     Raises:
-        ValueError: B is not a multiple of the group size.
+        ValueError: B is not a multiple of the group size, or a group has fewer than two episodes.
     """
+    if group_size < 2:
+        raise ValueError(f"a group needs at least 2 episodes, got {group_size}")
     if len(episode_returns) % group_size:
         raise ValueError(f"{len(episode_returns)} episodes do not make groups of {group_size}")
     groups = np.asarray(episode_returns, dtype=np.float64).reshape(-1, group_size)

@@ -38,7 +38,7 @@ def extract_last_boxed_answer(text: str) -> str | None:
 def extract_code_from_model(model_response: str) -> str | None:
     r"""Return the last Markdown code block, stripped; None if there is none.
 
-    >>> extract_code_from_model("Try this:\\n```python\\nprint(1)\\n```")
+    >>> extract_code_from_model("Try this:\n```python\nprint(1)\n```")
     'print(1)'
     """
     blocks = _CODE_BLOCK.findall(model_response)

@@ -2,10 +2,11 @@
 
 import asyncio
 
+import numpy as np
 import pytest
 
 from gem.core import Env
-from gem.rollout import ChatRenderer, Episode, Limits, Response, replay, run_episodes
+from gem.rollout import ChatRenderer, Episode, Limits, Response, replay, run_episode, run_episodes
 from gem.tasks import Task, make_tasks
 from gem.testing import ScriptedEngine
 from gem.wrappers import TimeLimit
@@ -220,3 +221,34 @@ def test_environment_is_closed(play):
     env = Fragile()
     replay(episode, make_env=lambda task: env)
     assert env.closed == 1
+
+
+@pytest.mark.parametrize("value", [(1, 2), {1: "one"}, float("nan"), np.arange(3), np.float64(0.5)])
+def test_infos_that_json_writes_otherwise_hold_before_and_after_a_file(tokenizer, value):
+    class Odd(Env):
+        blocking = False
+
+        def reset(self, seed=None):
+            super().reset(seed)
+            return "begin", {}
+
+        def step(self, action):
+            return "end", 1.0, True, False, {"value": value}
+
+    def make_env(task):
+        return Odd()
+
+    task = Task("mylab:Odd-v0", seed=0)
+    episode = asyncio.run(run_episode(task, ScriptedEngine([[5]]), ChatRenderer(tokenizer), make_env=make_env))
+    assert replay(episode, make_env) == []
+    assert replay(Episode.from_json(episode.to_json()), make_env) == []
+
+
+def test_an_environment_that_could_not_be_built_has_nothing_to_replay(tokenizer):
+    def fail(task):
+        raise ConnectionError("the server is gone")
+
+    task = Task("mylab:Odd-v0", seed=0)
+    episode = asyncio.run(run_episode(task, ScriptedEngine([[5]]), ChatRenderer(tokenizer), make_env=fail))
+    assert episode.truncation == "error"
+    assert replay(episode, fail) == []

@@ -192,3 +192,14 @@ def test_episodes_that_do_not_make_whole_groups_are_refused(count, size):
 
 def test_no_episodes_have_no_advantages():
     assert group_advantages([], 4).tolist() == []
+
+
+def test_gae_refuses_values_that_do_not_match_the_rewards():
+    with pytest.raises(ValueError, match="3 values for 2 rewards"):
+        gae([0.0, 1.0], [0.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("group_size", [0, 1])
+def test_groups_of_fewer_than_two_are_refused(group_size):
+    with pytest.raises(ValueError, match="at least 2 episodes"):
+        group_advantages([1.0, 0.0], group_size)
