@@ -37,11 +37,14 @@ from typing import Any
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is marked experimental, at every start
 
-import torch
-from accelerate.utils import gather_object
-from datasets import Dataset
-from trl import GRPOTrainer
-from trl import __version__ as trl_version
+try:
+    import torch
+    from accelerate.utils import gather_object
+    from datasets import Dataset
+    from trl import GRPOTrainer
+    from trl import __version__ as trl_version
+except ImportError as error:
+    raise ImportError(f"gem_trl needs TRL and what it needs ({error}): pip install 'gem-adapters[trl]'") from error
 
 from gem.core import Env
 from gem.rollout import BatchedRollout, ChatRenderer, Episode, Limits, Request, Response, rebn

@@ -25,17 +25,20 @@ from typing import Literal
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # TRL's use of older names
 
-import torch
-import tyro
-from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
-from trl import GRPOConfig, GRPOTrainer
+try:
+    import torch
+    import tyro
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
 
-import gem
-from gem.embedded import resolve_model
-from gem.rollout import ChatRenderer
-from gem.tasks import make_tasks
-from gem.training_log import TrainingLog
-from gem_trl import GemGRPOTrainer, GemRollout, gem_reward, task_dataset
+    import gem
+    from gem.embedded import resolve_model
+    from gem.rollout import ChatRenderer
+    from gem.tasks import make_tasks
+    from gem.training_log import TrainingLog
+    from gem_trl import GemGRPOTrainer, GemRollout, gem_reward, task_dataset
+except ImportError as error:
+    sys.exit(f"error: {error}. In this folder: pip install -c ci/constraints.txt -e '.[trl]'")
 
 
 @dataclass

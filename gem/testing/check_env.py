@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 from gem.core import Env, ResetNeeded
 from gem.envs.registration import EnvSpec, find_spec, make, register
 from gem.testing.hostile_text import JUNK, ODD, mutations
-from gem.testing.replay import (
+from gem.testing.recording import (
     MAX_TURNS,
     CannotLeaveProcess,
     Recording,

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from gem.core import Env, Info
+from gem.core import Info
 from gem.vector.vector_env import Actions, AutoresetMode, VectorEnv, VectorStep
 
 
 class SyncVectorEnv(VectorEnv):
     """Steps environments one after another, in this thread."""
-
-    def __init__(
-        self,
-        env_ids: Sequence[str],
-        env_fns: Sequence[Callable[[], Env]],
-        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
-    ) -> None:
-        super().__init__(env_ids, env_fns, autoreset_mode)
-        self._ended = [False] * self.num_envs
 
     def reset(self, seed: int | Sequence[int | None] | None = None) -> tuple[list[str], list[Info]]:
         """Reset all environments."""

@@ -52,6 +52,7 @@ class VectorEnv(abc.ABC):
         self.envs = [build() for build in env_fns]
         self.num_envs = len(self.envs)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self._ended = [False] * self.num_envs
 
     @abc.abstractmethod
     def reset(self, seed: int | Sequence[int | None] | None = None) -> tuple[list[str], list[Info]]:

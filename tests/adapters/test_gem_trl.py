@@ -272,6 +272,24 @@ def test_the_signatures_of_earlier_releases_are_served():
     assert gem_trl._generate_single_turn([[1]], SimpleNamespace(_generate_single_turn=three))[0] == ([[1]], None, {})
 
 
+@pytest.mark.parametrize("version", ["0.29.1", "2.0.0"])
+def test_a_release_that_is_not_1_x_is_an_error_with_the_command(tmp_path, version):
+    (tmp_path / "trl.py").write_text(f"__version__ = {version!r}\nclass GRPOTrainer: ...\n")
+    done = import_gem_trl(f"import sys; sys.path.insert(0, {str(tmp_path)!r})")
+    assert f"trl {version} is installed: pip install 'gem-adapters[trl]'" in done.stderr.splitlines()[-1]
+
+
+def test_without_trl_the_error_has_the_command():
+    done = import_gem_trl("import sys; sys.modules['trl'] = None")
+    assert done.stderr.splitlines()[-1].endswith("pip install 'gem-adapters[trl]'")
+
+
+def import_gem_trl(before):
+    return subprocess.run(
+        [sys.executable, "-c", f"{before}; import gem_trl"], capture_output=True, text=True, check=False
+    )
+
+
 def test_tasks_survive_the_data_set():
     tasks = [Task(ENV, 3, {"max_turns": 5}), Task("game:TowerofHanoi-v0", 2**40 - 1, split="test")]
     rows = task_dataset(tasks)

@@ -299,7 +299,9 @@ def test_line_of_a_thousand_turns_is_short_and_quick():
     assert len(line) < 300 * 1000  # 10 million ids are in its prompts
 
 
-@pytest.mark.parametrize("line", ["{}", "[]", "null", '{"version": 2}', '{"version": "1"}', '{"task": {}, "turns": []}'])
+@pytest.mark.parametrize(
+    "line", ["{}", "[]", "null", '{"version": 2}', '{"version": "1"}', '{"task": {}, "turns": []}']
+)
 def test_line_of_another_format_is_refused(line):
     with pytest.raises(ValueError, match="not an episode of format 1"):
         Episode.from_json(line)

@@ -173,7 +173,7 @@ def _replay_in_interpreter(make: Callable[[], Env], recordings: Sequence[Recordi
     except Exception as error:  # an object's own __reduce__ may raise anything
         raise CannotLeaveProcess(str(error)) from error
     code = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    code += "from gem.testing.replay import answer_job; answer_job(sys.argv[2])"
+    code += "from gem.testing.recording import answer_job; answer_job(sys.argv[2])"
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "job").write_bytes(job)
         child = subprocess.run(
