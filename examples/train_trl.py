@@ -13,13 +13,15 @@ default model is small, and made on this machine the first time, so that two cor
 ``--model smollm2`` is a pretrained one.
 
 In ``--out``: ``metrics.jsonl`` (a line a step), ``episodes.jsonl`` (the episodes of the first and the last step)
-and ``curve.png``.
+and ``curve.png``. Under ``accelerate launch`` they tell of the first process; sizes are those of a process.
 """
 
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -33,7 +35,7 @@ try:
 
     import gem
     from gem.embedded import resolve_model
-    from gem.rollout import ChatRenderer
+    from gem.rollout import ChatRenderer, ContextTooSmall
     from gem.tasks import make_tasks
     from gem.training_log import TrainingLog
     from gem_trl import GemGRPOTrainer, GemRollout, gem_reward, task_dataset
@@ -120,26 +122,26 @@ def train(args: Args, tokenizer, model) -> TrainingLog:
     groups = args.steps * args.batch_size // args.group_size
     tasks = make_tasks(args.env, range(args.seed * 1_000_000, args.seed * 1_000_000 + groups))
     rollout = GemRollout(tokenizer, max_turns=args.max_turns)
-    kwargs = {"gamma": args.gamma} if args.algorithm == "rebn" else {}
-    trainer = (GemGRPOTrainer if args.algorithm == "rebn" else GRPOTrainer)(
+    trainer_class = partial(GemGRPOTrainer, gamma=args.gamma) if args.algorithm == "rebn" else GRPOTrainer
+    trainer = trainer_class(
         model=model,
         processing_class=tokenizer,
         args=config,
         train_dataset=task_dataset(tasks),
         rollout_func=rollout,
         reward_funcs=gem_reward,
-        **kwargs,
     )
     trainer.remove_callback(PrinterCallback)
 
     log = TrainingLog(args.out, args.steps, f"{args.env}: TRL, {args.algorithm}, {args.model} model")
 
     class Record(TrainerCallback):
-        def on_step_end(self, *_, **__):
-            log.record(rollout.episodes)
+        def on_step_end(self, _, state, *__, **___):
+            if state.is_world_process_zero:
+                log.record(rollout.episodes)
 
     trainer.add_callback(Record())
-    with log:
+    with log if trainer.is_world_process_zero() else nullcontext():
         trainer.train()
     return log
 
@@ -151,4 +153,7 @@ if __name__ == "__main__":
         tokenizer, model = load(args)
     except (ValueError, TypeError, ImportError, OSError) as error:
         sys.exit(f"error: {error}")
-    print(train(args, tokenizer, model).summary())
+    try:
+        print(train(args, tokenizer, model).summary())
+    except ContextTooSmall as error:
+        sys.exit(f"error: {error}")
