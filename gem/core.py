@@ -98,6 +98,7 @@ class Env(abc.ABC):
     _rng: random.Random | None = None
     _first_seed: int | None = None
     _action_rng: random.Random | None = None
+    _action_seed: int | None = None
     _init: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -128,7 +129,7 @@ class Env(abc.ABC):
             seed = self._first_seed
         if seed is not None or self._rng is None:
             self._rng = random.Random(seed)
-            self._action_rng = None if seed is None else random.Random(f"actions of {seed}")
+            self._action_rng, self._action_seed = None, seed
         return "", {}
 
     @abc.abstractmethod
@@ -173,7 +174,8 @@ class Env(abc.ABC):
     def action_rng(self) -> random.Random:
         """What ``sample_random_action`` draws from: seeded like ``rng``, and apart from it."""
         if self._action_rng is None:
-            self._action_rng = random.Random()
+            seed = self._action_seed
+            self._action_rng = random.Random(None if seed is None else f"actions of {seed}")
         return self._action_rng
 
     @property
