@@ -25,17 +25,15 @@ How GEM maps to TRL:
 * Log-probabilities are handed on where TRL's generation has them (vLLM); else TRL computes them itself.
 
 TRL counts an episode whose last turn has no end token as clipped, which is what ``completions/clipped_ratio``
-shows here; leave ``mask_truncated_completions`` off. Works with TRL 1.x.
+shows here; leave ``mask_truncated_completions`` off. Works with TRL 1.x; tested with the
+version in ``ci/constraints.txt``.
 """
 
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
-
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is marked experimental, at every start
 
 try:
     import torch
@@ -69,7 +67,7 @@ def _as_prompt(task: Task) -> list[dict[str, str]]:
 def _task_of(prompt: Any) -> Task:
     try:
         return Task.from_json(prompt[-1]["task"])
-    except (TypeError, KeyError):
+    except (TypeError, KeyError, IndexError):
         raise ValueError(
             f"the prompt {prompt!r} holds no task: make train_dataset (and eval_dataset) with gem_trl.task_dataset"
         ) from None
@@ -101,6 +99,7 @@ class GemRollout:
         make_env: Callable[[Task], Env] = Task.make,
         **template_kwargs: Any,
     ) -> None:
+        Limits(max_turns, max_context=max_context, step_timeout=step_timeout)  # refuses what is not positive
         self.renderer = ChatRenderer(tokenizer, system=system, **template_kwargs)
         self.max_turns = max_turns
         self.max_context = max_context
@@ -185,6 +184,8 @@ class GemGRPOTrainer(GRPOTrainer):
 
     def __init__(self, *args: Any, gamma: float = 1.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if not isinstance(self.rollout_func, GemRollout):
+            raise TypeError(f"GemGRPOTrainer needs rollout_func=GemRollout(...), got {self.rollout_func!r}")
         self.gamma = gamma
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -227,7 +228,7 @@ def _generate(batch: list[Request], trainer: GRPOTrainer) -> list[Response]:
         filler = prompts[0] if prompts else [trainer.processing_class.pad_token_id]
         prompts += [filler] * (most - len(prompts))
     ids, logprobs = _generate_single_turn(prompts, trainer)
-    ends = set(trainer.eos_token_ids)
+    ends = set(getattr(trainer, "eos_token_ids", None) or [trainer.processing_class.eos_token_id])
     return [
         Response(ids[i], None if logprobs is None else logprobs[i], "stop" if ids[i][-1] in ends else "length")
         for i in range(len(batch))

@@ -25,6 +25,7 @@ from functools import partial
 from typing import Literal
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # rollout_func is marked experimental
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # TRL's use of older names
 
 try:
@@ -78,9 +79,19 @@ def check(args: Args) -> None:
             f"--batch-size must be a multiple of --group-size, which is at least 2: got {args.batch_size} "
             f"and {args.group_size}"
         )
-    if args.steps < 1:
-        raise ValueError(f"--steps must be at least 1, got {args.steps}")
-    gem.make(args.env, seed=args.seed).close()
+    for name in ("steps", "batch_size", "group_size", "max_turns", "max_new_tokens", "lr"):
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}")
+    gem.make(args.env).close()
+    tasks_of(args)
+
+
+def tasks_of(args: Args):
+    """Every group of the run has a task of its own; another --seed plays other tasks."""
+    groups = args.steps * args.batch_size // args.group_size
+    first = args.seed * 1_000_000
+    return make_tasks(args.env, range(first, first + groups))
 
 
 def load(args: Args):
@@ -118,16 +129,13 @@ def train(args: Args, tokenizer, model) -> TrainingLog:
         disable_tqdm=True,
     )
 
-    # Every group of the run has a task of its own; another --seed plays other tasks.
-    groups = args.steps * args.batch_size // args.group_size
-    tasks = make_tasks(args.env, range(args.seed * 1_000_000, args.seed * 1_000_000 + groups))
     rollout = GemRollout(tokenizer, max_turns=args.max_turns)
     trainer_class = partial(GemGRPOTrainer, gamma=args.gamma) if args.algorithm == "rebn" else GRPOTrainer
     trainer = trainer_class(
         model=model,
         processing_class=tokenizer,
         args=config,
-        train_dataset=task_dataset(tasks),
+        train_dataset=task_dataset(tasks_of(args)),
         rollout_func=rollout,
         reward_funcs=gem_reward,
     )
@@ -151,7 +159,7 @@ if __name__ == "__main__":
     try:
         check(args)
         tokenizer, model = load(args)
-    except (ValueError, TypeError, ImportError, OSError) as error:
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     try:
         print(train(args, tokenizer, model).summary())

@@ -160,7 +160,7 @@ def _find(env_id: str) -> EnvSpec:
 def _build(env_id: str) -> Env:
     try:
         return make(_find(env_id).id)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:
         _stop(str(error), code=1)
 
 

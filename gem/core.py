@@ -62,11 +62,14 @@ def check_seed(seed: Any) -> int | None:
     return value
 
 
-def observation_text(observation: str, info: Info) -> str:
+def observation_text(env: Env, observation: str, info: Info) -> str:
     """Return all that the agent must see: environments may put a part of it into ``info``.
 
-    Ours do not; ``info["prefix"]`` and ``info["suffix"]`` are honoured for environments that do.
+    Ours do not; ``info["prefix"]`` and ``info["suffix"]`` are honoured for environments that do. A wrapper that
+    shows the history has put them where they belong already.
     """
+    if env.observation_form != "message":
+        return observation
     return f"{info.get('prefix', '')}{observation}{info.get('suffix', '')}"
 
 
@@ -78,6 +81,7 @@ class Env(abc.ABC):
     Attributes:
         env_id: the id under which :func:`gem.make` built it; None for one built by hand.
         spec: what :func:`gem.make` built it from; None for one built by hand.
+        entry_point: the class or function that :func:`gem.make` called, as it was registered.
         max_turns: turns until the environment itself ends an episode; None where it does not, or
             before ``reset`` where it is drawn by the seed.
         reward_range: lowest and highest value of any reward, and of the sum of an episode's rewards.
@@ -90,6 +94,7 @@ class Env(abc.ABC):
 
     env_id: str | None = None
     spec: EnvSpec | None = None
+    entry_point: Any = None
     max_turns: int | None = None
     reward_range: tuple[float, float] = (float("-inf"), float("inf"))
     blocking: bool = True
@@ -170,6 +175,10 @@ class Env(abc.ABC):
             self._rng = random.Random(self._first_seed)
         return self._rng
 
+    @rng.setter
+    def rng(self, generator: Any) -> None:
+        self._rng = generator
+
     @property
     def action_rng(self) -> random.Random:
         """What ``sample_random_action`` draws from: seeded like ``rng``, and apart from it."""
@@ -190,20 +199,21 @@ class Env(abc.ABC):
             TypeError: an attribute is not JSON data.
         """
         state = {k: v for k, v in vars(self).items() if _is_state(k)}
-        state["rng"] = None if self._rng is None else self._rng.getstate()
-        try:
-            return json.loads(json.dumps(state))
-        except TypeError as error:
-            culprit = next(k for k, v in state.items() if not _is_json(v))
-            raise TypeError(
-                f"{type(self).__name__}.{culprit} is not JSON data ({error}). Keep plain data in public "
-                "attributes, begin the names of others with an underscore, or override get_state and set_state."
-            ) from None
+        for name, value in state.items():
+            if not _is_json(value):
+                raise TypeError(
+                    f"{type(self).__name__}.{name} is not JSON data: {value!r:.80}. Keep lists, dicts with text keys, "
+                    "text, numbers and None in public attributes, begin the names of others with an underscore, or "
+                    "override get_state and set_state."
+                )
+        rng = None if self._rng is None else self._rng.getstate()
+        return json.loads(json.dumps({**state, "rng": rng, "action_seed": self._action_seed}))
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Put the environment into a state that ``get_state`` returned, here or in another process."""
         state = json.loads(json.dumps(state))  # a copy: the caller's dict must not change as we play
         rng = state.pop("rng")
+        self._action_rng, self._action_seed = None, state.pop("action_seed")
         for name in [k for k in vars(self) if _is_state(k) and k not in state]:
             delattr(self, name)
         vars(self).update(state)
@@ -246,11 +256,11 @@ def _is_state(name: str) -> bool:
 
 
 def _is_json(value: Any) -> bool:
+    """Return whether JSON gives the value back as it was: a tuple would become a list."""
     try:
-        json.dumps(value)
+        return json.loads(json.dumps(value)) == value
     except (TypeError, ValueError):
         return False
-    return True
 
 
 class _Delegated:
@@ -272,6 +282,7 @@ class EnvWrapper(Env):
 
     env_id: Any = _Delegated()
     spec: Any = _Delegated()
+    entry_point: Any = _Delegated()
     max_turns: Any = _Delegated()
     reward_range: Any = _Delegated()
     blocking: Any = _Delegated()
@@ -325,7 +336,7 @@ class EnvWrapper(Env):
 
     def spawn(self, same_state: bool = False, **overrides: Any) -> Env:
         """Spawn the inner environment (with ``overrides``) and wrap it in the same way."""
-        wrapper = type(self)(**{**self._arguments(), "env": self.env.spawn(**overrides)})
+        wrapper = type(self)(**{**self._arguments(), "env": self.env.spawn(same_state, **overrides)})
         if same_state:
             wrapper.set_state(self.get_state())
         return wrapper

@@ -400,3 +400,34 @@ def test_published_env_runs_in_a_vector(published):
     assert rewards.tolist() == [0.0, 0.0]
     assert terminated.all()
     assert infos[0]["final_obs"] == "turn 2"
+
+
+def test_random_actions_of_copies_are_the_same():
+    env = gem.make("game:Minesweeper-v0")
+    env.reset(seed=3)
+    assert len({env.spawn(same_state=True).sample_random_action() for _ in range(4)}) == 1
+
+
+def test_a_wrapped_copy_keeps_the_seed_given_to_make():
+    wrapped = TimeLimit(gem.make("game:GuessTheNumber-v0", seed=5), 3)
+    secrets = set()
+    for _ in range(3):
+        copy = wrapped.spawn(same_state=True)
+        copy.reset()
+        secrets.add(copy.secret)
+    assert len(secrets) == 1
+
+
+@pytest.mark.parametrize("value", [(1, 2), {1: "one"}, {1}, object()])
+def test_state_that_json_would_change_is_an_error_that_names_the_attribute(value):
+    env = Dice()
+    env.reset(seed=0)
+    env.oddity = value
+    with pytest.raises(TypeError, match=r"Dice\.oddity is not JSON data"):
+        env.get_state()
+
+
+def test_an_environment_may_bring_a_generator_of_its_own():
+    env = Dice()
+    env.rng = np.random.default_rng(0)
+    assert isinstance(env.rng, np.random.Generator)

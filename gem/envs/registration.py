@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import operator
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -48,13 +50,14 @@ class EnvSpec:
             return self.entry_point
         module_name, _, name = self.entry_point.partition(":")
         try:
-            return getattr(importlib.import_module(module_name), name)
-        except (ImportError, AttributeError) as error:
+            return operator.attrgetter(name)(importlib.import_module(module_name))
+        except Exception as error:  # a module may raise anything while it is imported
             raise ImportError(f"cannot load {self.id} from {self.entry_point}: {error}") from error
 
 
 ENV_REGISTRY: dict[str, EnvSpec] = {}
 _entry_points_read = False
+_entry_points_lock = threading.Lock()
 
 
 def register(env_id: str, entry_point: Callable[..., Env] | str, **kwargs: Any) -> None:
@@ -111,16 +114,17 @@ def make(env_id: str, *, seed: int | None = None, **kwargs: Any) -> Env:
     arguments = {**spec.kwargs, **kwargs}
     takes = inspect.signature(build.__init__ if inspect.isclass(build) else build).parameters
     seed = check_seed(seed)
-    if "seed" in takes and seed is not None:
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+    if seed is not None and ("seed" in takes or takes_any):
         arguments["seed"] = seed
-    if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+    if not takes_any:
         unknown = [name for name in arguments if name not in takes]
         if unknown:
             names = ", ".join(name for name in takes if name != "self") or "no arguments"
             raise TypeError(f"{env_id} takes no argument {unknown[0]!r}; it takes {names}")
     env = build(**arguments)
     env.spec = EnvSpec(spec.id, spec.entry_point, arguments)
-    env.env_id = env_id
+    env.env_id, env.entry_point = env_id, spec.entry_point
     if seed is not None:
         env.unwrapped._first_seed = seed
         env.unwrapped._rng = None  # a constructor that calls reset() has made one without the seed
@@ -132,7 +136,7 @@ def make_vec(
     wrappers: Sequence[Callable[[Env], Env]] | None = None,
     vec_kwargs: Sequence[dict[str, Any]] | None = None,
     async_mode: bool = False,
-    seed: int = 0,
+    seed: int | None = 0,
     **kwargs: Any,
 ) -> VectorEnv:
     """Build several environments that are stepped together.
@@ -144,7 +148,8 @@ def make_vec(
         vec_kwargs: constructor arguments of each environment.
         async_mode: step in threads. Accepted, and warned about: environments are stepped one after
             another so far, with the same results.
-        seed: environment ``i`` begins with seed ``seed + i``, unless its ``vec_kwargs`` have a ``seed``.
+        seed: environment ``i`` begins with seed ``seed + i``, unless its ``vec_kwargs`` have a ``seed``; None
+            seeds from the operating system.
         **kwargs: constructor arguments of all environments.
     """
     from gem.vector.sync_vector_env import SyncVectorEnv
@@ -155,9 +160,12 @@ def make_vec(
     if vec_kwargs is not None and len(vec_kwargs) != len(ids):
         raise ValueError(f"vec_kwargs has {len(vec_kwargs)} entries for {len(ids)} environments")
 
+    first_seed = check_seed(seed)
+
     def build(index: int) -> Env:
         own = dict(vec_kwargs[index]) if vec_kwargs is not None else {}
-        env = make(ids[index], **{"seed": seed + index, **own, **kwargs})
+        own_seed = None if first_seed is None else first_seed + index
+        env = make(ids[index], **{"seed": own_seed, **own, **kwargs})
         for wrap in wrappers or ():
             env = wrap(env)
         return env
@@ -182,16 +190,15 @@ def _unknown(env_id: str) -> str:
 
 def _read_entry_points() -> None:
     global _entry_points_read
-    if _entry_points_read:
-        return
-    from importlib.metadata import entry_points
+    with _entry_points_lock:
+        if _entry_points_read:
+            return
+        from importlib.metadata import entry_points
 
-    for point in entry_points(group=ENTRY_POINT_GROUP):
-        if point.name in ENV_REGISTRY:
-            warnings.warn(
-                f"{point.value} asks for the id {point.name!r}, which {ENV_REGISTRY[point.name].entry_point} has",
-                stacklevel=2,
-            )
-        else:
-            ENV_REGISTRY[point.name] = EnvSpec(point.name, point.value)
-    _entry_points_read = True
+        for point in entry_points(group=ENTRY_POINT_GROUP):
+            if point.name in ENV_REGISTRY:
+                taken_by = ENV_REGISTRY[point.name].entry_point
+                warnings.warn(f"{point.value} asks for the id {point.name!r}, which {taken_by} has", stacklevel=3)
+            else:
+                ENV_REGISTRY[point.name] = EnvSpec(point.name, point.value)
+        _entry_points_read = True

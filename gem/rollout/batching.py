@@ -94,8 +94,7 @@ class BatchedRollout:
 
     def answer(self, batch: Sequence[Request], responses: Sequence[Response]) -> None:
         """Give each request its response."""
-        cut = [_cut(request, response) for request, response in zip(batch, responses, strict=True)]
-        self._portal.call(_set_results, batch, cut)
+        self._portal.call(_set_results, batch, responses)
 
     @property
     def episodes(self) -> list[Episode]:
@@ -130,15 +129,6 @@ class _Barrier(Engine):
         if self._waiting and len(self._waiting) == self._running:
             batch, self._waiting = sorted(self._waiting, key=lambda request: request.episode), []
             self._hand_over(batch)
-
-
-def _cut(request: Request, response: Response) -> Response:
-    """Hold a response to its own limit: a batch is generated with the limit of one for all."""
-    ids, logprobs, _ = response
-    limit = request.max_new_tokens
-    if len(ids) <= limit:
-        return response
-    return Response(ids[:limit], None if logprobs is None else logprobs[:limit], "length")
 
 
 def _set_results(batch: Sequence[Request], responses: Sequence[Response]) -> None:

@@ -9,6 +9,7 @@ end so.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -22,18 +23,16 @@ import anyio.to_thread
 from gem.core import Env, Info, StepResult, observation_text
 from gem.envs.registration import ENV_REGISTRY
 from gem.rollout.engine import Engine
-from gem.rollout.episode import Episode, Turn
+from gem.rollout.episode import Episode, Turn, plain_json
 from gem.rollout.rendering import ChatRenderer
 from gem.tasks import Task
 
 logger = logging.getLogger("gem.rollout")
 T = TypeVar("T")
 
-_SETUP_ERRORS = (TypeError, ValueError, ImportError)
-"""What building an environment raises when it was asked for wrongly, rather than when it fails."""
-
-_ENVIRONMENT_ERRORS = (Exception, SystemExit)
-"""Whatever else an environment raises is the affair of its own episode."""
+_SETUP_ERRORS = (TypeError, ValueError, ImportError, ModuleNotFoundError)
+"""What building an environment raises when it was asked for wrongly. Exactly these: a subclass, such as the
+JSONDecodeError of a server's bad answer, is a failure like any other."""
 
 
 class ContextTooSmall(ValueError):
@@ -151,8 +150,8 @@ class _Player:
         env: Env | None = None
         try:
             env = await self._make(task)
-            observation, info = await self._call(env, partial(env.reset, seed=task.reset_seed), _checked_reset)
-            episode.first_observation = observation = observation_text(observation, info)
+            reset = partial(env.reset, seed=task.reset_seed)
+            episode.first_observation = observation = await self._call(env, reset, _checked_reset)
             await self._play_turns(index, episode, env, observation)
         except EnvironmentFailed as failure:
             episode.truncation, episode.error = "error", str(failure)
@@ -185,7 +184,7 @@ class _Player:
             observation, turn.reward, turn.terminated, turn.truncated, turn.info = await self._call(
                 env, step, _checked_step
             )
-            turn.observation = observation = observation_text(observation, turn.info)
+            turn.observation = observation
             if turn.terminated:
                 return
             if turn.truncated or len(episode.turns) == self.limits.max_turns:
@@ -198,11 +197,17 @@ class _Player:
 
     async def _answer(self, index: int, episode: Episode, prompt_ids: list[int], max_new_tokens: int) -> Turn:
         token_ids, logprobs, finish_reason = await self.engine.generate(prompt_ids, max_new_tokens, episode=index)
-        turn = Turn(prompt_ids, token_ids, logprobs, finish_reason, self.renderer.decode(token_ids))
-        if token_ids:
-            episode.turns.append(turn)
-        elif finish_reason != "abort":
+        ids = [int(token) for token in token_ids]
+        if logprobs is not None and len(logprobs) != len(ids):
+            raise RuntimeError(f"{type(self.engine).__name__} gave {len(logprobs)} logprobs for {len(ids)} tokens")
+        if not ids and finish_reason != "abort":
             raise RuntimeError(f"{type(self.engine).__name__} sampled no token, and did not abort")
+        if len(ids) > max_new_tokens:  # a batch is generated with the limit of one for all
+            ids, finish_reason = ids[:max_new_tokens], "length"
+        logprobs = None if logprobs is None else list(logprobs)[: len(ids)]
+        turn = Turn(prompt_ids, ids, logprobs, finish_reason, self.renderer.decode(ids))
+        if ids:
+            episode.turns.append(turn)
         return turn
 
     def _first_prompt(self, env: Env, observation: str) -> list[int]:
@@ -211,61 +216,74 @@ class _Player:
         return self.renderer.first(observation)
 
     async def _make(self, task: Task) -> Env:
-        build = partial(self.make_env, task)
-        try:
-            spec = ENV_REGISTRY.get(task.env_id)
-            if spec is not None and not getattr(spec.load(), "blocking", True):
-                return build()
-            return await self._in_thread(build)
-        except _SETUP_ERRORS:
-            raise
-        except _ENVIRONMENT_ERRORS as error:
-            raise EnvironmentFailed(self._describe(error)) from error
+        build = partial(_guarded, partial(self.make_env, task), _SETUP_ERRORS)
+        spec = ENV_REGISTRY.get(task.env_id)
+        if spec is not None and not getattr(spec.load(), "blocking", True):
+            return build()
+        return await self._in_thread(build)
 
-    async def _call(self, env: Env, function: Callable[[], Any], check: Callable[[Any], T]) -> T:
+    async def _call(self, env: Env, function: Callable[[], Any], check: Callable[[Env, Any], T]) -> T:
         """Call an environment's method: in a thread with a deadline if it may block, else at once."""
-        try:
-            return check(await self._in_thread(function) if env.blocking else function())
-        except _ENVIRONMENT_ERRORS as error:
-            raise EnvironmentFailed(self._describe(error)) from error
+        guarded = partial(_guarded, lambda: check(env, function()))
+        return await self._in_thread(guarded) if env.blocking else guarded()
 
     async def _close(self, env: Env, task: Task) -> None:
+        close = partial(_guarded, env.close)
         try:
             if not env.blocking:
-                env.close()
+                close()
                 return
             with anyio.CancelScope(shield=True):  # also when the run is being cancelled
-                await self._in_thread(env.close)
-        except _ENVIRONMENT_ERRORS as error:
-            logger.warning("closing the environment of %s: %s", task, self._describe(error))
+                await self._in_thread(close)
+        except EnvironmentFailed as failure:
+            logger.warning("closing the environment of %s: %s", task, failure)
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         """Call in a thread; one that is not back by the deadline is left alone, and its place given away."""
         async with self.places:  # first, so that waiting for a place does not count
-            with anyio.fail_after(self.limits.step_timeout):
-                return await anyio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self.threads)
-
-    def _describe(self, error: BaseException) -> str:
-        if isinstance(error, TimeoutError) and not str(error):
-            return f"no answer within {self.limits.step_timeout} s"
-        return f"{type(error).__name__}: {error}"
+            try:
+                with anyio.fail_after(self.limits.step_timeout):
+                    return await anyio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self.threads)
+            except TimeoutError:
+                raise EnvironmentFailed(f"no answer within {self.limits.step_timeout} s") from None
 
 
-def _checked_reset(result: Any) -> tuple[str, Info]:
+def _guarded(function: Callable[[], T], set_up: tuple[type[Exception], ...] = ()) -> T:
+    """Call what belongs to an environment: whatever it raises is the affair of its own episode."""
+    try:
+        return function()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit and CancelledError too
+        if type(error) in set_up:
+            raise
+        raise EnvironmentFailed(f"{type(error).__name__}: {error}") from error
+
+
+def _checked_reset(env: Env, result: Any) -> str:
     observation, info = result
-    return _text(observation, "reset"), info
+    return _seen(env, observation, _checked_info(info, "reset"), "reset")
 
 
-def _checked_step(result: Any) -> StepResult:
+def _checked_step(env: Env, result: Any) -> StepResult:
     observation, reward, terminated, truncated, info = result
     reward = float(reward)
     if not math.isfinite(reward):
         raise ValueError(f"step returned the reward {reward}")
-    return _text(observation, "step"), reward, bool(terminated), bool(truncated), info
+    info = _checked_info(info, "step")
+    return _seen(env, observation, info, "step"), reward, bool(terminated), bool(truncated), info
 
 
-def _text(observation: Any, method: str) -> str:
+def _checked_info(info: Any, method: str) -> Info:
+    """Return the info as an episode's JSON line gives it back."""
+    if not isinstance(info, dict):
+        raise TypeError(f"{method} returned a {type(info).__name__} as info, not a dict")
+    return json.loads(json.dumps(info, default=plain_json))
+
+
+def _seen(env: Env, observation: Any, info: Info, method: str) -> str:
     if not isinstance(observation, str):
         raise TypeError(f"{method} returned a {type(observation).__name__} as observation, not a str")
-    observation.encode()  # a lone surrogate has no tokens
-    return observation
+    text = observation_text(env, observation, info)
+    text.encode()  # a lone surrogate has no tokens
+    return text

@@ -221,17 +221,20 @@ class Episode:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ValueError: the line was written in another format.
+            ValueError: the line is no episode, or was written in another format.
         """
         data = json.loads(line)
         if not isinstance(data, dict) or data.pop("version", None) != FORMAT_VERSION:
             raise ValueError(f"not an episode of format {FORMAT_VERSION}: {line[:80]!r}")
-        turns: list[Turn] = []
-        for row in data.pop("turns"):
-            if "bridge_ids" in row:
-                row["prompt_ids"] = turns[-1].prompt_ids + turns[-1].response_ids + row.pop("bridge_ids")
-            turns.append(Turn(**row))
-        return cls(**{**data, "task": Task(**data["task"]), "turns": turns})
+        try:
+            turns: list[Turn] = []
+            for row in data.pop("turns"):
+                if "bridge_ids" in row:
+                    row["prompt_ids"] = turns[-1].prompt_ids + turns[-1].response_ids + row.pop("bridge_ids")
+                turns.append(Turn(**row))
+            return cls(**{**data, "task": Task(**data["task"]), "turns": turns})
+        except (KeyError, TypeError, IndexError) as error:
+            raise ValueError(f"not an episode ({type(error).__name__}: {error}): {line[:80]!r}") from None
 
     def _pairs(self) -> Iterator[tuple[Turn, Turn]]:
         return zip(self.turns, self.turns[1:], strict=False)

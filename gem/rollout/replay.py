@@ -32,10 +32,10 @@ def replay(episode: Episode, make_env: Callable[[Task], Env] = Task.make) -> lis
         return []
     with make_env(episode.task) as env:
         observation, info = env.reset(seed=episode.task.reset_seed)
-        compare("first observation", episode.first_observation, observation_text(observation, info))
+        compare("first observation", episode.first_observation, observation_text(env, observation, info))
         for number, turn in enumerate(played, start=1):
             observation, reward, terminated, truncated, info = env.step(turn.action)
-            compare(f"turn {number} observation", turn.observation, observation_text(observation, info))
+            compare(f"turn {number} observation", turn.observation, observation_text(env, observation, info))
             compare(f"turn {number} reward", turn.reward, float(reward))
             compare(f"turn {number} terminated", turn.terminated, terminated)
             compare(f"turn {number} truncated", turn.truncated, truncated)

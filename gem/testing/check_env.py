@@ -137,7 +137,7 @@ def _run(check: Callable[[Subject], None], subject: Subject) -> CheckResult:
         check(subject)
     except CheckFailed as failure:
         found = str(failure)
-    except Exception as error:  # noqa: BLE001 (whatever the environment raises is the finding)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever the environment raises is the finding)
         found = f"{_raised(error)}. {check.__doc__}"
     else:
         return CheckResult(name, None)
@@ -196,7 +196,10 @@ def _require_replays(
 _USE_RNG = "Draw everything from self.rng, which super().reset(seed) makes; keep no state outside of it"
 _CHECK_SEED = "Call super().reset(seed) first"
 _NEEDS_RESET = "Raise gem.ResetNeeded in it"
-_SAVE_ALL = "Keep what changes in public attributes that are JSON data, or override get_state and set_state"
+_SAVE_ALL = (
+    "Keep what changes in public attributes that are JSON data (a wrapper names them in state_attributes), or "
+    "override get_state and set_state"
+)
 
 
 def _check_make(subject: Subject) -> None:

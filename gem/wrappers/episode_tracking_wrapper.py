@@ -8,7 +8,8 @@ from gem.core import Env, EnvWrapper, Info, StepResult
 class EpisodeTrackingWrapper(EnvWrapper):
     """Adds ``step_counter`` and ``cumulative_rewards`` to ``info``; it goes outermost.
 
-    ``reset`` also adds the previous episode's, as ``prev_ep_step_counter`` and ``prev_ep_cumulative_rewards``.
+    ``reset`` also adds the previous episode's, as ``prev_ep_step_counter`` and ``prev_ep_cumulative_rewards``: the
+    only thing in an episode that its seed does not fix.
     """
 
     state_attributes = ("step_counter", "cumulative_rewards")

@@ -69,10 +69,10 @@ class ObservationWrapper(EnvWrapper):
     def reset(self, seed: int | None = None) -> tuple[str, Info]:
         """Begin an episode, and its history."""
         observation, info = self.env.reset(seed=seed)
+        task = info.get("prefix", "") + observation + info.get("suffix", "")
         if self._on_reset:
-            content = info.get("prefix", "") + observation + info.get("suffix", "")
-            observation = self._render([{"role": "user", "content": content}])
-        self.first = observation
+            task = observation = self._render([{"role": "user", "content": task}])
+        self.first = task
         self.past = []
         self.current = (observation, _role(info))
         return self.observation({} if self._on_reset else info), info

@@ -27,18 +27,18 @@ WRAPPER_FACTORY: dict[str, Callable[..., Env]] = {
 TOKENIZER_REQUIRED = ("concat_chat", "concat_chat_on_reset")
 
 
-def get_wrapper_fns(wrappers: str, tokenizer: Any = None) -> list[Callable[[Env], Env]]:
+def get_wrapper_fns(wrappers: str | None, tokenizer: Any = None) -> list[Callable[[Env], Env]]:
     """Return the wrappers that a comma-separated text names, innermost first.
 
     Args:
-        wrappers: for example ``"concat,episode_tracking"``; empty for none.
+        wrappers: for example ``"concat,episode_tracking"``; empty or None for none.
         tokenizer: goes to the wrappers that need one.
 
     Raises:
         ValueError: there is no wrapper of that name, or it needs a tokenizer.
     """
     functions: list[Callable[[Env], Env]] = []
-    for name in filter(None, (part.strip() for part in wrappers.split(","))):
+    for name in filter(None, (part.strip() for part in (wrappers or "").split(","))):
         if name not in WRAPPER_FACTORY:
             raise ValueError(f"there is no wrapper {name!r}; there are {', '.join(WRAPPER_FACTORY)}")
         wrapper = WRAPPER_FACTORY[name]

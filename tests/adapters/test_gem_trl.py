@@ -232,6 +232,22 @@ def test_a_data_set_without_tasks_is_an_error_that_says_what_to_use(make_trainer
         trainer.train()
 
 
+def test_per_turn_advantages_need_a_rollout_of_gem(make_trainer, tokenizer):
+    with pytest.raises(TypeError, match=r"GemGRPOTrainer needs rollout_func=GemRollout"):
+        make_trainer(GemGRPOTrainer, rollout=lambda prompts, trainer: {})
+
+
+def test_a_trainer_without_a_list_of_end_tokens_ends_at_the_tokenizers():
+    """Earlier releases of TRL 1.x have no ``eos_token_ids``."""
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(num_processes=1),
+        processing_class=SimpleNamespace(eos_token_id=2),
+        _generate_single_turn=lambda prompt_ids, images, multimodal_fields: ([[7, 2], [7, 8]], None),
+    )
+    batch = [SimpleNamespace(prompt_ids=[1])] * 2
+    assert [response.finish_reason for response in gem_trl._generate(batch, trainer)] == ["stop", "length"]
+
+
 def test_a_wrapper_that_rewrites_the_history_is_refused(make_trainer, tokenizer):
     from gem.wrappers import ObservationWrapper
 

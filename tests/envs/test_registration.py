@@ -298,3 +298,46 @@ with warnings.catch_warnings(record=True) as caught:
 print("mylab" not in spec.entry_point, any("mylab:Maze" in str(w.message) for w in caught))
 """
     assert run(script, third_party).stdout == "True True\n"
+
+
+def test_a_module_that_raises_while_it_is_imported_is_an_import_error(tmp_path, monkeypatch):
+    (tmp_path / "broken_maze.py").write_text("raise RuntimeError('licence not found')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ImportError, match=r"cannot load mylab:Broken-v0 .*licence not found"):
+        registration.EnvSpec("mylab:Broken-v0", "broken_maze:Maze").load()
+
+
+def test_an_entry_point_may_be_nested(tmp_path, monkeypatch):
+    (tmp_path / "nested_maze.py").write_text("class Outer:\n    class Inner: ...\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert registration.EnvSpec("mylab:Nested-v0", "nested_maze:Outer.Inner").load().__name__ == "Inner"
+
+
+@pytest.mark.parametrize("seed", ["a", 1.5])
+def test_make_vec_refuses_a_seed_that_is_no_integer(seed):
+    with pytest.raises(TypeError, match="seed must be a non-negative integer or None"):
+        gem.make_vec(["game:GuessTheNumber-v0-easy"], seed=seed)
+
+
+def test_make_vec_without_a_seed_seeds_from_the_operating_system():
+    secrets = set()
+    for _ in range(20):
+        vec = gem.make_vec(["game:GuessTheNumber-v0-hard"], seed=None)
+        vec.reset()
+        secrets.add(vec.envs[0].secret)
+    assert len(secrets) > 1
+
+
+def test_a_constructor_that_takes_anything_is_given_the_seed():
+    seen = []
+
+    def build(**kwargs):
+        seen.append(kwargs)
+        return gem.make("game:GuessTheNumber-v0-easy")
+
+    gem.register("mylab:Anything-v0", build)
+    try:
+        gem.make_vec(["mylab:Anything-v0"] * 2, seed=5)
+    finally:
+        del registration.ENV_REGISTRY["mylab:Anything-v0"]
+    assert [kwargs["seed"] for kwargs in seen] == [5, 6]

@@ -1,16 +1,18 @@
 """The driver: the token contract, limits and errors."""
 
 import asyncio
+import json
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from gem.core import Env, EnvWrapper
 from gem.rollout import ChatRenderer, ContextTooSmall, Engine, Limits, Response, run_episode, run_episodes
 from gem.tasks import Task, make_tasks
 from gem.testing import ScriptedEngine
-from gem.wrappers import ObservationWrapper
+from gem.wrappers import ObservationWrapper, get_wrapper_fns
 
 TASK = Task("game:GuessTheNumber-v1-easy", seed=0)  # the number is 7
 EASY = "game:GuessTheNumber-v1-easy"
@@ -144,6 +146,27 @@ def test_an_aborted_answer_ends_the_episode_without_a_step(tokenizer, renderer):
     assert (episode.turns[-1].observation, episode.turns[-1].reward) == ("", 0.0)
 
 
+@pytest.mark.parametrize("given", [(5, 6, 2), np.array([5, 6, 2])])
+def test_ids_may_come_in_any_sequence_and_are_kept_as_integers(renderer, given):
+    turn = play(TASK, [Response(given, None, "stop")], renderer, Limits(1)).turns[0]
+    assert turn.response_ids == [5, 6, 2]
+    assert {type(token) for token in turn.response_ids} == {int}
+
+
+def test_log_probabilities_that_do_not_match_the_tokens_are_refused(renderer):
+    with pytest.raises(RuntimeError, match="ScriptedEngine gave 1 logprobs for 3 tokens"):
+        play(TASK, [Response([5, 6, 2], [-0.1], "stop")], renderer)
+
+
+def test_an_engine_that_ignores_the_limit_is_held_to_it(renderer):
+    class Chatty(Engine):
+        async def generate(self, prompt_ids, max_new_tokens, *, episode=0):
+            return Response([5] * 50, [-1.0] * 50, "stop")
+
+    turn = play(TASK, Chatty(), renderer, Limits(1, max_new_tokens=4)).turns[0]
+    assert (turn.response_ids, turn.logprobs, turn.finish_reason) == ([5] * 4, [-1.0] * 4, "length")
+
+
 def test_an_engine_that_samples_nothing_is_refused(renderer):
     with pytest.raises(RuntimeError, match="ScriptedEngine sampled no token"):
         play(TASK, [[]], renderer)
@@ -174,6 +197,26 @@ def no_tokens(env, action):
     return "\ud800", 0.0, False, False, {}
 
 
+def no_tokens_in_the_suffix(env, action):
+    return "x", 0.0, False, False, {"suffix": "\ud800"}
+
+
+def info_is_none(env, action):
+    return "x", 0.0, False, False, None
+
+
+def info_is_no_json(env, action):
+    return "x", 0.0, False, False, {"seen": {1}}
+
+
+def cancelled(env, action):
+    raise asyncio.CancelledError
+
+
+def own_timeout(env, action):
+    raise TimeoutError
+
+
 @pytest.mark.parametrize("blocking", [False, True])
 @pytest.mark.parametrize(
     ("on_step", "turns", "message"),
@@ -184,6 +227,11 @@ def no_tokens(env, action):
         (not_finite, 1, "ValueError: step returned the reward nan"),
         (not_a_step, 1, "ValueError: not enough values"),
         (no_tokens, 1, "UnicodeEncodeError"),
+        (no_tokens_in_the_suffix, 1, "UnicodeEncodeError"),
+        (info_is_none, 1, "TypeError: step returned a NoneType as info, not a dict"),
+        (info_is_no_json, 1, "info holds {1}, a set"),
+        (cancelled, 1, "CancelledError"),
+        (own_timeout, 1, "TimeoutError"),
     ],
 )
 def test_an_environment_that_fails_ends_its_own_episode_only(tokenizer, renderer, on_step, turns, message, blocking):
@@ -297,6 +345,16 @@ def test_a_task_that_does_not_exist_is_an_error_and_not_an_episode(renderer, tas
         play(task, [[5]], renderer)
 
 
+def test_a_constructor_that_fails_otherwise_ends_its_own_episode_only(tokenizer, renderer):
+    def make_env(task):
+        return json.loads("no answer") if task.seed else Plain()
+
+    engine = ScriptedEngine([say(tokenizer, "hi")])
+    well, failed = asyncio.run(run_episodes(make_tasks(EASY, [0, 1]), engine, renderer, make_env=make_env))
+    assert (well.truncation, failed.truncation) == ("turns", "error")
+    assert "JSONDecodeError" in failed.error
+
+
 def test_a_thousand_turns_are_one_sequence(tokenizer, renderer):
     def go_on(env, action):
         return f"{env.turn}", 0.5, env.turn == 1000, False, {}
@@ -354,6 +412,29 @@ def test_what_an_environment_puts_into_prefix_and_suffix_is_seen(tokenizer, rend
     episode = play(TASK, [say(tokenizer, "\\boxed{1}")], renderer, Limits(2), make_env=lambda t: Board(t.make()))
     assert episode.turns[0].observation == "<My number is higher than 1. board>"
     assert episode.turns[0].observation in tokenizer.decode(episode.turns[1].prompt_ids)
+
+
+@pytest.mark.parametrize("name", ["concat", "concat_with_action", "concat_chat", "concat_chat_on_reset"])
+def test_a_history_wrapper_shows_prefix_and_suffix_once_and_never_as_the_models_words(tokenizer, renderer, name):
+    class Board(Env):
+        blocking = False
+
+        def reset(self, seed=None):
+            super().reset(seed)
+            return "first", {"suffix": " FIRSTBOARD"}
+
+        def step(self, action):
+            return "second", 0.0, False, False, {"suffix": " SECONDBOARD"}
+
+    wrap = get_wrapper_fns(name, tokenizer)[0]
+    script = [say(tokenizer, "ok")]
+    episode = play(TASK, script, renderer, Limits(max_turns=2), make_env=lambda task: wrap(Board()))
+    first, second = (tokenizer.decode(turn.prompt_ids) for turn in episode.turns)
+    assert first.count("FIRSTBOARD") == 1
+    assert second.count("SECONDBOARD") == 1
+    assert "FIRSTBOARD" not in first.split("<|im_start|>assistant")[-1]
+    if name == "concat_chat":
+        assert "SECONDBOARD" not in second.split("<|im_start|>assistant")[-1]
 
 
 def test_train_and_eval_tasks_of_the_same_seeds_are_other_episodes(tokenizer, renderer):
