@@ -35,6 +35,9 @@ _SETUP_ERRORS = (TypeError, ValueError, ImportError, ModuleNotFoundError)
 JSONDecodeError of a server's bad answer, is a failure like any other."""
 
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
 class ContextTooSmall(ValueError):
     """The first observation of a task leaves no room for an answer."""
 
@@ -278,6 +281,8 @@ def _checked_info(info: Any, method: str) -> Info:
     """Return the info as an episode's JSON line gives it back."""
     if not isinstance(info, dict):
         raise TypeError(f"{method} returned a {type(info).__name__} as info, not a dict")
+    if all(type(key) is str and type(value) in _PLAIN for key, value in info.items()):
+        return dict(info)  # a round trip would give the same, for more than the rest of the turn costs
     return json.loads(json.dumps(info, default=plain_json))
 
 
