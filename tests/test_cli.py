@@ -71,7 +71,7 @@ def test_play_boxes_what_is_typed_and_shows_rewards(run):
 
 
 def test_play_ends_politely_when_nothing_more_is_typed(run):
-    result = run("play", "game:Mastermind-v0-easy", typed="1 2\n")
+    result = run("play", "game:Mastermind-v0-easy", "--seed", "0", typed="1 2\n")
     assert result.exit_code == 0
     assert result.stdout.endswith("The game was left.\n")
 
