@@ -113,8 +113,8 @@ class GemRollout:
         limits = Limits(self.max_turns, trainer.args.max_completion_length, self._context(trainer), self.step_timeout)
         tasks = [_task_of(prompt) for prompt in prompts]
         with BatchedRollout(tasks, self.renderer, limits, self.make_env) as rollout:
-            while _any_rank(batch := rollout.next_batch(), trainer):
-                rollout.answer(batch, _generate(batch, trainer))
+            while most := _most_requests(batch := rollout.next_batch(), trainer):
+                rollout.answer(batch, _generate(batch, most, trainer))
         self.episodes = rollout.episodes
         return _as_columns(self.episodes)
 
@@ -219,14 +219,14 @@ def spread_over_tokens(
     return spread
 
 
-def _generate(batch: list[Request], trainer: GRPOTrainer) -> list[Response]:
-    """Generate for one batch of requests with whatever the trainer is configured to use (transformers, vLLM)."""
+def _generate(batch: list[Request], most: int, trainer: GRPOTrainer) -> list[Response]:
+    """Generate for one batch of requests with whatever the trainer is configured to use (transformers, vLLM).
+
+    Generation may be collective (vLLM server, sharded parameters), so every rank asks for ``most`` answers.
+    """
     prompts = [list(request.prompt_ids) for request in batch]
-    if trainer.accelerator.num_processes > 1:
-        # Generation may be collective (vLLM server, sharded parameters), so every rank asks for as many answers.
-        most = int(trainer.accelerator.gather(torch.tensor([len(prompts)], device=trainer.accelerator.device)).max())
-        filler = prompts[0] if prompts else [trainer.processing_class.pad_token_id]
-        prompts += [filler] * (most - len(prompts))
+    filler = prompts[0] if prompts else [trainer.processing_class.pad_token_id]
+    prompts += [filler] * (most - len(prompts))
     ids, logprobs = _generate_single_turn(prompts, trainer)
     ends = set(getattr(trainer, "eos_token_ids", None) or [trainer.processing_class.eos_token_id])
     return [
@@ -235,12 +235,12 @@ def _generate(batch: list[Request], trainer: GRPOTrainer) -> list[Response]:
     ]
 
 
-def _any_rank(batch: list[Request], trainer: GRPOTrainer) -> bool:
-    """Return whether some rank still has requests: all go on together until none has."""
+def _most_requests(batch: list[Request], trainer: GRPOTrainer) -> int:
+    """Return how many requests the rank with the most of them has: all go on together until it has none."""
     if trainer.accelerator.num_processes == 1:
-        return bool(batch)
+        return len(batch)
     waiting = torch.tensor([len(batch)], device=trainer.accelerator.device)
-    return bool(trainer.accelerator.gather(waiting).sum() > 0)
+    return int(trainer.accelerator.gather(waiting).max())
 
 
 def _generate_single_turn(prompts: list[list[int]], trainer: GRPOTrainer) -> tuple[list[list[int]], Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from gem.core import Env, EnvWrapper, Info, StepResult
+from gem.core import Env, EnvWrapper, Info, StepResult, observation_text
 
 
 class Past(NamedTuple):
@@ -69,7 +69,7 @@ class ObservationWrapper(EnvWrapper):
     def reset(self, seed: int | None = None) -> tuple[str, Info]:
         """Begin an episode, and its history."""
         observation, info = self.env.reset(seed=seed)
-        task = info.get("prefix", "") + observation + info.get("suffix", "")
+        task = observation_text(self.env, observation, info)
         if self._on_reset:
             task = observation = self._render([{"role": "user", "content": task}])
         self.first = task

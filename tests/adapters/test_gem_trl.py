@@ -245,7 +245,7 @@ def test_a_trainer_without_a_list_of_end_tokens_ends_at_the_tokenizers():
         _generate_single_turn=lambda prompt_ids, images, multimodal_fields: ([[7, 2], [7, 8]], None),
     )
     batch = [SimpleNamespace(prompt_ids=[1])] * 2
-    assert [response.finish_reason for response in gem_trl._generate(batch, trainer)] == ["stop", "length"]
+    assert [response.finish_reason for response in gem_trl._generate(batch, 2, trainer)] == ["stop", "length"]
 
 
 def test_a_wrapper_that_rewrites_the_history_is_refused(make_trainer, tokenizer):
