@@ -26,7 +26,7 @@ How GEM maps to TRL:
 
 TRL counts an episode whose last turn has no end token as clipped, which is what ``completions/clipped_ratio``
 shows here; leave ``mask_truncated_completions`` off. Works with TRL 1.x; tested with the
-version in ``ci/constraints.txt``.
+version in ``ci/constraints/trl.txt``.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ except ImportError as error:
     raise ImportError(f"gem_trl needs TRL and what it needs ({error}): pip install 'gem-adapters[trl]'") from error
 
 from gem.core import Env
-from gem.rollout import BatchedRollout, ChatRenderer, Episode, Limits, Request, Response, rebn
+from gem.rollout import BatchedRollout, ChatRenderer, Episode, Limits, Request, Response, rebn, spread_over_tokens
 from gem.tasks import Task
 
 if int(trl_version.split(".")[0]) != 1:
@@ -110,7 +110,12 @@ class GemRollout:
 
     def __call__(self, prompts: list[Any], trainer: GRPOTrainer) -> dict[str, list[Any] | None]:
         """Play one episode a prompt, and return what TRL's ``rollout_func`` returns."""
-        limits = Limits(self.max_turns, trainer.args.max_completion_length, self._context(trainer), self.step_timeout)
+        limits = Limits(
+            self.max_turns,
+            trainer.args.max_completion_length,
+            max_context=self._context(trainer),
+            step_timeout=self.step_timeout,
+        )
         tasks = [_task_of(prompt) for prompt in prompts]
         with BatchedRollout(tasks, self.renderer, limits, self.make_env) as rollout:
             while most := _most_requests(batch := rollout.next_batch(), trainer):
@@ -134,10 +139,7 @@ def _as_columns(episodes: list[Episode]) -> dict[str, list[Any] | None]:
         "env_mask": [row.mask.tolist() for row in rows],
         "logprobs": None if any(row is None for row in logprobs) else logprobs,
         # What follows reaches the reward functions, a value a row. It must be lists: TRL copies anything else whole.
-        "episode_return": [episode.total_reward for episode in episodes],
-        "success": [float(episode.success) for episode in episodes],
-        "turns": [len(episode.turns) for episode in episodes],
-        "truncation": [episode.truncation or "" for episode in episodes],
+        "metrics": [episode.metrics() for episode in episodes],
         "turn_rewards": [episode.rewards for episode in episodes],
         "turn_ends": [row.turn_ends.tolist() for row in rows],
     }
@@ -146,29 +148,19 @@ def _as_columns(episodes: list[Episode]) -> dict[str, list[Any] | None]:
 def gem_reward(
     prompts: list[Any],
     completions: list[Any],
-    episode_return: list[float],
-    success: list[float],
-    turns: list[int],
-    truncation: list[str],
+    metrics: list[dict[str, float]],
     log_metric: Callable[[str, float], None] | None = None,
     **columns: Any,
 ) -> list[float]:
     """TRL's ``reward_funcs``: passes the episodes' returns through.
 
-    Logs ``gem/success``, ``gem/turns`` and, as shares of the episodes, ``gem/truncated_turns``,
-    ``gem/truncated_context`` and ``gem/environment_errors``.
+    Logs the means of the episodes' metrics (:meth:`gem.rollout.Episode.metrics`): ``gem/success``, ``gem/turns``,
+    ``gem/environment_errors`` and so on.
     """
     if log_metric is not None:
-        log_metric("gem/success", _mean(success))
-        log_metric("gem/turns", _mean(turns))
-        log_metric("gem/truncated_turns", _mean([t == "turns" for t in truncation]))
-        log_metric("gem/truncated_context", _mean([t == "context" for t in truncation]))
-        log_metric("gem/environment_errors", _mean([t == "error" for t in truncation]))
-    return episode_return
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+        for name in metrics[0]:
+            log_metric(f"gem/{name}", sum(row[name] for row in metrics) / len(metrics))
+    return [row["return"] for row in metrics]
 
 
 class GemGRPOTrainer(GRPOTrainer):
@@ -193,30 +185,11 @@ class GemGRPOTrainer(GRPOTrainer):
         own = [row["turn_rewards"] for row in inputs]
         everyone = gather_object(own)  # of all ranks, in their order
         first = self.accelerator.process_index * len(own)
-        advantages = rebn(everyone, self.gamma)[first : first + len(own)]
-        output["advantages"] = spread_over_tokens(
-            [a.tolist() for a in advantages], [row["turn_ends"] for row in inputs], output["completion_ids"]
-        )
+        of_turns = rebn(everyone, self.gamma)[first : first + len(own)]
+        completions = output["completion_ids"]
+        of_tokens = spread_over_tokens(of_turns, [row["turn_ends"] for row in inputs], completions.shape[1])
+        output["advantages"] = torch.tensor(of_tokens, dtype=torch.float32, device=completions.device)
         return output
-
-
-def spread_over_tokens(
-    advantages: Sequence[Sequence[float]], turn_ends: Sequence[Sequence[int]], completion_ids: torch.Tensor
-) -> torch.Tensor:
-    """Return a tensor like ``completion_ids`` (B, T) in which each token has the advantage of its turn.
-
-    Args:
-        advantages: for each of B episodes, an advantage a turn.
-        turn_ends: for each, the index of every turn's last sampled token.
-        completion_ids: (B, T). Bridges before a turn get its advantage too; the mask keeps them out of the loss.
-    """
-    spread = torch.zeros(completion_ids.shape, dtype=torch.float32, device=completion_ids.device)
-    for row, (values, ends) in enumerate(zip(advantages, turn_ends, strict=True)):
-        start = 0
-        for value, end in zip(values, ends, strict=True):
-            spread[row, start : end + 1] = value
-            start = end + 1
-    return spread
 
 
 def _generate(batch: list[Request], most: int, trainer: GRPOTrainer) -> list[Response]:
@@ -258,8 +231,8 @@ def _generate_single_turn(prompts: list[list[int]], trainer: GRPOTrainer) -> tup
     if not required or not set(required) <= set(known):
         raise RuntimeError(
             f"TRL {trl_version} generates in a way that gem_trl does not know (_generate_single_turn takes "
-            f"{', '.join(parameters) or 'nothing'}). Tested versions are in ci/constraints.txt: "
-            "pip install 'gem-adapters[trl]' -c ci/constraints.txt"
+            f"{', '.join(parameters) or 'nothing'}). Tested versions are in ci/constraints/trl.txt: "
+            "pip install 'gem-adapters[trl]' -c ci/constraints/trl.txt"
         )
     assert generate is not None
     return generate(**{name: known[name] for name in required})

@@ -2,7 +2,7 @@
 
 .. code-block:: bash
 
-    pip install -c ci/constraints.txt -e '.[trl]'
+    pip install -c ci/constraints/trl.txt -e '.[trl]'
     python examples/train_trl.py                              # two CPU cores, a few minutes
     python examples/train_trl.py --algorithm rebn --seed 1
     python examples/train_trl.py --env game:Mastermind-v0-easy --max-turns 6
@@ -34,64 +34,22 @@ try:
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    import gem
     from gem.embedded import resolve_model
     from gem.rollout import ChatRenderer, ContextTooSmall
     from gem.tasks import make_tasks
+    from gem.training_args import TrainingArgs
     from gem.training_log import TrainingLog
     from gem_trl import GemGRPOTrainer, GemRollout, gem_reward, task_dataset
 except ImportError as error:
-    sys.exit(f"error: {error}. In this folder: pip install -c ci/constraints.txt -e '.[trl]'")
+    sys.exit(f"error: {error}. In this folder: pip install -c ci/constraints/trl.txt -e '.[trl]'")
 
 
 @dataclass
-class Args:
-    env: str = "game:GuessTheNumber-v1-easy"
-    """a registered environment; `gem envs` lists them"""
-    model: str = "embedded"
-    """embedded (made once, in about a minute), smollm2 (pretrained, 135M parameters), a folder, or a hub id"""
+class Args(TrainingArgs):
     algorithm: Literal["grpo", "rebn"] = "grpo"
     """grpo: an advantage an episode, against its group; rebn: an advantage a turn, against the batch"""
-    steps: int = 80
-    """optimizer steps; each plays one batch of episodes and learns from it"""
-    batch_size: int = 64
-    """episodes a step"""
-    group_size: int = 8
-    """episodes that begin from the same seed; the batch size is a multiple of it"""
-    lr: float | None = None
-    """learning rate; by default 1e-3 for the embedded model, 1e-6 for any other"""
-    max_turns: int | None = None
-    """turns an episode; by default as many as the environment allows"""
-    max_new_tokens: int | None = None
-    """tokens a turn; by default 16 for the embedded model, 64 for any other"""
-    gamma: float = 1.0
-    """discount a turn (rebn)"""
-    seed: int = 0
-    """of the tasks that are played, of sampling, and of the trainer"""
     out: str = "out/trl"
     """folder of the results"""
-
-
-def check(args: Args) -> None:
-    """Refuse what cannot work before anything is loaded."""
-    if args.group_size < 2 or args.batch_size % args.group_size:
-        raise ValueError(
-            f"--batch-size must be a multiple of --group-size, which is at least 2: got {args.batch_size} "
-            f"and {args.group_size}"
-        )
-    for name in ("steps", "batch_size", "group_size", "max_turns", "max_new_tokens", "lr"):
-        value = getattr(args, name)
-        if value is not None and value <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}")
-    gem.make(args.env).close()
-    tasks_of(args)
-
-
-def tasks_of(args: Args):
-    """Every group of the run has a task of its own; another --seed plays other tasks."""
-    groups = args.steps * args.batch_size // args.group_size
-    first = args.seed * 1_000_000
-    return make_tasks(args.env, range(first, first + groups))
 
 
 def load(args: Args):
@@ -103,7 +61,6 @@ def load(args: Args):
 
 
 def train(args: Args, tokenizer, model) -> TrainingLog:
-    embedded = args.model == "embedded"
     on_gpu = torch.cuda.is_available()
     print(f"TRL trains, and generates with transformers, on {'the GPU' if on_gpu else 'the CPU: no GPU was found'}.")
 
@@ -112,17 +69,17 @@ def train(args: Args, tokenizer, model) -> TrainingLog:
         seed=args.seed,
         max_steps=args.steps,
         # A small model takes the batch at once, a large one a group at a time.
-        per_device_train_batch_size=args.batch_size if embedded else args.group_size,
-        gradient_accumulation_steps=1 if embedded else args.batch_size // args.group_size,
+        per_device_train_batch_size=args.batch_size if args.embedded else args.group_size,
+        gradient_accumulation_steps=1 if args.embedded else args.groups,
         num_generations=args.group_size,
-        max_completion_length=args.max_new_tokens or (16 if embedded else 64),  # of a turn, not of the episode
+        max_completion_length=args.max_new_tokens,  # of a turn, not of the episode
         temperature=1.0,
         beta=0.0,
-        learning_rate=args.lr or (1e-3 if embedded else 1e-6),
+        learning_rate=args.lr,
         lr_scheduler_type="constant",
         use_cpu=not on_gpu,
         bf16=on_gpu,
-        gradient_checkpointing=not embedded,
+        gradient_checkpointing=not args.embedded,
         save_strategy="no",
         logging_steps=1,
         report_to="none",
@@ -135,7 +92,7 @@ def train(args: Args, tokenizer, model) -> TrainingLog:
         model=model,
         processing_class=tokenizer,
         args=config,
-        train_dataset=task_dataset(tasks_of(args)),
+        train_dataset=task_dataset(make_tasks(args.env, args.task_seeds)),
         rollout_func=rollout,
         reward_funcs=gem_reward,
     )
@@ -157,7 +114,7 @@ def train(args: Args, tokenizer, model) -> TrainingLog:
 if __name__ == "__main__":
     args = tyro.cli(Args, description=__doc__)
     try:
-        check(args)
+        args.fill_in()
         tokenizer, model = load(args)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")

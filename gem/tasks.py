@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gem.core import Env, check_seed
@@ -86,3 +87,81 @@ def make_tasks(
     [0, 1, 2]
     """
     return [Task(env_id, seed, env_kwargs or {}, split) for seed in seeds]
+
+
+def load_tasks(source: str | Path, split: str = "train") -> list[Task]:
+    """Read tasks from an expression or a file, as configurations of trainers name them.
+
+    An expression is ``env=<id>,seeds=<first>:<end>``; anything after it is an argument of the environment:
+
+    >>> load_tasks("env=game:Mastermind-v0,seeds=0:2,code_length=3")[1]
+    Task(env_id='game:Mastermind-v0', seed=1, env_kwargs={'code_length': 3}, split='train')
+
+    A file is ``.jsonl`` (:meth:`Task.to_json`, a line a task) or ``.parquet`` (columns ``env_id`` and ``seed``, and
+    if need be ``env_kwargs``, as JSON text, and ``split``).
+
+    Args:
+        source: the expression, or the file's path.
+        split: of the tasks that name none themselves.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no task, or says otherwise than expected: a source for ``train`` has training tasks only,
+            a source for ``eval`` or ``test`` none, so the splits share no episode.
+    """
+    source = str(source)
+    rows = _rows_of_expression(source) if source.startswith("env=") else _rows_of_file(Path(source))
+    tasks = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            task = Task(**{"split": split, **row})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"row {number} of {source} is no task: {error}") from None
+        if (task.split == "train") != (split == "train"):
+            raise ValueError(f"row {number} of {source} is of the split {task.split!r}, where {split!r} is wanted")
+        tasks.append(task)
+    if not tasks:
+        raise ValueError(f"{source} holds no task")
+    return tasks
+
+
+_EXPRESSION = "env=<id>,seeds=<first>:<end>[,split=<split>][,<argument>=<value> ...]"
+
+
+def _rows_of_expression(expression: str) -> Iterator[dict[str, Any]]:
+    pairs = [part.partition("=") for part in expression.split(",")]
+    fields = {key.strip(): value.strip() for key, _, value in pairs}
+    seeds = fields.pop("seeds", "").partition(":")
+    try:
+        first, end = int(seeds[0]), int(seeds[2])
+    except ValueError:
+        raise ValueError(f"cannot read the tasks {expression!r}: expected {_EXPRESSION}") from None
+    env_id = fields.pop("env")
+    split = {"split": fields.pop("split")} if "split" in fields else {}
+    env_kwargs = {key: _value(text) for key, text in fields.items()}
+    for seed in range(first, end):
+        yield {"env_id": env_id, "seed": seed, "env_kwargs": env_kwargs, **split}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _rows_of_file(path: Path) -> Iterator[dict[str, Any]]:
+    if path.suffix not in (".jsonl", ".parquet"):
+        raise ValueError(f"cannot read tasks from {str(path)!r}: expected a .jsonl or .parquet file, or {_EXPRESSION}")
+    if path.suffix == ".jsonl":
+        with open(path, encoding="utf-8") as file:
+            yield from (json.loads(line) for line in file if line.strip())
+        return
+    try:
+        from pyarrow import parquet
+    except ImportError:
+        raise ImportError(f"reading {path} needs pyarrow: pip install pyarrow") from None
+    for row in parquet.read_table(path).to_pylist():
+        if isinstance(row.get("env_kwargs"), str):
+            row["env_kwargs"] = json.loads(row["env_kwargs"])
+        yield {key: value for key, value in row.items() if value is not None}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gem.tasks import SPLITS, Task, make_tasks
+from gem.tasks import SPLITS, Task, load_tasks, make_tasks
 
 SEEDS = st.integers(0, 2**40 - 1)
 JSON = st.recursive(
@@ -91,3 +91,84 @@ def test_make_tasks_gives_a_task_a_seed():
         "env_kwargs": {"a": 1},
         "split": "eval",
     }
+
+
+ID = "game:Mastermind-v0-easy"
+
+
+def test_an_expression_names_a_range_of_seeds():
+    assert load_tasks(f"env={ID},seeds=3:6") == make_tasks(ID, range(3, 6))
+    assert load_tasks(f"env={ID},seeds=3:6", "eval") == make_tasks(ID, range(3, 6), split="eval")
+
+
+def test_an_expression_carries_arguments_of_the_environment():
+    (task,) = load_tasks("env=a:B-v0,seeds=0:1,size=3,gamma=0.5,hints=true,level=hard")
+    assert task.env_kwargs == {"size": 3, "gamma": 0.5, "hints": True, "level": "hard"}
+
+
+@pytest.mark.parametrize(
+    "expression", [f"env={ID}", f"env={ID},seeds=5", f"env={ID},seeds=a:b", f"env={ID},seeds=:9", f"env={ID},seed=0:9"]
+)
+def test_an_expression_that_cannot_be_read_says_what_was_expected(expression):
+    with pytest.raises(ValueError, match="env=<id>,seeds=<first>:<end>"):
+        load_tasks(expression)
+
+
+def test_an_expression_without_a_seed_holds_no_task():
+    with pytest.raises(ValueError, match="holds no task"):
+        load_tasks(f"env={ID},seeds=4:4")
+
+
+TASKS = [Task(ID, 1), Task(ID, 2, {"code_length": 3}), Task("game:TowerofHanoi-v0", 0, {"num_disks": 4})]
+
+
+def test_tasks_are_read_from_json_lines(tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("\n".join(task.to_json() for task in TASKS) + "\n\n")
+    assert load_tasks(path) == TASKS
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_tasks_are_read_from_parquet(tmp_path, as_text):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [{"env_id": t.env_id, "seed": t.seed, "env_kwargs": json.dumps(t.env_kwargs)} for t in TASKS]
+    if not as_text:
+        rows = [{"env_id": t.env_id, "seed": t.seed, "env_kwargs": {"code_length": 3}} for t in TASKS]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "tasks.parquet")
+    expected = TASKS if as_text else [Task(t.env_id, t.seed, {"code_length": 3}) for t in TASKS]
+    assert load_tasks(tmp_path / "tasks.parquet") == expected
+
+
+def test_rows_without_a_split_get_the_one_that_is_asked_for(tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(json.dumps({"env_id": ID, "seed": 1}))
+    assert load_tasks(path, "eval") == [Task(ID, 1, split="eval")]
+
+
+@pytest.mark.parametrize(("row_split", "split"), [("eval", "train"), ("test", "train"), ("train", "eval")])
+def test_tasks_of_one_split_are_not_taken_for_the_other(tmp_path, row_split, split):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(Task(ID, 1, split=row_split).to_json())
+    with pytest.raises(ValueError, match=f"row 1 .* is of the split '{row_split}', where '{split}' is wanted"):
+        load_tasks(path, split)
+    with pytest.raises(ValueError, match="is wanted"):
+        load_tasks(f"env={ID},seeds=0:2,split={row_split}", split)
+
+
+def test_a_test_split_may_be_evaluated_on():
+    assert load_tasks(f"env={ID},seeds=0:1,split=test", "eval")[0].split == "test"
+
+
+def test_a_bad_row_is_named(tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(Task(ID, 1).to_json() + '\n{"env": "x"}')
+    with pytest.raises(ValueError, match="row 2 of .* is no task"):
+        load_tasks(path)
+
+
+def test_a_file_of_another_kind_or_none_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"expected a \.jsonl or \.parquet file"):
+        load_tasks("tasks.csv")
+    with pytest.raises(FileNotFoundError):
+        load_tasks(tmp_path / "none.jsonl")

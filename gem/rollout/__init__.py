@@ -8,7 +8,7 @@ into ids with the tokenizer's own chat template. The driver plays *tasks* with b
 episode     what was played: :class:`Turn`, :class:`Episode`, its two views, JSON lines
 rendering   observations to ids: :class:`ChatRenderer`, and what a template would do differently
 engine      where tokens come from: :class:`Engine`
-driver      :func:`run_episode` and :func:`run_episodes`, limits and errors
+driver      :func:`run_episode`, :func:`run_episodes` and :class:`Player`, limits and errors
 batching    :class:`BatchedRollout`, for trainers that generate a batch at a time
 returns     reference implementations of returns, ReBN, GAE and group advantages
 replay      does an episode still hold against its environment?
@@ -16,12 +16,12 @@ replay      does an episode still hold against its environment?
 """
 
 from gem.rollout.batching import BatchedRollout, Request
-from gem.rollout.driver import ContextTooSmall, Limits, run_episode, run_episodes
+from gem.rollout.driver import ContextTooSmall, Limits, Player, run_episode, run_episodes
 from gem.rollout.engine import Engine, Response
 from gem.rollout.episode import Episode, TokenSequence, Transition, Turn, read_jsonl, write_jsonl
 from gem.rollout.rendering import ChatRenderer, RenderDifference, render_differences
 from gem.rollout.replay import replay
-from gem.rollout.returns import discounted_returns, gae, group_advantages, rebn
+from gem.rollout.returns import discounted_returns, gae, group_advantages, rebn, spread_over_tokens
 
 __all__ = [
     "BatchedRollout",
@@ -30,6 +30,7 @@ __all__ = [
     "Engine",
     "Episode",
     "Limits",
+    "Player",
     "RenderDifference",
     "Request",
     "Response",
@@ -45,5 +46,6 @@ __all__ = [
     "replay",
     "run_episode",
     "run_episodes",
+    "spread_over_tokens",
     "write_jsonl",
 ]

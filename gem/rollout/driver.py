@@ -12,7 +12,7 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -39,7 +39,18 @@ _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 class ContextTooSmall(ValueError):
-    """The first observation of a task leaves no room for an answer."""
+    """The first observation of a task leaves no room for an answer.
+
+    Attributes:
+        prompt_length: tokens of the first prompt.
+    """
+
+    def __init__(self, task: Task, prompt_length: int, limits: Limits) -> None:
+        super().__init__(
+            f"the first observation of {task.env_id} (seed {task.seed}) takes {prompt_length} tokens, and the context "
+            f"holds {limits.max_context}. Allow a longer context, or choose an environment with shorter instructions."
+        )
+        self.prompt_length = prompt_length
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,7 @@ class Limits:
         max_turns: turns an episode; None for as many as the environment allows.
         max_new_tokens: tokens sampled a turn, at most.
         max_context: tokens of prompt and answer together; None for no limit.
+        max_completion: tokens of an append-only episode after its first prompt; None for no limit.
         step_timeout: seconds that a ``reset`` or a ``step`` of a blocking environment may take; None for no limit.
         max_threads: blocking environments that may be stepped at the same time.
     """
@@ -57,6 +69,7 @@ class Limits:
     max_turns: int | None = None
     max_new_tokens: int = 256
     max_context: int | None = None
+    max_completion: int | None = None
     step_timeout: float | None = None
     max_threads: int = 64
 
@@ -65,11 +78,14 @@ class Limits:
             if value is not None and value <= 0:
                 raise ValueError(f"Limits.{name} must be positive, got {value}")
 
-    def room(self, prompt_length: int) -> int:
-        """Return how many tokens may be sampled after a prompt."""
-        if self.max_context is None:
-            return self.max_new_tokens
-        return min(self.max_new_tokens, self.max_context - prompt_length)
+    def room(self, prompt_length: int, completion_length: int = 0) -> int:
+        """Return how many tokens may be sampled after a prompt, of which the last part is completion already."""
+        room = self.max_new_tokens
+        if self.max_context is not None:
+            room = min(room, self.max_context - prompt_length)
+        if self.max_completion is not None:
+            room = min(room, self.max_completion - completion_length)
+        return room
 
 
 async def run_episode(
@@ -110,13 +126,13 @@ async def run_episodes(
         ContextTooSmall: a task's first observation does not fit.
         ValueError, TypeError, ImportError: a task names an environment or arguments that do not exist.
     """
-    player = _Player(engine, renderer, limits or Limits(), make_env)
+    player = Player(renderer, limits, make_env)
     gate = asyncio.Semaphore(max_concurrent or max(1, len(tasks)))
 
     async def play(index: int, task: Task) -> Episode:
         async with gate:
             try:
-                episode = await player.play(index, task)
+                episode = await player.play(task, engine, index)
             finally:
                 engine.episode_ended()
         if on_episode is not None:
@@ -137,74 +153,96 @@ class EnvironmentFailed(Exception):
     """An environment raised, hung or answered nonsense; ends its episode."""
 
 
-class _Player:
-    """Plays single episodes."""
+class Player:
+    """Plays single episodes, for trainers that ask for one at a time; else see :func:`run_episodes`.
 
-    def __init__(self, engine: Engine, renderer: ChatRenderer, limits: Limits, make_env: Callable[[Task], Env]) -> None:
-        self.engine = engine
+    The episodes that one player plays, in one event loop, share its threads.
+
+    Args:
+        renderer: turns observations into ids.
+        limits: turns, tokens and seconds.
+        make_env: builds a task's environment; wrappers go in here.
+    """
+
+    def __init__(
+        self,
+        renderer: ChatRenderer,
+        limits: Limits | None = None,
+        make_env: Callable[[Task], Env] = Task.make,
+    ) -> None:
         self.renderer = renderer
-        self.limits = limits
+        self.limits = limits = limits or Limits()
         self.make_env = make_env
         self.places = anyio.Semaphore(limits.max_threads)
         self.threads = anyio.CapacityLimiter(math.inf)  # an abandoned thread must not keep a place
 
-    async def play(self, index: int, task: Task) -> Episode:
+    async def play(self, task: Task, engine: Engine, number: int = 0) -> Episode:
+        """Play a task.
+
+        Args:
+            task: what to play.
+            engine: samples the answers.
+            number: the episode's number, which the engine is told.
+
+        Raises:
+            ContextTooSmall, ValueError, TypeError, ImportError: see :func:`run_episodes`.
+        """
         episode = Episode(task)
+        ask = partial(self._answer, episode, engine, number)
         env: Env | None = None
         try:
             env = await self._make(task)
             reset = partial(env.reset, seed=task.reset_seed)
             episode.first_observation = observation = await self._call(env, reset, _checked_reset)
-            await self._play_turns(index, episode, env, observation)
+            await self._play_turns(ask, episode, env, observation)
         except EnvironmentFailed as failure:
             episode.truncation, episode.error = "error", str(failure)
             logger.warning("environment error in %s: %s", task, failure)
             if not episode.turns:
-                await self._answer(index, episode, self.renderer.first(episode.first_observation), max_new_tokens=1)
+                await ask(self.renderer.first(episode.first_observation), max_new_tokens=1)
         finally:
             if env is not None:
                 await self._close(env, task)
         return episode
 
-    async def _play_turns(self, index: int, episode: Episode, env: Env, observation: str) -> None:
-        prompt_ids = self._first_prompt(env, observation)
+    async def _play_turns(self, ask: Callable[..., Awaitable[Turn]], episode: Episode, env: Env, text: str) -> None:
+        prompt_ids = await self._first_prompt(env, text)
+        before = len(prompt_ids)  # tokens that are not completion
         while True:
-            room = self.limits.room(len(prompt_ids))
+            room = self.limits.room(len(prompt_ids), len(prompt_ids) - before)
             if room < 1:
                 if not episode.turns:
-                    raise ContextTooSmall(
-                        f"the first observation of {episode.task.env_id} (seed {episode.task.seed}) takes "
-                        f"{len(prompt_ids)} tokens, and the context holds {self.limits.max_context}. "
-                        "Allow a longer context, or choose an environment with shorter instructions."
-                    )
+                    raise ContextTooSmall(episode.task, len(prompt_ids), self.limits)
                 episode.truncation = "context"
                 return
-            turn = await self._answer(index, episode, prompt_ids, room)
+            turn = await ask(prompt_ids, room)
             if turn.finish_reason == "abort":
                 episode.truncation = "abort"
                 return
             step = partial(env.step, turn.action)
-            observation, turn.reward, turn.terminated, turn.truncated, turn.info = await self._call(
-                env, step, _checked_step
-            )
-            turn.observation = observation
+            text, turn.reward, turn.terminated, turn.truncated, turn.info = await self._call(env, step, _checked_step)
+            turn.observation = text
             if turn.terminated:
                 return
             if turn.truncated or len(episode.turns) == self.limits.max_turns:
                 episode.truncation = "turns"
                 return
             if env.observation_form == "message":
-                prompt_ids = prompt_ids + turn.response_ids + self.renderer.bridge(turn.response_ids, observation)
+                bridge = await _rendered(partial(self.renderer.bridge, turn.response_ids), text)
+                prompt_ids = prompt_ids + turn.response_ids + bridge
             else:
-                prompt_ids = self._first_prompt(env, observation)
+                prompt_ids = await self._first_prompt(env, text)
+                before = len(prompt_ids)
 
-    async def _answer(self, index: int, episode: Episode, prompt_ids: list[int], max_new_tokens: int) -> Turn:
-        token_ids, logprobs, finish_reason = await self.engine.generate(prompt_ids, max_new_tokens, episode=index)
+    async def _answer(
+        self, episode: Episode, engine: Engine, number: int, prompt_ids: list[int], max_new_tokens: int
+    ) -> Turn:
+        token_ids, logprobs, finish_reason = await engine.generate(prompt_ids, max_new_tokens, episode=number)
         ids = [int(token) for token in token_ids]
         if logprobs is not None and len(logprobs) != len(ids):
-            raise RuntimeError(f"{type(self.engine).__name__} gave {len(logprobs)} logprobs for {len(ids)} tokens")
+            raise RuntimeError(f"{type(engine).__name__} gave {len(logprobs)} logprobs for {len(ids)} tokens")
         if not ids and finish_reason != "abort":
-            raise RuntimeError(f"{type(self.engine).__name__} sampled no token, and did not abort")
+            raise RuntimeError(f"{type(engine).__name__} sampled no token, and did not abort")
         if len(ids) > max_new_tokens:  # a batch is generated with the limit of one for all
             ids, finish_reason = ids[:max_new_tokens], "length"
         logprobs = None if logprobs is None else list(logprobs)[: len(ids)]
@@ -213,10 +251,8 @@ class _Player:
             episode.turns.append(turn)
         return turn
 
-    def _first_prompt(self, env: Env, observation: str) -> list[int]:
-        if env.observation_form == "prompt":
-            return self.renderer.encode(observation)
-        return self.renderer.first(observation)
+    async def _first_prompt(self, env: Env, text: str) -> list[int]:
+        return await _rendered(self.renderer.encode if env.observation_form == "prompt" else self.renderer.first, text)
 
     async def _make(self, task: Task) -> Env:
         build = partial(_guarded, partial(self.make_env, task), _SETUP_ERRORS)
@@ -249,6 +285,16 @@ class _Player:
                     return await anyio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self.threads)
             except TimeoutError:
                 raise EnvironmentFailed(f"no answer within {self.limits.step_timeout} s") from None
+
+
+_LONG_TEXT = 20_000
+"""Characters from which on a text is put into tokens outside the event loop: megabytes take seconds."""
+
+
+async def _rendered(render: Callable[[str], list[int]], text: str) -> list[int]:
+    if len(text) < _LONG_TEXT:
+        return render(text)
+    return await anyio.to_thread.run_sync(render, text)
 
 
 def _guarded(function: Callable[[], T], set_up: tuple[type[Exception], ...] = ()) -> T:

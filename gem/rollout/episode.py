@@ -135,6 +135,23 @@ class Episode:
         """How many tokens the model sampled."""
         return sum(len(turn.response_ids) for turn in self.turns)
 
+    def metrics(self) -> dict[str, float]:
+        """Return what there is to log of the episode, under the names that all adapters use.
+
+        The means of these over a batch are its mean return, its success rate, its turns and sampled tokens an
+        episode, and the shares of its episodes that ended for each reason other than the end of the task.
+        """
+        return {
+            "return": self.total_reward,
+            "success": float(self.success),
+            "turns": float(len(self.turns)),
+            "sampled_tokens": float(self.sampled_tokens),
+            "truncated_turns": float(self.truncation == "turns"),
+            "truncated_context": float(self.truncation == "context"),
+            "aborted": float(self.truncation == "abort"),
+            "environment_errors": float(self.truncation == "error"),
+        }
+
     @property
     def append_only(self) -> bool:
         """Whether every prompt extends the previous one and what was sampled after it."""

@@ -122,3 +122,28 @@ def group_advantages(
     if scale:
         advantages /= groups.std(axis=1, ddof=ddof, keepdims=True) + eps
     return advantages.reshape(-1)
+
+
+def spread_over_tokens(
+    values: Sequence[Sequence[float]], turn_ends: Sequence[Sequence[int]], length: int
+) -> np.ndarray:
+    """Return an array in which every token has the value of its turn.
+
+    >>> spread_over_tokens([[1.0, 2.0]], [[0, 2]], length=4).tolist()
+    [[1.0, 2.0, 2.0, 0.0]]
+
+    Args:
+        values: for each of B episodes, a value a turn.
+        turn_ends: for each, the index of every turn's last sampled token.
+        length: T, tokens of the longest episode or more.
+
+    Returns:
+        float64, (B, T). The bridge before a turn has the turn's value, padding has 0: multiply by the mask.
+    """
+    spread = np.zeros((len(values), length))
+    for row, (of_turns, ends) in enumerate(zip(values, turn_ends, strict=True)):
+        start = 0
+        for value, end in zip(of_turns, ends, strict=True):
+            spread[row, start : end + 1] = value
+            start = end + 1
+    return spread

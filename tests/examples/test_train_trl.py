@@ -64,24 +64,6 @@ def test_bad_arguments_are_one_line_without_a_traceback():
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        ({"batch_size": 10, "group_size": 4}, "--batch-size must be a multiple of --group-size"),
-        ({"batch_size": 1, "group_size": 1}, "--batch-size must be a multiple of --group-size"),
-        ({"steps": 0}, "--steps must be positive, got 0"),
-        ({"batch_size": -8}, "--batch-size must be positive, got -8"),
-        ({"max_turns": 0}, "--max-turns must be positive, got 0"),
-        ({"lr": 0.0}, "--lr must be positive, got 0"),
-        ({"seed": -1}, "seed must be a non-negative integer"),
-        ({"seed": 2_000_000}, "a task's seed is an integer from 0 to 2"),
-    ],
-)
-def test_arguments_that_cannot_work_are_refused_with_what_to_do(example, args, message):
-    with pytest.raises(ValueError, match=message):
-        example.check(example.Args(**args))
-
-
 def test_an_unknown_flag_names_the_nearest():
     done = run("--algoritm", "grpo")
     assert done.returncode == 2

@@ -139,6 +139,55 @@ def test_a_context_too_small_for_the_first_observation_is_an_error_that_says_so(
         play(TASK, [say(tokenizer, "x")], renderer, Limits(max_context=20))
 
 
+def test_a_completion_never_grows_over_its_limit(tokenizer, renderer):
+    rambling = [[tokenizer.convert_tokens_to_ids("x")] * 1000]
+
+    def play_within(limit):
+        return play(TASK, rambling, renderer, Limits(3, max_new_tokens=6, max_completion=limit), make_env=lambda task: Plain())
+
+    whole = play_within(None)
+    ends = whole.as_sequence().turn_ends + 1
+    for limit in range(1, ends[-1] + 2):
+        episode = play_within(limit)
+        assert len(episode.as_sequence().completion_ids) <= limit
+        assert len(episode.turns[0].response_ids) == min(6, limit)
+        assert episode.truncation == ("turns" if len(episode.turns) == 3 else "context")
+    assert episode == whole
+
+
+def test_a_limit_on_completions_does_not_count_prompts_that_are_rewritten(tokenizer, renderer):
+    (wrap,) = get_wrapper_fns("concat_with_action", tokenizer)
+    limits = Limits(4, max_new_tokens=8, max_completion=8)
+    episode = play(TASK, [say(tokenizer, "x")], renderer, limits, make_env=lambda task: wrap(Plain()))
+    assert not episode.append_only
+    assert episode.truncation == "turns"
+    assert len(episode.turns) == 4
+
+
+def test_megabytes_of_text_do_not_hold_up_other_episodes(tokenizer, renderer):
+    """The event loop goes on turning while they are put into tokens."""
+    long_text = "all work and no play " * 50_000
+    env = Plain(lambda env, action: (long_text, 0.0, False, env.turn == 2, {}))
+
+    async def run():
+        longest, last = 0.0, time.perf_counter()
+        job = asyncio.ensure_future(
+            run_episode(TASK, ScriptedEngine([say(tokenizer, "x")]), renderer, Limits(), lambda task: env)
+        )
+        while not job.done():
+            await asyncio.sleep(0.001)
+            now = time.perf_counter()
+            longest, last = max(longest, now - last), now
+        started = time.perf_counter()
+        renderer.first(long_text)
+        return longest, time.perf_counter() - started, job.result()
+
+    longest, rendering, episode = asyncio.run(run())
+    assert len(episode.turns) == 2
+    assert longest < rendering / 2
+
+
+
 def test_an_aborted_answer_ends_the_episode_without_a_step(tokenizer, renderer):
     script = [say(tokenizer, "\\boxed{1}"), Response([5], None, "abort")]
     episode = play(TASK, script, renderer)
@@ -447,7 +496,7 @@ def test_train_and_eval_tasks_of_the_same_seeds_are_other_episodes(tokenizer, re
     assert not set(first_board("train")) & set(first_board("eval"))
 
 
-@pytest.mark.parametrize("name", ["max_turns", "max_new_tokens", "max_context", "step_timeout", "max_threads"])
+@pytest.mark.parametrize("name", ["max_turns", "max_new_tokens", "max_context", "max_completion", "step_timeout", "max_threads"])
 def test_a_limit_that_is_not_positive_is_refused(name):
     with pytest.raises(ValueError, match=f"Limits.{name} must be positive, got 0"):
         Limits(**{name: 0})

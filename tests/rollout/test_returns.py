@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gem.rollout import discounted_returns, gae, group_advantages, rebn
+from gem.rollout import discounted_returns, gae, group_advantages, rebn, spread_over_tokens
 
 NUMBERS = st.floats(-10, 10).map(lambda x: round(x, 3))
 DISCOUNTS = st.floats(0, 1)
@@ -203,3 +203,13 @@ def test_gae_refuses_values_that_do_not_match_the_rewards():
 def test_groups_of_fewer_than_two_are_refused(group_size):
     with pytest.raises(ValueError, match="at least 2 episodes"):
         group_advantages([1.0, 0.0], group_size)
+
+
+def test_every_token_has_the_value_of_its_turn_and_padding_has_0():
+    spread = spread_over_tokens([[1.0, 2.0], [3.0], []], [[1, 3], [0], []], length=5)
+    assert spread.tolist() == [[1, 1, 2, 2, 0], [3, 0, 0, 0, 0], [0] * 5]
+
+
+def test_a_value_without_a_turn_is_refused():
+    with pytest.raises(ValueError, match="zip"):
+        spread_over_tokens([[1.0, 2.0]], [[1]], length=5)

@@ -1,0 +1,58 @@
+"""Make a trainer's virtual environment, `.venvs/<trainer>`, from the versions that were tested.
+
+    python ci/venv.py verl
+    .venvs/verl/bin/python examples/train_verl.py
+
+Trainers exclude one another's versions, so each has an environment of its own. One that is up to date is left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+CONSTRAINTS = ROOT / "ci" / "constraints"
+
+
+def main() -> None:
+    trainers = sorted(file.stem for file in CONSTRAINTS.glob("*.txt"))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("trainer", choices=trainers)
+    parser.add_argument("--folder", type=Path, help="where to make it, instead of .venvs/<trainer>")
+    args = parser.parse_args()
+    make(args.trainer, (args.folder or ROOT / ".venvs" / args.trainer).resolve())
+
+
+def make(trainer: str, folder: Path) -> None:
+    constraints = CONSTRAINTS / f"{trainer}.txt"
+    wanted = _fingerprint(constraints, ROOT / "pyproject.toml")
+    stamp = folder / "made-from"
+    if stamp.is_file() and stamp.read_text() == wanted:
+        print(f"{folder} is up to date")
+        return
+    print(f"Making {folder} with the versions in {constraints.relative_to(ROOT)}: minutes the first time", flush=True)
+    subprocess.run([sys.executable, "-I", "-m", "venv", str(folder)], check=True)  # -I: not this file as "venv"
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
+    command = [*pip, "-c", str(constraints), "-e", f"{ROOT}[{trainer},test]"]
+    done = subprocess.run(command, check=False)
+    if done.returncode != 0:
+        sys.exit(f"error: pip could not install {trainer}. {_about_python()}")
+    stamp.write_text(wanted)
+
+
+def _fingerprint(*files: Path) -> str:
+    parts = [sys.version.encode(), str(ROOT).encode(), *(file.read_bytes() for file in files)]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _about_python() -> str:
+    tested, here = "3.11", ".".join(map(str, sys.version_info[:2]))
+    return f"The versions were tested on Python {tested}, and this is Python {here}." if here != tested else ""
+
+
+if __name__ == "__main__":
+    main()

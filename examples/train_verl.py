@@ -1,0 +1,261 @@
+"""Train a language-model agent on a GEM environment with verl's main_ppo.
+
+.. code-block:: bash
+
+    python ci/venv.py verl
+    .venvs/verl/bin/python examples/train_verl.py             # two CPU cores, about ten minutes
+    .venvs/verl/bin/python examples/train_verl.py --algorithm grpo --seed 1
+    .venvs/verl/bin/python examples/train_verl.py --algorithm ppo --steps 3
+
+This script writes a command, ``python -m verl.trainer.main_ppo key=value ...``, runs it and shows how it goes. The
+command is in ``command.sh``, to copy the keys from; those of GEM are the first.
+
+What is real: Ray, verl's V1 trainer, its FSDP actor and critic, losses, advantages, weight synchronisation and
+validation. Without a GPU there are two stand-ins, in ``ci/cpu/verl``: transformers generates instead of vLLM, and a
+platform plug-in lets verl's workers run on the CPU. On GPUs the same file uses vLLM and no stand-in.
+
+In ``--out``: ``metrics.jsonl`` (a line a step), ``episodes.jsonl`` (the episodes of the first and the last step),
+``curve.png``; and of verl: ``verl.jsonl`` (its own metrics), ``verl.log`` (what it prints) and ``episodes/`` (all).
+"""
+
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+try:
+    import torch
+    import tyro
+    from transformers import AutoTokenizer
+
+    from gem.embedded import resolve_model
+    from gem.rollout import ChatRenderer, read_jsonl
+    from gem.training_args import TrainingArgs
+    from gem.training_log import TrainingLog
+except ImportError as error:
+    sys.exit(f"error: {error}. In this folder: python ci/venv.py verl, then .venvs/verl/bin/python {sys.argv[0]}")
+
+STAND_INS = Path(__file__).resolve().parent.parent / "ci" / "cpu" / "verl"
+
+
+@dataclass
+class Args(TrainingArgs):
+    algorithm: Literal["rebn", "grpo", "ppo"] = "rebn"
+    """rebn: an advantage a turn, against the batch; grpo: an advantage an episode, against its group;
+    ppo: an advantage a token, by a critic"""
+    validation: int = 64
+    """tasks of another split that are played greedily before and after the training"""
+    out: str = "out/verl"
+    """folder of the results"""
+
+
+def gem_keys(args: Args, out: Path) -> list[str]:
+    """The keys that put a GEM environment into a verl job."""
+    (out / "gem.yaml").write_text(
+        f"- name: gem\n  _target_: gem_verl.GemAgentLoop\n  mode: concat\n  max_new_tokens: {args.max_new_tokens}\n"
+        f"  max_turns: {json.dumps(args.max_turns)}\n  episodes: {json.dumps(str(out / 'episodes'))}\n"
+    )
+    seeds = args.task_seeds
+    return [
+        "data.custom_cls.path=pkg://gem_verl",
+        "data.custom_cls.name=GemTaskDataset",
+        f"data.train_files='env={args.env},seeds={seeds.start}:{seeds.stop}'",
+        f"data.val_files='env={args.env},seeds=0:{args.validation}'",
+        f"actor_rollout_ref.rollout.agent.agent_loop_config_path={out / 'gem.yaml'}",
+        # Optional: the episodes' metrics in every step, under gem/
+        "trainer.v1.sampler.custom_sampler.path=pkg://gem_verl",
+        "trainer.v1.sampler.custom_sampler.name=GemReplayBuffer",
+        "+trainer.v1.sampler.sampler_kwargs.poll_interval=0.1",
+    ]
+
+
+def algorithm_keys(args: Args, model: str) -> list[str]:
+    keys = {
+        "rebn": ["algorithm.adv_estimator=gem_rebn", "critic.enable=False"],
+        "grpo": ["algorithm.adv_estimator=grpo"],
+        "ppo": ["algorithm.adv_estimator=gae", f"critic.model.path={model}", f"critic.optim.lr={args.lr}"],
+    }
+    return [*keys[args.algorithm], f"algorithm.gamma={args.gamma}"]
+
+
+def job_keys(args: Args, model: str, out: Path) -> list[str]:
+    """The rest of the job, as any verl job has it. Lengths are of an episode: first prompt, and all that follows."""
+    length = 1024 if args.embedded else 2048
+    at_once = args.batch_size if args.embedded else args.group_size
+    return [
+        f"data.train_batch_size={args.groups}",
+        f"data.max_prompt_length={length}",
+        f"data.max_response_length={length}",
+        "data.shuffle=False",
+        "data.dataloader_num_workers=0",
+        f"actor_rollout_ref.model.path={model}",
+        f"actor_rollout_ref.rollout.n={args.group_size}",
+        f"actor_rollout_ref.rollout.seed={args.seed}",
+        "actor_rollout_ref.rollout.tensor_model_parallel_size=1",
+        "actor_rollout_ref.rollout.calculate_log_probs=True",
+        f"actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu={at_once}",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={args.groups}",
+        f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={at_once}",
+        f"actor_rollout_ref.actor.optim.lr={args.lr}",
+        f"critic.ppo_micro_batch_size_per_gpu={at_once}",
+        "trainer.nnodes=1",
+        f"trainer.n_gpus_per_node={max(1, torch.cuda.device_count())}",
+        "trainer.logger=[console,file]",
+        "trainer.total_epochs=1",
+        f"trainer.total_training_steps={args.steps}",
+        f"trainer.test_freq={args.steps}",
+        "trainer.save_freq=-1",
+        "trainer.resume_mode=disable",
+        f"trainer.default_local_dir={out / 'checkpoints'}",
+    ]
+
+
+def plain_attention_keys() -> list[str]:
+    """Where there is no flash attention: torch's own, and no packing, which needs it."""
+    return [
+        f"{key}={value}"
+        for model in ("actor_rollout_ref.model", "critic.model")
+        for key, value in ((f"{model}.use_remove_padding", False), (f"+{model}.override_config.attn_implementation", "sdpa"))
+    ]
+
+
+def cpu_keys(ray_folder: str) -> list[str]:
+    """What a machine without a GPU needs."""
+    keys = [
+        "trainer.device=cpu",
+        "actor_rollout_ref.rollout.name=hf",  # the stand-in for vLLM
+        "actor_rollout_ref.rollout.free_cache_engine=False",
+        "actor_rollout_ref.rollout.agent.num_workers=1",
+        "actor_rollout_ref.model.enable_gradient_checkpointing=False",
+        "critic.model.enable_gradient_checkpointing=False",
+        "actor_rollout_ref.actor.use_torch_compile=False",
+        "reward.num_workers=1",
+        "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
+        "ray_kwargs.ray_init.num_cpus=16",  # as numbers that Ray counts: the processes share what cores there are
+        "+ray_kwargs.ray_init.num_gpus=1",
+        "+ray_kwargs.ray_init.include_dashboard=False",
+        "+ray_kwargs.ray_init.object_store_memory=300000000",
+        f"+ray_kwargs.ray_init._temp_dir={ray_folder}",
+    ]
+    for part, engine in (("actor_rollout_ref.actor", "fsdp_config"), ("critic", "fsdp")):
+        keys += [
+            f"{part}.strategy=fsdp2",
+            f"{part}.{engine}.use_torch_compile=False",
+            f"+{part}.{engine}.mixed_precision.param_dtype=fp32",  # as the rollout has it
+            f"+{part}.{engine}.mixed_precision.reduce_dtype=fp32",
+        ]
+    return keys
+
+
+def environment(out: Path, on_gpu: bool) -> dict[str, str]:
+    variables = {
+        "VERL_FILE_LOGGER_PATH": str(out / "verl.jsonl"),
+        "TOKENIZERS_PARALLELISM": "false",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "HYDRA_FULL_ERROR": "1",
+    }
+    if not on_gpu:
+        variables |= {
+            "PYTHONPATH": os.pathsep.join([str(STAND_INS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "VERL_PLATFORM": "cpu",
+            "VERL_USE_EXTERNAL_MODULES": "cpu_platform,hf_rollout",
+            "VERL_ENGINE_DEVICE": "cuda",  # under this name verl registers the FSDP engine; it runs on any device
+            "OMP_NUM_THREADS": "1",
+        }
+    return variables
+
+
+def train(args: Args, model: str, out: Path, ray_folder: str) -> TrainingLog:
+    on_gpu = torch.cuda.is_available()
+    keys = gem_keys(args, out) + algorithm_keys(args, model) + job_keys(args, model, out)
+    keys += ["actor_rollout_ref.rollout.name=vllm"] if on_gpu else cpu_keys(ray_folder)
+    keys += [] if on_gpu and importlib.util.find_spec("flash_attn") else plain_attention_keys()
+    variables = environment(out, on_gpu)
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *keys]
+    shown = [f"{name}={shlex.quote(value)}" for name, value in variables.items()] + [shlex.quote(a) for a in command]
+    (out / "command.sh").write_text(" \\\n    ".join(shown) + "\n")
+
+    where = "the GPU, vLLM generates" if on_gpu else "the CPU: no GPU was found, and transformers stands in for vLLM"
+    print(f"verl trains on {where}. It begins after a minute or two; what it prints is in {out / 'verl.log'}.")
+    with (
+        open(out / "verl.log", "wb") as log_file,
+        TrainingLog(out, args.steps, f"{args.env}: verl, {args.algorithm}, {args.model} model") as log,
+    ):
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **variables},
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that nothing of it is left behind
+        )
+        try:
+            while process.poll() is None:
+                time.sleep(0.3)
+                record_new_steps(log, out)
+            record_new_steps(log, out)
+        finally:
+            stop(process)
+    if process.returncode != 0:
+        last = (out / "verl.log").read_text(errors="replace").splitlines()[-40:]
+        sys.exit("\n".join([*last, f"error: verl failed; the whole of what it printed is in {out / 'verl.log'}"]))
+    return log
+
+
+def stop(process: subprocess.Popen) -> None:
+    """End verl, and whatever it has started."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sign)
+            process.wait(timeout=20)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
+
+
+def verl_metrics(out: Path) -> dict[int, dict[str, float]]:
+    """What verl has logged, by step; step 0 is the validation before the training."""
+    path = out / "verl.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {row["step"]: row["data"] for row in rows}
+
+
+def record_new_steps(log: TrainingLog, out: Path) -> None:
+    for step in sorted(verl_metrics(out)):
+        if step > len(log.metrics):
+            files = sorted((out / "episodes").glob(f"train-{step}-*.jsonl"))
+            log.record([episode for file in files for episode in read_jsonl(file)])
+
+
+def validation_summary(args: Args, out: Path) -> str:
+    success = {step: row.get(f"val-core/{args.env}/acc/mean@1") for step, row in verl_metrics(out).items()}
+    before, after = success.get(0), success.get(args.steps)
+    if before is None or after is None:
+        return "verl logged no validation"
+    return f"greedy validation: success {before:.3f} before, {after:.3f} after ({after - before:+.3f})"
+
+
+if __name__ == "__main__":
+    args = tyro.cli(Args, description=__doc__)
+    out = Path(args.out).resolve()
+    try:
+        args.fill_in()
+        model = resolve_model(args.model)
+        ChatRenderer(AutoTokenizer.from_pretrained(model))  # refuses a tokenizer without a chat template
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    shutil.rmtree(out / "episodes", ignore_errors=True)
+    (out / "verl.jsonl").unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="gem-ray-", ignore_cleanup_errors=True) as ray_folder:
+        log = train(args, model, out, ray_folder)
+    print(log.summary())
+    print(validation_summary(args, out))

@@ -1,0 +1,72 @@
+"""TrainingArgs: the flags that the examples of all trainers share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class TrainingArgs:
+    """The flags of an example; a trainer's own subclass adds ``algorithm`` and gives ``out`` a default."""
+
+    env: str = "game:GuessTheNumber-v1-easy"
+    """a registered environment; `gem envs` lists them"""
+    model: str = "embedded"
+    """embedded (made once, in about a minute), smollm2 (pretrained, 135M parameters), a folder, or a hub id"""
+    steps: int = 80
+    """optimizer steps; each plays one batch of episodes and learns from it"""
+    batch_size: int = 64
+    """episodes a step"""
+    group_size: int = 8
+    """episodes that begin from the same seed; the batch size is a multiple of it"""
+    lr: float | None = None
+    """learning rate; by default 1e-3 for the embedded model, 1e-6 for any other"""
+    max_turns: int | None = None
+    """turns an episode; by default as many as the environment allows"""
+    max_new_tokens: int | None = None
+    """tokens a turn; by default 16 for the embedded model, 64 for any other"""
+    gamma: float = 1.0
+    """discount a turn"""
+    seed: int = 0
+    """of the tasks that are played, of sampling, and of the trainer"""
+    out: str = "out"
+    """folder of the results"""
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the model is the small one that is made on this machine."""
+        return self.model == "embedded"
+
+    @property
+    def groups(self) -> int:
+        """Groups a step."""
+        return self.batch_size // self.group_size
+
+    @property
+    def task_seeds(self) -> range:
+        """Every group of the run has a task of its own; another ``seed`` plays other tasks."""
+        first = self.seed * 1_000_000
+        return range(first, first + self.steps * self.groups)
+
+    def fill_in(self) -> None:
+        """Set the defaults that depend on the model, and refuse what cannot work, before anything is loaded.
+
+        Raises:
+            ValueError: a value makes no sense, or there is no such environment.
+        """
+        from gem.envs.registration import make
+        from gem.tasks import make_tasks
+
+        if self.group_size < 2 or self.batch_size % self.group_size:
+            raise ValueError(
+                f"--batch-size must be a multiple of --group-size, which is at least 2: got {self.batch_size} "
+                f"and {self.group_size}"
+            )
+        self.lr = (1e-3 if self.embedded else 1e-6) if self.lr is None else self.lr
+        self.max_new_tokens = (16 if self.embedded else 64) if self.max_new_tokens is None else self.max_new_tokens
+        for name in ("steps", "batch_size", "group_size", "max_turns", "max_new_tokens", "lr"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}")
+        make(self.env).close()
+        make_tasks(self.env, self.task_seeds)  # refuses seeds that tasks cannot have

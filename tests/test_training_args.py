@@ -1,0 +1,43 @@
+import pytest
+
+from gem.training_args import TrainingArgs
+
+
+def test_defaults_depend_on_the_model():
+    embedded, other = TrainingArgs(), TrainingArgs(model="some/model")
+    embedded.fill_in()
+    other.fill_in()
+    assert (embedded.lr, embedded.max_new_tokens) == (1e-3, 16)
+    assert (other.lr, other.max_new_tokens) == (1e-6, 64)
+
+
+def test_what_is_given_is_kept():
+    args = TrainingArgs(lr=0.5, max_new_tokens=3, max_turns=2)
+    args.fill_in()
+    assert (args.lr, args.max_new_tokens, args.max_turns) == (0.5, 3, 2)
+
+
+def test_every_group_has_a_task_of_its_own_and_another_seed_plays_other_tasks():
+    first, second = TrainingArgs(seed=0), TrainingArgs(seed=1)
+    assert len(first.task_seeds) == 80 * 8
+    assert not set(first.task_seeds) & set(second.task_seeds)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"batch_size": 10, "group_size": 4}, "--batch-size must be a multiple of --group-size"),
+        ({"batch_size": 1, "group_size": 1}, "--batch-size must be a multiple of --group-size"),
+        ({"steps": 0}, "--steps must be positive, got 0"),
+        ({"batch_size": -8}, "--batch-size must be positive, got -8"),
+        ({"max_turns": 0}, "--max-turns must be positive, got 0"),
+        ({"lr": 0.0}, "--lr must be positive, got 0"),
+        ({"seed": -1}, "seed must be a non-negative integer"),
+        ({"seed": 2_000_000}, "a task's seed is an integer from 0 to 2"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused_with_what_to_do(args, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingArgs(**args).fill_in()
+
+
