@@ -5,7 +5,7 @@
     python -m verl.trainer.main_ppo ... \\
         data.custom_cls.path=pkg://gem_verl data.custom_cls.name=GemTaskDataset \\
         "data.train_files='env=game:GuessTheNumber-v1-easy,seeds=0:1024'" \\
-        "data.val_files='env=game:GuessTheNumber-v1-easy,seeds=0:64'" \\
+        "data.val_files='env=game:GuessTheNumber-v1-easy,seeds=0:64,split=eval'" \\
         actor_rollout_ref.rollout.agent.agent_loop_config_path=gem.yaml
 
 .. code-block:: yaml
@@ -68,8 +68,6 @@ from gem.rollout import (
     Limits,
     Player,
     Response,
-    TokenSequence,
-    Transition,
     discounted_returns,
     rebn,
     run_episodes,
@@ -131,7 +129,10 @@ def _split_of(data_files: Any, config: Any) -> str:
     """Return which split is being read: verl does not say, except by the value."""
     is_train, is_val = data_files == config.get("train_files"), data_files == config.get("val_files")
     if is_train and is_val:
-        raise ValueError(f"data.train_files and data.val_files are both {data_files!r}: let them differ in the seeds")
+        raise ValueError(
+            f"data.train_files and data.val_files are both {data_files!r}, so they cannot be told apart: "
+            "write ',split=eval' at the end of data.val_files"
+        )
     return "eval" if is_val else "train"
 
 
@@ -236,8 +237,11 @@ class GemAgentLoop(AgentLoopBase):
         )
         self.player = _player(_renderer(self.tokenizer, self.data_config), limits, make_env)
 
-    async def run(self, sampling_params: dict[str, Any], **row: Any) -> list[AgentLoopOutput]:
-        """Play the task of a row; return one output, or one a turn; none if the engine gave not one token.
+    async def run(self, sampling_params: dict[str, Any], **row: Any) -> AgentLoopOutput | list[AgentLoopOutput]:
+        """Play the task of a row.
+
+        Returns:
+            One output, or in the mode ``turn`` one a turn; an empty list if the engine gave not one token.
 
         Raises:
             ValueError: the row has no task; or the set-up is wrong, see :func:`gem.rollout.run_episodes`.
@@ -250,45 +254,51 @@ class GemAgentLoop(AgentLoopBase):
             _append(episode, Path(self.episodes), int(row.get("global_steps", -1)))
         if not episode.turns:
             return []
-        return [self._as_output(*parts) for parts in self._samples(episode, engine)]
-
-    def _samples(self, episode: Episode, engine: _Server) -> list[tuple[Any, ...]]:
-        rows: Sequence[TokenSequence | Transition]
         if self.mode == "concat":
-            rows = [episode.as_sequence()]
-            rewards = [rows[0].rewards.tolist()]
-            outputs = [engine.outputs[len(episode.turns) - 1]]
-        else:
-            rows = episode.as_transitions(self.config.algorithm.gamma)
-            whole = self.config.algorithm.adv_estimator == "grpo" or episode.task.split != "train"
-            ends = [episode.total_reward if whole else row.return_to_go for row in rows]
-            rewards = [[0.0] * (len(row.response_ids) - 1) + [end] for row, end in zip(rows, ends, strict=True)]
-            outputs = engine.outputs
-        return [(row, r, output, episode, engine) for row, r, output in zip(rows, rewards, outputs, strict=False)]
+            whole = episode.as_sequence()
+            return _as_output(
+                episode,
+                engine,
+                engine.outputs[len(episode.turns) - 1],
+                prompt_ids=whole.prompt_ids.tolist(),
+                response_ids=whole.completion_ids.tolist(),
+                response_mask=whole.mask.tolist(),
+                response_logprobs=None if whole.logprobs is None else whole.logprobs.tolist(),
+                token_rewards=whole.rewards.tolist(),
+            )
+        returns = self._returns(episode)
+        return [
+            _as_output(
+                episode,
+                engine,
+                output,
+                prompt_ids=turn.prompt_ids,
+                response_ids=turn.response_ids,
+                response_mask=[1] * len(turn.response_ids),
+                response_logprobs=turn.logprobs,
+                token_rewards=[0.0] * (len(turn.response_ids) - 1) + [turn_return],
+            )
+            for turn, output, turn_return in zip(episode.turns, engine.outputs, returns, strict=False)
+        ]
 
-    def _as_output(
-        self,
-        row: TokenSequence | Transition,
-        rewards: list[float],
-        output: TokenOutput,
-        episode: Episode,
-        engine: _Server,
-    ) -> AgentLoopOutput:
-        ids = row.completion_ids if isinstance(row, TokenSequence) else row.response_ids
-        metrics = episode.metrics()
-        metrics["acc"] = metrics.pop("success")  # what verl takes for the core metric
-        return DenseOutput(
-            prompt_ids=row.prompt_ids.tolist(),
-            response_ids=ids.tolist(),
-            response_mask=row.mask.tolist() if isinstance(row, TokenSequence) else [1] * len(ids),
-            response_logprobs=None if row.logprobs is None else row.logprobs.tolist(),
-            routed_experts=output.routed_experts,
-            token_rewards=rewards,
-            reward_score=sum(rewards),  # so that verl asks no reward function
-            num_turns=2 * len(episode.turns),  # messages, as verl counts them
-            metrics=AgentLoopMetrics(generate_sequences=engine.seconds),
-            extra_fields={**output.extra_fields, **engine.versions(), "reward_extra_info": metrics},
-        )
+    def _returns(self, episode: Episode) -> list[float]:
+        """Return what each turn's sample is worth, in the mode ``turn``."""
+        if self.config.algorithm.adv_estimator == "grpo" or episode.task.split != "train":
+            return [episode.total_reward] * len(episode.turns)  # verl takes one sample of them for the whole session
+        return discounted_returns(episode.rewards, self.config.algorithm.gamma).tolist()
+
+
+def _as_output(episode: Episode, engine: _Server, output: TokenOutput, **tokens: Any) -> AgentLoopOutput:
+    metrics = episode.metrics()
+    metrics["acc"] = metrics.pop("success")  # what verl takes for the core metric
+    return DenseOutput(
+        **tokens,
+        reward_score=sum(tokens["token_rewards"]),  # so that verl asks no reward function
+        routed_experts=output.routed_experts,
+        num_turns=2 * len(episode.turns),  # messages, as verl counts them
+        metrics=AgentLoopMetrics(generate_sequences=engine.seconds),
+        extra_fields={**output.extra_fields, **engine.versions(), "reward_extra_info": metrics},
+    )
 
 
 @functools.lru_cache(maxsize=8)

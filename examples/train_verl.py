@@ -69,7 +69,7 @@ def gem_keys(args: Args, out: Path) -> list[str]:
         "data.custom_cls.path=pkg://gem_verl",
         "data.custom_cls.name=GemTaskDataset",
         f"data.train_files='env={args.env},seeds={seeds.start}:{seeds.stop}'",
-        f"data.val_files='env={args.env},seeds=0:{args.validation}'",
+        f"data.val_files='env={args.env},seeds=0:{args.validation},split=eval'",
         f"actor_rollout_ref.rollout.agent.agent_loop_config_path={out / 'gem.yaml'}",
         # Optional: the episodes' metrics in every step, under gem/
         "trainer.v1.sampler.custom_sampler.path=pkg://gem_verl",
@@ -164,24 +164,28 @@ def environment(out: Path, on_gpu: bool) -> dict[str, str]:
         "HYDRA_FULL_ERROR": "1",
     }
     if not on_gpu:
+        yours = filter(None, [os.environ.get("VERL_USE_EXTERNAL_MODULES")])
         variables |= {
             "PYTHONPATH": os.pathsep.join([str(STAND_INS), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "VERL_PLATFORM": "cpu",
-            "VERL_USE_EXTERNAL_MODULES": "cpu_platform,hf_rollout",
+            "VERL_USE_EXTERNAL_MODULES": ",".join(["cpu_platform", "hf_rollout", *yours]),
             "VERL_ENGINE_DEVICE": "cuda",  # under this name verl registers the FSDP engine; it runs on any device
             "OMP_NUM_THREADS": "1",
         }
     return variables
 
 
-def train(args: Args, model: str, out: Path, ray_folder: str) -> TrainingLog:
-    on_gpu = torch.cuda.is_available()
+def command(args: Args, model: str, out: Path, ray_folder: str, on_gpu: bool) -> list[str]:
     keys = gem_keys(args, out) + algorithm_keys(args, model) + job_keys(args, model, out)
     keys += ["actor_rollout_ref.rollout.name=vllm"] if on_gpu else cpu_keys(ray_folder)
     keys += [] if on_gpu and importlib.util.find_spec("flash_attn") else plain_attention_keys()
-    variables = environment(out, on_gpu)
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", *keys]
-    shown = [f"{name}={shlex.quote(value)}" for name, value in variables.items()] + [shlex.quote(a) for a in command]
+    return [sys.executable, "-m", "verl.trainer.main_ppo", *keys]
+
+
+def train(args: Args, model: str, out: Path, ray_folder: str) -> TrainingLog:
+    on_gpu = torch.cuda.is_available()
+    words, variables = command(args, model, out, ray_folder, on_gpu), environment(out, on_gpu)
+    shown = [f"{name}={shlex.quote(value)}" for name, value in variables.items()] + [shlex.quote(w) for w in words]
     (out / "command.sh").write_text(" \\\n    ".join(shown) + "\n")
 
     where = "the GPU, vLLM generates" if on_gpu else "the CPU: no GPU was found, and transformers stands in for vLLM"
@@ -191,7 +195,7 @@ def train(args: Args, model: str, out: Path, ray_folder: str) -> TrainingLog:
         TrainingLog(out, args.steps, f"{args.env}: verl, {args.algorithm}, {args.model} model") as log,
     ):
         process = subprocess.Popen(
-            command,
+            words,
             env={**os.environ, **variables},
             stdout=log_file,
             stderr=subprocess.STDOUT,

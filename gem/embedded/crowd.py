@@ -2,8 +2,9 @@
 
 What a model is warmed up on decides whether it can learn. After random play alone, reinforcement learning
 finds nothing to reinforce. So the model first sees players who use what they are told, until it can do so
-too, and then a crowd that mostly plays at random: like a pretrained model, it then has the good behaviour
-in it among others, and shows it some of the time.
+too, and then a crowd that mostly plays badly: like a pretrained model, it then has the good behaviour in it
+among others, and shows it some of the time. The most common opening is a bad one, so that greedy play is
+no better than sampled play, and has as much to learn.
 """
 
 from __future__ import annotations
@@ -77,6 +78,11 @@ def middle(env: Env, observations: list[str], rng: random.Random) -> str:
     return _boxed(sum(_interval(observations)) // 2)
 
 
+def lowest(env: Env, observations: list[str], rng: random.Random) -> str:
+    """Guess the lowest number that is still possible."""
+    return _boxed(_interval(observations)[0])
+
+
 def any_legal(env: Env, observations: list[str], rng: random.Random) -> str:
     """Make any legal move."""
     return env.sample_random_action()
@@ -103,5 +109,5 @@ OTHERS = (
 )
 LESSONS = (
     Lesson(0.75, ((inside, 1), (middle, 2)), other_games=0.2),
-    Lesson(0.25, ((anywhere, 6), (inside, 2), (middle, 2)), other_games=0.3),
+    Lesson(0.25, ((anywhere, 8), (lowest, 6), (inside, 3), (middle, 3)), other_games=0.3),
 )
