@@ -1,11 +1,11 @@
-"""GEM for verl: train on any GEM environment with verl's own trainer, by adding keys to its configuration.
+r"""GEM for verl: train on any GEM environment with verl's own trainer, by adding keys to its configuration.
 
 .. code-block:: bash
 
-    python -m verl.trainer.main_ppo ... \\
-        data.custom_cls.path=pkg://gem_verl data.custom_cls.name=GemTaskDataset \\
-        "data.train_files='env=game:GuessTheNumber-v1-easy,seeds=0:1024'" \\
-        "data.val_files='env=game:GuessTheNumber-v1-easy,seeds=0:64,split=eval'" \\
+    python -m verl.trainer.main_ppo ... \
+        data.custom_cls.path=pkg://gem_verl data.custom_cls.name=GemTaskDataset \
+        "data.train_files='env=game:GuessTheNumber-v1-easy,seeds=0:1024'" \
+        "data.val_files='env=game:GuessTheNumber-v1-easy,seeds=0:64,split=eval'" \
         actor_rollout_ref.rollout.agent.agent_loop_config_path=gem.yaml
 
 .. code-block:: yaml
@@ -255,6 +255,11 @@ class GemAgentLoop(AgentLoopBase):
         if not episode.turns:
             return []
         if self.mode == "concat":
+            if not episode.append_only:
+                raise ValueError(
+                    f"a wrapper rewrites the history of {episode.task.env_id}, so an episode is not one sequence: set "
+                    "mode: turn in the agent loop's configuration"
+                )
             whole = episode.as_sequence()
             return _as_output(
                 episode,
@@ -358,7 +363,7 @@ class _Server(Engine):
 def compute_rebn_advantage(
     token_level_rewards: torch.Tensor, response_mask: torch.Tensor, config: Any = None, **_: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """verl's ``algorithm.adv_estimator=gem_rebn``: :func:`gem.rollout.rebn`, over every turn of the batch.
+    """Verl's ``algorithm.adv_estimator=gem_rebn``: :func:`gem.rollout.rebn`, over every turn of the batch.
 
     A turn is a run of sampled tokens; its reward is all that lies on it and, for what a penalty has put on the
     bridge before, there. Rows that verl adds to fill a batch have no sampled token, and do not count. Rejection of

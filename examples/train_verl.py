@@ -124,7 +124,10 @@ def plain_attention_keys() -> list[str]:
     return [
         f"{key}={value}"
         for model in ("actor_rollout_ref.model", "critic.model")
-        for key, value in ((f"{model}.use_remove_padding", False), (f"+{model}.override_config.attn_implementation", "sdpa"))
+        for key, value in (
+            (f"{model}.use_remove_padding", False),
+            (f"+{model}.override_config.attn_implementation", "sdpa"),
+        )
     ]
 
 

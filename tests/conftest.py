@@ -1,7 +1,13 @@
 """What tests share."""
 
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
 from hypothesis import settings
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 collect_ignore = ["adapters/verl_plugin.py"]  # verl's processes import it
 
@@ -18,3 +24,27 @@ def tokenizer():
 
     corpus = [message["content"] for play in conversations(LESSONS[-1], 60, seed=0) for message in play]
     return train_tokenizer([*corpus, "system", "user", "assistant"] * 2, vocab_size=600)
+
+
+@pytest.fixture(scope="session")
+def load_example():
+    """Return a function that imports an example by its name."""
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        module = sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory):
+    """Return the folder of a model of a few thousand weights that speaks the games' format a little."""
+    pytest.importorskip("transformers")
+    from gem.embedded.build import Recipe, build
+
+    folder = tmp_path_factory.mktemp("model")
+    build(folder, Recipe(hidden_size=32, episodes=200, steps=40))
+    return folder

@@ -163,7 +163,7 @@ def test_a_test_split_may_be_evaluated_on():
 def test_a_bad_row_is_named(tmp_path):
     path = tmp_path / "tasks.jsonl"
     path.write_text(Task(ID, 1).to_json() + '\n{"env": "x"}')
-    with pytest.raises(ValueError, match="row 2 of .* is no task"):
+    with pytest.raises(ValueError, match=r"row 2 of .* is no task"):
         load_tasks(path)
 
 

@@ -39,5 +39,3 @@ def test_every_group_has_a_task_of_its_own_and_another_seed_plays_other_tasks():
 def test_arguments_that_cannot_work_are_refused_with_what_to_do(args, message):
     with pytest.raises(ValueError, match=message):
         TrainingArgs(**args).fill_in()
-
-

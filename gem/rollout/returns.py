@@ -125,7 +125,7 @@ def group_advantages(
 
 
 def spread_over_tokens(
-    values: Sequence[Sequence[float]], turn_ends: Sequence[Sequence[int]], length: int
+    values: Sequence[Sequence[float] | np.ndarray], turn_ends: Sequence[Sequence[int]], length: int
 ) -> np.ndarray:
     """Return an array in which every token has the value of its turn.
 

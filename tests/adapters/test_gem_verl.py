@@ -1,9 +1,9 @@
 """The verl adapter without Ray: verl's own configuration, agent-loop worker and estimators, and a scripted server."""
 
 import asyncio
-import importlib.util
 import json
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -28,46 +28,36 @@ from verl.workers.rollout.replica import TokenOutput
 
 import gem_verl
 from gem.core import Env
-from gem.embedded.build import Recipe, build
 from gem.envs.registration import ENV_REGISTRY, register
 from gem.rollout import ChatRenderer, Response, discounted_returns, read_jsonl, rebn, replay, spread_over_tokens
 from gem.tasks import Task, make_tasks
-from gem.wrappers import TimeLimit
+from gem.wrappers import TimeLimit, get_wrapper_fns
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_verl.py"
 ENV = "game:Mastermind-v0-easy"  # pays in every turn
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    build(folder, Recipe(hidden_size=32, episodes=60, steps=2))
-    return folder
+def tokenizer(small_model):
+    return AutoTokenizer.from_pretrained(small_model)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(model):
-    return AutoTokenizer.from_pretrained(model)
-
-
-@pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("train_verl", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_verl"] = module
-    spec.loader.exec_module(module)
-    return module
+def example(load_example):
+    return load_example("train_verl")
 
 
 @pytest.fixture
-def config(example, model, tmp_path):
+def config(example, small_model, tmp_path):
     """Return verl's configuration as the example sets it, with other keys of choice."""
 
     def make(*keys, algorithm="rebn", **options):
-        args = example.Args(model=str(model), env=ENV, algorithm=algorithm, max_new_tokens=16)
+        args = example.Args(model=str(small_model), env=ENV, algorithm=algorithm, max_new_tokens=16)
         args.fill_in()
-        parts = example.gem_keys(args, tmp_path), example.algorithm_keys(args, str(model))
-        job = example.job_keys(args, str(model), tmp_path) + example.cpu_keys("/tmp/ray") + example.plain_attention_keys()
+        parts = example.gem_keys(args, tmp_path), example.algorithm_keys(args, str(small_model))
+        job = (
+            example.job_keys(args, str(small_model), tmp_path) + example.cpu_keys("/tmp/ray") + example.plain_attention_keys()
+        )
         lines = [f"  {name}: {json.dumps(value)}" for name, value in options.items()]
         head = ["- name: gem", "  _target_: gem_verl.GemAgentLoop"]
         (tmp_path / "gem.yaml").write_text("\n".join(head + lines) + "\n")
@@ -123,6 +113,10 @@ def answers(tokenizer, *texts):
     return [tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
 
 
+RELEASE = threading.Event()
+"""Set at the end of a test, so that no thread outlives it."""
+
+
 class Talk(Env):
     """Takes any answer, pays 1 for the first, 2 for the second and so on; may misbehave in its second turn."""
 
@@ -141,18 +135,20 @@ class Talk(Env):
             if self.how == "raises":
                 raise OSError("the disk is full")
             if self.how == "hangs":
-                time.sleep(3)
+                RELEASE.wait(60)
             if self.how == "floods":
                 return "a very long story " * 60_000, 0.0, False, False, {}
             if self.how == "works":
-                time.sleep(0.3)
+                time.sleep(1)
         return "on", float(self.turn), self.turn == self.length, False, {}
 
 
 @pytest.fixture(autouse=True)
 def talk():
     register("test:Talk-v0", Talk)
+    RELEASE.clear()
     yield
+    RELEASE.set()
     del ENV_REGISTRY["test:Talk-v0"]
 
 
@@ -162,7 +158,11 @@ def talking(how="well", seed=0, length=4):
 
 def chat(tokenizer):
     """Return answers of which the second is never ended by the model."""
-    return [*answers(tokenizer, "one"), answers(tokenizer, "two and")[0][:-1] * 20, *answers(tokenizer, "three", "four")]
+    return [
+        *answers(tokenizer, "one"),
+        answers(tokenizer, "two and")[0][:-1] * 20,
+        *answers(tokenizer, "three", "four"),
+    ]
 
 
 TASK = Task(ENV, seed=5)
@@ -369,11 +369,21 @@ def test_a_row_of_another_data_set_is_refused_with_what_to_set(config):
 
 def test_wrappers_go_in_by_make_env(config, tokenizer):
     hook = {"_target_": "hydra.utils.get_method", "path": "tests_verl_hook.impatient"}
-    module = type(sys)("tests_verl_hook")
+    module = sys.modules["tests_verl_hook"] = type(sys)("tests_verl_hook")
     module.impatient = lambda task: TimeLimit(task.make(), 2)
-    sys.modules["tests_verl_hook"] = module
     ((output,),) = play(config(make_env=hook), ScriptedServer(*answers(tokenizer, "x")), talking())
     assert output.extra_fields["reward_extra_info"]["turns"] == 2
+
+
+def test_a_history_that_is_rewritten_needs_a_sample_a_turn(config, tokenizer):
+    (wrap,) = get_wrapper_fns("concat_with_action", tokenizer)
+    module = sys.modules["tests_verl_hook"] = type(sys)("tests_verl_hook")
+    module.rewriting = lambda task: wrap(task.make())
+    hook = {"_target_": "hydra.utils.get_method", "path": "tests_verl_hook.rewriting"}
+    with pytest.raises(ValueError, match=r"rewrites the history of test:Talk-v0.*mode: turn"):
+        play(config(make_env=hook), ScriptedServer(*answers(tokenizer, "x")), talking())
+    (outputs,) = play(config(make_env=hook, mode="turn"), ScriptedServer(*answers(tokenizer, "x")), talking())
+    assert len(outputs) == 4
 
 
 def test_a_system_message_and_template_arguments_come_from_the_data_config(config, tokenizer):
@@ -462,7 +472,7 @@ def test_of_a_batch_of_16_those_that_misbehave_end_alone_and_are_counted(config,
     server = ScriptedServer(*answers(tokenizer, "x"))
     since = time.perf_counter()
     batch = play(config(mode=mode, step_timeout=0.5), server, *tasks)
-    assert time.perf_counter() - since < 2.5
+    assert time.perf_counter() - since < 30
     metrics = [outputs[-1].extra_fields["reward_extra_info"] for outputs in batch]
     assert [i for i, m in enumerate(metrics) if m["environment_errors"]] == [3, 7]
     assert [i for i, m in enumerate(metrics) if m["truncated_context"]] == [11]
@@ -485,8 +495,8 @@ def test_steps_that_block_do_not_hold_up_the_event_loop(config, tokenizer):
 
     since = time.perf_counter()
     outputs, beats = asyncio.run(run())
-    assert time.perf_counter() - since < 16 * 0.3 / 2
-    assert beats > 15
+    assert time.perf_counter() - since < 16 / 2
+    assert beats > 20
     assert len(outputs) == 16
 
 

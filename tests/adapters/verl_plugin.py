@@ -4,10 +4,10 @@ import os
 import time
 from pathlib import Path
 
-import gem_verl
 import torch
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 
+import gem_verl
 from gem.core import Env
 from gem.envs.registration import register
 

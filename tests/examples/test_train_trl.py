@@ -1,6 +1,5 @@
 """The example, run as a user runs it: the real script, TRL's real trainer, a model of a few thousand weights."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,17 +12,9 @@ pytest.importorskip("trl")
 
 from transformers import AutoTokenizer
 
-from gem.embedded.build import Recipe, build
 from gem.rollout import read_jsonl, replay
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_trl.py"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    build(folder, Recipe(hidden_size=32, episodes=200, steps=40))
-    return folder
 
 
 def run(*args):
@@ -33,18 +24,14 @@ def run(*args):
 
 
 @pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("train_trl", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_trl"] = module
-    spec.loader.exec_module(module)
-    return module
+def example(load_example):
+    return load_example("train_trl")
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rebn"])
-def test_it_trains_and_leaves_metrics_episodes_and_a_curve(model, tmp_path, algorithm):
+def test_it_trains_and_leaves_metrics_episodes_and_a_curve(small_model, tmp_path, algorithm):
     sizes = ("--steps", 3, "--batch-size", 8, "--group-size", 4)
-    done = run("--model", model, "--algorithm", algorithm, *sizes, "--out", tmp_path)
+    done = run("--model", small_model, "--algorithm", algorithm, *sizes, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     assert "success rate:" in done.stdout
     assert "no GPU was found" in done.stdout or "the GPU" in done.stdout
@@ -75,8 +62,8 @@ def test_a_model_folder_that_is_not_there_is_refused(example):
         example.load(example.Args(model="/no/such/model"))
 
 
-def test_a_model_without_a_chat_template_is_refused_with_what_to_do(example, model, tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(model)
+def test_a_model_without_a_chat_template_is_refused_with_what_to_do(example, small_model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(small_model)
     tokenizer.chat_template = None
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"has no chat template.*instruction-tuned model"):

@@ -1,6 +1,5 @@
 """The example and verl's real trainer, on the CPU: Ray, FSDP, the replay buffer, validation. Minutes, not seconds."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -16,20 +15,12 @@ pytest.importorskip("verl")
 import psutil
 import torch
 
-from gem.embedded.build import Recipe, build
 from gem.rollout import read_jsonl, rebn, replay
 from gem.tasks import Task, make_tasks
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "train_verl.py"
 SIZES = ["--steps", "2", "--batch-size", "16", "--group-size", "4", "--validation", "8"]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    build(folder, Recipe(hidden_size=32, episodes=200, steps=40))
-    return folder
 
 
 @pytest.fixture
@@ -46,12 +37,8 @@ def variables(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("train_verl", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["train_verl"] = module
-    spec.loader.exec_module(module)
-    return module
+def example(load_example):
+    return load_example("train_verl")
 
 
 def rows(path):
@@ -86,9 +73,9 @@ def check_rebn(tmp_path, folder, step, mode):
     assert len({round(value, 3) for _, values in learned for value in values}) > 1
 
 
-def test_the_example_trains_and_nothing_is_left_running(model, tmp_path, variables):
+def test_the_example_trains_and_nothing_is_left_running(small_model, tmp_path, variables):
     out = tmp_path / "out"
-    command = [sys.executable, str(SCRIPT), "--model", str(model), *SIZES, "--lr", "1e-3", "--out", str(out)]
+    command = [sys.executable, str(SCRIPT), "--model", str(small_model), *SIZES, "--lr", "1e-3", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "transformers stands in for vLLM" in done.stdout
@@ -108,6 +95,7 @@ def test_the_example_trains_and_nothing_is_left_running(model, tmp_path, variabl
         assert of_verl[step]["gem/success"] == pytest.approx(metrics[step - 1]["success_rate"])
         assert of_verl[step]["gem/return"] == pytest.approx(metrics[step - 1]["mean_return"])
         assert of_verl[step]["critic/score/mean"] == pytest.approx(metrics[step - 1]["mean_return"], abs=1e-5)
+        # In step 2 too: the rollout has the weights that step 1 has made.
         assert of_verl[step]["training/rollout_probs_diff_max"] <= 1e-5
         assert of_verl[step]["actor/grad_norm"] > 0
         check_rebn(tmp_path, out / "episodes", step, "concat")
@@ -116,11 +104,10 @@ def test_the_example_trains_and_nothing_is_left_running(model, tmp_path, variabl
         assert f"val-aux/{env_id}/environment_errors/mean@1" in of_verl[step]
         (file,) = (out / "episodes").glob(f"eval-{step}-*.jsonl")
         assert {episode.task.split for episode in read_jsonl(file)} == {"eval"}
-    # The weights of the rollout change: step 2 was sampled by the model that step 1 has made.
     assert [process.pid for process in psutil.process_iter() if "gem-ray-" in " ".join(process.cmdline())] == []
 
 
-def test_turns_as_samples_and_environments_that_misbehave(example, model, tmp_path, variables):
+def test_turns_as_samples_and_environments_that_misbehave(example, small_model, tmp_path, variables):
     out = tmp_path / "out"
     out.mkdir()
     tasks = make_tasks("game:GuessTheNumber-v1-easy", range(32))
@@ -129,10 +116,10 @@ def test_turns_as_samples_and_environments_that_misbehave(example, model, tmp_pa
             tasks[first + 5 * i] = Task("test:Hostile-v0", 0, {"how": how})
     (tmp_path / "tasks.jsonl").write_text("\n".join(task.to_json() for task in tasks))
 
-    args = example.Args(model=str(model), steps=2, batch_size=16, group_size=4, validation=4)
+    args = example.Args(model=str(small_model), steps=2, batch_size=16, group_size=4, validation=4)
     args.fill_in()
     with tempfile.TemporaryDirectory(prefix="gem-ray-", ignore_cleanup_errors=True) as ray_folder:
-        words = example.command(args, str(model), out, ray_folder, on_gpu=False)
+        words = example.command(args, str(small_model), out, ray_folder, on_gpu=False)
         yaml = (out / "gem.yaml").read_text().replace("mode: concat", "mode: turn")
         (out / "gem.yaml").write_text(yaml + "  step_timeout: 1.0\n")
         words += [f"data.train_files={tmp_path / 'tasks.jsonl'}", "data.train_batch_size=16", "algorithm.gamma=0.9"]

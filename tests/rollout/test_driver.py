@@ -143,7 +143,9 @@ def test_a_completion_never_grows_over_its_limit(tokenizer, renderer):
     rambling = [[tokenizer.convert_tokens_to_ids("x")] * 1000]
 
     def play_within(limit):
-        return play(TASK, rambling, renderer, Limits(3, max_new_tokens=6, max_completion=limit), make_env=lambda task: Plain())
+        return play(
+            TASK, rambling, renderer, Limits(3, max_new_tokens=6, max_completion=limit), make_env=lambda task: Plain()
+        )
 
     whole = play_within(None)
     ends = whole.as_sequence().turn_ends + 1
@@ -185,7 +187,6 @@ def test_megabytes_of_text_do_not_hold_up_other_episodes(tokenizer, renderer):
     longest, rendering, episode = asyncio.run(run())
     assert len(episode.turns) == 2
     assert longest < rendering / 2
-
 
 
 def test_an_aborted_answer_ends_the_episode_without_a_step(tokenizer, renderer):
@@ -496,7 +497,9 @@ def test_train_and_eval_tasks_of_the_same_seeds_are_other_episodes(tokenizer, re
     assert not set(first_board("train")) & set(first_board("eval"))
 
 
-@pytest.mark.parametrize("name", ["max_turns", "max_new_tokens", "max_context", "max_completion", "step_timeout", "max_threads"])
+@pytest.mark.parametrize(
+    "name", ["max_turns", "max_new_tokens", "max_context", "max_completion", "step_timeout", "max_threads"]
+)
 def test_a_limit_that_is_not_positive_is_refused(name):
     with pytest.raises(ValueError, match=f"Limits.{name} must be positive, got 0"):
         Limits(**{name: 0})

@@ -55,7 +55,7 @@ class HFServer:
         supported = {"temperature": None, "max_tokens": None, "logprobs": None}
         neutral = {"top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
         for name, value in params.items():
-            if name not in supported and value != neutral.get(name, None):
+            if name not in supported and value != neutral.get(name):
                 raise ValueError(f"the CPU rollout samples by temperature only, and was asked for {name}={value}")
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         global_steps = self.global_steps
