@@ -11,8 +11,9 @@ This script writes a command, ``python -m verl.trainer.main_ppo key=value ...``,
 command is in ``command.sh``, to copy the keys from; those of GEM are the first.
 
 What is real: Ray, verl's V1 trainer, its FSDP actor and critic, losses, advantages, weight synchronisation and
-validation. Without a GPU there are two stand-ins, in ``ci/cpu/verl``: transformers generates instead of vLLM, and a
-platform plug-in lets verl's workers run on the CPU. On GPUs the same file uses vLLM and no stand-in.
+validation. Without a GPU there are stand-ins, in ``ci/cpu/verl``: transformers generates instead of vLLM, a platform
+plug-in lets verl's workers run on the CPU, and the critic (of ppo) is loaded without flash attention. On GPUs the
+same file uses vLLM and no stand-in.
 
 In ``--out``: ``metrics.jsonl`` (a line a step), ``episodes.jsonl`` (the episodes of the first and the last step),
 ``curve.png``; and of verl: ``verl.jsonl`` (its own metrics), ``verl.log`` (what it prints) and ``episodes/`` (all).
@@ -171,7 +172,7 @@ def environment(out: Path, on_gpu: bool) -> dict[str, str]:
         variables |= {
             "PYTHONPATH": os.pathsep.join([str(STAND_INS), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "VERL_PLATFORM": "cpu",
-            "VERL_USE_EXTERNAL_MODULES": ",".join(["cpu_platform", "hf_rollout", *yours]),
+            "VERL_USE_EXTERNAL_MODULES": ",".join(["cpu_platform", "hf_rollout", "sdpa_critic", *yours]),
             "VERL_ENGINE_DEVICE": "cuda",  # under this name verl registers the FSDP engine; it runs on any device
             "OMP_NUM_THREADS": "1",
         }
