@@ -37,10 +37,8 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -66,11 +64,12 @@ from gem.rollout import (
     Engine,
     Episode,
     Limits,
-    Player,
     Response,
+    append_episode,
     discounted_returns,
     rebn,
     run_episodes,
+    shared_player,
     spread_over_tokens,
 )
 from gem.tasks import Task, load_tasks
@@ -188,8 +187,7 @@ class GemAgentLoop(AgentLoopBase):
         max_turns: turns an episode; None for as many as the environment allows.
         max_new_tokens: tokens a turn; None for ``data.max_response_length``.
         step_timeout: seconds that a step of a blocking environment may take.
-        episodes: a folder for the episodes as JSON lines, ``<split>-<step>-<process>.jsonl``; read them with
-            :func:`gem.rollout.read_jsonl`.
+        episodes: a folder for the episodes as JSON lines; :func:`gem.rollout.read_episodes` reads them.
         make_env: builds a task's environment; wrappers go in here. In YAML:
             ``{_target_: hydra.utils.get_method, path: my_module.make_env}``.
 
@@ -235,7 +233,7 @@ class GemAgentLoop(AgentLoopBase):
             max_completion=rollout.response_length if mode == "concat" else None,
             step_timeout=step_timeout,
         )
-        self.player = _player(_renderer(self.tokenizer, self.data_config), limits, make_env)
+        self.player = shared_player(_renderer(self.tokenizer, self.data_config), limits, make_env)
 
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> AgentLoopOutput | list[AgentLoopOutput]:
         """Play the task of a row.
@@ -251,7 +249,7 @@ class GemAgentLoop(AgentLoopBase):
         engine = _Server(self.server_manager, sampling_params, _end_ids(self.tokenizer, self.player.renderer))
         episode = await self.player.play(Task.from_json(row["task"]), engine)
         if self.episodes is not None:
-            _append(episode, Path(self.episodes), int(row.get("global_steps", -1)))
+            append_episode(self.episodes, episode, row.get("global_steps"))
         if not episode.turns:
             return []
         if self.mode == "concat":
@@ -306,21 +304,8 @@ def _as_output(episode: Episode, engine: _Server, output: TokenOutput, **tokens:
     )
 
 
-@functools.lru_cache(maxsize=8)
-def _player(renderer: ChatRenderer, limits: Limits, make_env: Callable[[Task], Env]) -> Player:
-    """Return the worker's player: verl makes an agent loop an episode, and they are to share threads."""
-    return Player(renderer, limits, make_env)
-
-
 def _end_ids(tokenizer: Any, renderer: ChatRenderer) -> set[int]:
     return {tokenizer.eos_token_id, renderer.end_id} - {None}
-
-
-def _append(episode: Episode, folder: Path, step: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{episode.task.split}-{step}-{os.getpid()}.jsonl"
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(episode.to_json() + "\n")
 
 
 class _Server(Engine):

@@ -22,13 +22,9 @@ In ``--out``: ``metrics.jsonl`` (a line a step), ``episodes.jsonl`` (the episode
 import importlib.util
 import json
 import os
-import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,9 +35,10 @@ try:
     from transformers import AutoTokenizer
 
     from gem.embedded import resolve_model
-    from gem.rollout import ChatRenderer, read_jsonl
+    from gem.rollout import ChatRenderer, read_episodes
     from gem.training_args import TrainingArgs
     from gem.training_log import TrainingLog
+    from gem.training_process import TrainerFailed, run_trainer
 except ImportError as error:
     sys.exit(f"error: {error}. In this folder: python ci/venv.py verl, then .venvs/verl/bin/python {sys.argv[0]}")
 
@@ -189,43 +186,11 @@ def command(args: Args, model: str, out: Path, ray_folder: str, on_gpu: bool) ->
 def train(args: Args, model: str, out: Path, ray_folder: str) -> TrainingLog:
     on_gpu = torch.cuda.is_available()
     words, variables = command(args, model, out, ray_folder, on_gpu), environment(out, on_gpu)
-    shown = [f"{name}={shlex.quote(value)}" for name, value in variables.items()] + [shlex.quote(w) for w in words]
-    (out / "command.sh").write_text(" \\\n    ".join(shown) + "\n")
-
     where = "the GPU, vLLM generates" if on_gpu else "the CPU: no GPU was found, and transformers stands in for vLLM"
     print(f"verl trains on {where}. It begins after a minute or two; what it prints is in {out / 'verl.log'}.")
-    with (
-        open(out / "verl.log", "wb") as log_file,
-        TrainingLog(out, args.steps, f"{args.env}: verl, {args.algorithm}, {args.model} model") as log,
-    ):
-        process = subprocess.Popen(
-            words,
-            env={**os.environ, **variables},
-            stdout=log_file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that nothing of it is left behind
-        )
-        try:
-            while process.poll() is None:
-                time.sleep(0.3)
-                record_new_steps(log, out)
-            record_new_steps(log, out)
-        finally:
-            stop(process)
-    if process.returncode != 0:
-        last = (out / "verl.log").read_text(errors="replace").splitlines()[-40:]
-        sys.exit("\n".join([*last, f"error: verl failed; the whole of what it printed is in {out / 'verl.log'}"]))
+    with TrainingLog(out, args.steps, f"{args.env}: verl, {args.algorithm}, {args.model} model") as log:
+        run_trainer(words, variables, out / "verl.log", lambda: record_new_steps(log, out))
     return log
-
-
-def stop(process: subprocess.Popen) -> None:
-    """End verl, and whatever it has started."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sign)
-            process.wait(timeout=20)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
 
 
 def verl_metrics(out: Path) -> dict[int, dict[str, float]]:
@@ -239,8 +204,7 @@ def verl_metrics(out: Path) -> dict[int, dict[str, float]]:
 def record_new_steps(log: TrainingLog, out: Path) -> None:
     for step in sorted(verl_metrics(out)):
         if step > len(log.metrics):
-            files = sorted((out / "episodes").glob(f"train-{step}-*.jsonl"))
-            log.record([episode for file in files for episode in read_jsonl(file)])
+            log.record(read_episodes(out / "episodes", "train", step))
 
 
 def validation_summary(args: Args, out: Path) -> str:
@@ -264,6 +228,9 @@ if __name__ == "__main__":
     (out / "verl.jsonl").unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="gem-ray-", ignore_cleanup_errors=True) as ray_folder:
-        log = train(args, model, out, ray_folder)
+        try:
+            log = train(args, model, out, ray_folder)
+        except TrainerFailed as error:
+            sys.exit(f"error: {error}")
     print(log.summary())
     print(validation_summary(args, out))

@@ -11,14 +11,16 @@ engine      where tokens come from: :class:`Engine`
 driver      :func:`run_episode`, :func:`run_episodes` and :class:`Player`, limits and errors
 batching    :class:`BatchedRollout`, for trainers that generate a batch at a time
 returns     reference implementations of returns, ReBN, GAE and group advantages
+recorder    episodes in a folder, from many processes
 replay      does an episode still hold against its environment?
 ==========  =====================================================================================
 """
 
 from gem.rollout.batching import BatchedRollout, Request
-from gem.rollout.driver import ContextTooSmall, Limits, Player, run_episode, run_episodes
+from gem.rollout.driver import ContextTooSmall, Limits, Player, run_episode, run_episodes, shared_player
 from gem.rollout.engine import Engine, Response
 from gem.rollout.episode import Episode, TokenSequence, Transition, Turn, read_jsonl, write_jsonl
+from gem.rollout.recorder import append_episode, read_episodes
 from gem.rollout.rendering import ChatRenderer, RenderDifference, render_differences
 from gem.rollout.replay import replay
 from gem.rollout.returns import discounted_returns, gae, group_advantages, rebn, spread_over_tokens
@@ -37,15 +39,18 @@ __all__ = [
     "TokenSequence",
     "Transition",
     "Turn",
+    "append_episode",
     "discounted_returns",
     "gae",
     "group_advantages",
+    "read_episodes",
     "read_jsonl",
     "rebn",
     "render_differences",
     "replay",
     "run_episode",
     "run_episodes",
+    "shared_player",
     "spread_over_tokens",
     "write_jsonl",
 ]

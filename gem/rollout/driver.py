@@ -14,7 +14,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import anyio
@@ -285,6 +285,12 @@ class Player:
                     return await anyio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self.threads)
             except TimeoutError:
                 raise EnvironmentFailed(f"no answer within {self.limits.step_timeout} s") from None
+
+
+@lru_cache(maxsize=32)
+def shared_player(renderer: ChatRenderer, limits: Limits, make_env: Callable[[Task], Env] = Task.make) -> Player:
+    """Return the player for these arguments, the same one every time, so that all episodes share its threads."""
+    return Player(renderer, limits, make_env)
 
 
 _LONG_TEXT = 20_000

@@ -56,7 +56,9 @@ def config(example, small_model, tmp_path):
         args.fill_in()
         parts = example.gem_keys(args, tmp_path), example.algorithm_keys(args, str(small_model))
         job = (
-            example.job_keys(args, str(small_model), tmp_path) + example.cpu_keys("/tmp/ray") + example.plain_attention_keys()
+            example.job_keys(args, str(small_model), tmp_path)
+            + example.cpu_keys("/tmp/ray")
+            + example.plain_attention_keys()
         )
         lines = [f"  {name}: {json.dumps(value)}" for name, value in options.items()]
         head = ["- name: gem", "  _target_: gem_verl.GemAgentLoop"]

@@ -73,7 +73,7 @@ def test_an_answer_has_room_in_the_context_only(small_model):
 
 
 def test_parameters_that_it_does_not_sample_by_are_refused(small_model):
-    with pytest.raises(ValueError, match="top_p=0.9"):
+    with pytest.raises(ValueError, match=r"top_p=0\.9"):
         generate(small_model, PROMPTS, {**SAMPLED, "top_p": 0.9})
 
 

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from gem.core import Env, EnvWrapper
-from gem.rollout import ChatRenderer, ContextTooSmall, Engine, Limits, Response, run_episode, run_episodes
+from gem.rollout import (
+    ChatRenderer,
+    ContextTooSmall,
+    Engine,
+    Limits,
+    Response,
+    run_episode,
+    run_episodes,
+    shared_player,
+)
 from gem.tasks import Task, make_tasks
 from gem.testing import ScriptedEngine
 from gem.wrappers import ObservationWrapper, get_wrapper_fns
@@ -503,3 +512,30 @@ def test_train_and_eval_tasks_of_the_same_seeds_are_other_episodes(tokenizer, re
 def test_a_limit_that_is_not_positive_is_refused(name):
     with pytest.raises(ValueError, match=f"Limits.{name} must be positive, got 0"):
         Limits(**{name: 0})
+
+
+def test_episodes_played_one_at_a_time_share_the_threads_of_their_player(tokenizer, renderer):
+    running, most, lock = 0, 0, threading.Lock()
+
+    def work(env, action):
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+        return "on", 0.0, True, False, {}
+
+    def make_env(task):
+        return Plain(work, blocking=True)
+
+    limits = Limits(max_threads=2)
+    engine = ScriptedEngine([say(tokenizer, "x")])
+
+    async def run():
+        players = [shared_player(renderer, limits, make_env) for _ in range(12)]
+        return await asyncio.gather(*(player.play(TASK, engine) for player in players))
+
+    assert len(asyncio.run(run())) == 12
+    assert most == 2

@@ -1,0 +1,72 @@
+"""Running a trainer that is a command of its own: what it prints in a file, nothing of it left behind."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+TAIL = 40
+"""Lines of the output that an error shows."""
+
+
+class TrainerFailed(RuntimeError):
+    """The trainer ended with an error."""
+
+
+def run_trainer(
+    command: Sequence[str],
+    variables: Mapping[str, str],
+    output: str | Path,
+    poll: Callable[[], object],
+    interval: float = 0.3,
+) -> None:
+    """Run a command until it ends.
+
+    The command goes into ``command.sh`` beside ``output``, for a user to copy from.
+
+    Args:
+        command: the words of the command line.
+        variables: environment variables beside those of this process.
+        output: the file for what the command prints.
+        poll: called every ``interval`` seconds and once at the end, to look at what there is so far.
+        interval: seconds.
+
+    Raises:
+        TrainerFailed: the command failed; the message has the end of its output.
+    """
+    output = Path(output)
+    shown = [f"{name}={shlex.quote(value)}" for name, value in variables.items()] + [shlex.quote(w) for w in command]
+    output.with_name("command.sh").write_text(" \\\n    ".join(shown) + "\n")
+    with open(output, "wb") as file:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **variables},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a process group of its own, which can be ended as a whole
+        )
+        try:
+            while process.poll() is None:
+                time.sleep(interval)
+                poll()
+        finally:
+            _end(process)
+    poll()
+    if process.returncode != 0:
+        last = output.read_text(errors="replace").splitlines()[-TAIL:]
+        raise TrainerFailed("\n".join([*last, f"the trainer failed; all that it printed is in {output}"]))
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End what is left of the process's group."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, sign)
+            process.wait(timeout=20)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue
