@@ -14,6 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+ALONE = ("openrlhf",)
+"""Trainers that require what only a GPU can use (flash attention): every package is listed, and none fetches others."""
+
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "ci" / "constraints"
 
@@ -37,11 +40,22 @@ def make(trainer: str, folder: Path) -> None:
     print(f"Making {folder} with the versions in {constraints.relative_to(ROOT)}: minutes the first time", flush=True)
     subprocess.run([sys.executable, "-I", "-m", "venv", str(folder)], check=True)  # -I: not this file as "venv"
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
-    command = [*pip, "-c", str(constraints), "-e", f"{ROOT}[{trainer},test]"]
-    done = subprocess.run(command, check=False)
-    if done.returncode != 0:
-        sys.exit(f"error: pip could not install {trainer}. {_about_python()}")
+    for step in _steps(trainer, str(constraints)):
+        done = subprocess.run([*pip, *step], check=False)
+        if done.returncode != 0:
+            sys.exit(f"error: pip could not install {trainer}. {_about_python()}")
     stamp.write_text(wanted)
+
+
+def _steps(trainer: str, constraints: str) -> list[list[str]]:
+    """Return the arguments of `pip install`, call by call."""
+    if trainer not in ALONE:
+        return [["-c", constraints, "-e", f"{ROOT}[{trainer},test]"]]
+    return [
+        ["-c", constraints, "torch", "setuptools", "wheel", "ninja"],  # what others are built with
+        ["--no-deps", "--no-build-isolation", "-r", constraints],
+        ["--no-deps", "-e", str(ROOT)],
+    ]
 
 
 def _fingerprint(*files: Path) -> str:

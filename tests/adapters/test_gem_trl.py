@@ -336,18 +336,6 @@ def test_ranks_with_fewer_episodes_left_keep_generating_with_the_others(tmp_path
     assert all("rebn is over both ranks" in output for output in outputs)
 
 
-def _environment():
-    import os
-
-    return {
-        **os.environ,
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "1",
-    }
-
-
 TWO_RANKS = '''
 import os, sys
 import torch
@@ -411,4 +399,6 @@ trainer = Collective(
 assert trainer.accelerator.num_processes == 2
 trainer.train()
 print("turns", [len(episode.turns) for episode in rollout.episodes])
+trainer.accelerator.wait_for_everyone()
+trainer.accelerator.end_training()  # else the group's threads may still run when the process ends
 '''

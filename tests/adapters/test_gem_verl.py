@@ -83,7 +83,7 @@ class ScriptedServer:
         asked.append((prompt_ids, sampling_params))
         ids = list(self.answers[min(len(asked), len(self.answers)) - 1])[: sampling_params["max_tokens"]]
         logprobs = [self.logprob - i for i in range(len(ids))] if sampling_params.get("logprobs") else None
-        version = {"min_global_steps": self.version, "max_global_steps": self.version + len(asked)}
+        version = {"min_global_steps": self.version + len(asked), "max_global_steps": self.version + 2 * len(asked)}
         return TokenOutput(token_ids=ids, log_probs=logprobs, stop_reason=self.stop_reason, extra_fields=version)
 
 
@@ -248,12 +248,13 @@ def test_without_log_probabilities_there_are_none(config, tokenizer):
 
 def test_an_output_says_which_weights_it_was_sampled_with_and_how_it_went(config, tokenizer):
     ((output,),) = play(config(max_turns=3), ScriptedServer(*answers(tokenizer, "x")), talking())
-    assert output.extra_fields["min_global_steps"] == 7
-    assert output.extra_fields["max_global_steps"] == 10
+    assert output.extra_fields["min_global_steps"] == 8
+    assert output.extra_fields["max_global_steps"] == 13
     metrics = output.extra_fields["reward_extra_info"]
     assert metrics["turns"] == 3
     assert metrics["truncated_turns"] == 1
     assert metrics["acc"] == 0  # it was not over
+    assert "success" not in metrics
     assert metrics["sampled_tokens"] == sum(output.response_mask)
     assert {"return", "truncated_context", "aborted", "environment_errors"} <= set(metrics)
     assert output.num_turns == 6
@@ -270,10 +271,11 @@ def test_a_completion_is_never_longer_than_max_response_length(config, tokenizer
 
 def test_finish_reasons_come_from_the_tokens_since_the_server_calls_both_completed(config, tokenizer, tmp_path):
     x = tokenizer.convert_tokens_to_ids("x")
-    server = ScriptedServer([x] * 8, [x, tokenizer.eos_token_id], [x] * 3)
-    play(config(max_turns=3, max_new_tokens=8, episodes=str(tmp_path / "e")), server, talking())
+    end = tokenizer.eos_token_id
+    server = ScriptedServer([x] * 8, [x, end], [x] * 3, [x] * 7 + [end])
+    play(config(max_turns=4, max_new_tokens=8, episodes=str(tmp_path / "e")), server, talking())
     (episode,) = read_jsonl(next((tmp_path / "e").iterdir()))
-    assert [turn.finish_reason for turn in episode.turns] == ["length", "stop", "stop"]
+    assert [turn.finish_reason for turn in episode.turns] == ["length", "stop", "stop", "stop"]
 
 
 def test_a_generation_that_is_aborted_before_the_first_token_gives_nothing(config):
