@@ -3,8 +3,8 @@
 import asyncio
 import json
 import sys
-import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +27,9 @@ from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token
 from verl.workers.rollout.replica import TokenOutput
 
 import gem_verl
-from gem.core import Env
-from gem.envs.registration import ENV_REGISTRY, register
 from gem.rollout import ChatRenderer, Response, discounted_returns, read_jsonl, rebn, replay, spread_over_tokens
 from gem.tasks import Task, make_tasks
+from gem.testing.talk import RELEASE, TALK, talking
 from gem.wrappers import TimeLimit, get_wrapper_fns
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_verl.py"
@@ -115,56 +114,17 @@ def answers(tokenizer, *texts):
     return [tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
 
 
-RELEASE = threading.Event()
-"""Set at the end of a test, so that no thread outlives it."""
-
-
-class Talk(Env):
-    """Takes any answer, pays 1 for the first, 2 for the second and so on; may misbehave in its second turn."""
-
-    def __init__(self, how="well", length=4):
-        super().__init__()
-        self.how, self.length, self.turn = how, length, 0
-
-    def reset(self, seed=None):
-        super().reset(seed)
-        self.turn = 0
-        return "begin", {}
-
-    def step(self, action):
-        self.turn += 1
-        if self.turn == 2:
-            if self.how == "raises":
-                raise OSError("the disk is full")
-            if self.how == "hangs":
-                RELEASE.wait(60)
-            if self.how == "floods":
-                return "a very long story " * 60_000, 0.0, False, False, {}
-            if self.how == "works":
-                time.sleep(1)
-        return "on", float(self.turn), self.turn == self.length, False, {}
-
-
 @pytest.fixture(autouse=True)
-def talk():
-    register("test:Talk-v0", Talk)
+def _release():
     RELEASE.clear()
     yield
     RELEASE.set()
-    del ENV_REGISTRY["test:Talk-v0"]
-
-
-def talking(how="well", seed=0, length=4):
-    return Task("test:Talk-v0", seed, {"how": how, "length": length})
 
 
 def chat(tokenizer):
     """Return answers of which the second is never ended by the model."""
-    return [
-        *answers(tokenizer, "one"),
-        answers(tokenizer, "two and")[0][:-1] * 20,
-        *answers(tokenizer, "three", "four"),
-    ]
+    one, two, three, four = answers(tokenizer, "one", "two and", "three", "four")
+    return [one, two[:-1] * 20, three, four]
 
 
 TASK = Task(ENV, seed=5)
@@ -225,7 +185,7 @@ def test_turn_gives_a_sample_a_turn_with_its_discounted_return(config, tokenizer
 
 @pytest.mark.parametrize(("algorithm", "split"), [("grpo", "train"), ("rebn", "eval")])
 def test_turn_gives_the_whole_return_where_verl_takes_one_sample_for_the_session(config, tokenizer, algorithm, split):
-    task = Task("test:Talk-v0", 5, split=split)
+    task = replace(talking(seed=5), split=split)
     server = ScriptedServer(*chat(tokenizer))
     (outputs,) = play(config(algorithm=algorithm, mode="turn", max_turns=3), server, task)
     ((whole,),) = play(config(algorithm=algorithm, max_turns=3), ScriptedServer(*chat(tokenizer)), task)
@@ -384,7 +344,7 @@ def test_a_history_that_is_rewritten_needs_a_sample_a_turn(config, tokenizer):
     module = sys.modules["tests_verl_hook"] = type(sys)("tests_verl_hook")
     module.rewriting = lambda task: wrap(task.make())
     hook = {"_target_": "hydra.utils.get_method", "path": "tests_verl_hook.rewriting"}
-    with pytest.raises(ValueError, match=r"rewrites the history of test:Talk-v0.*mode: turn"):
+    with pytest.raises(ValueError, match=rf"rewrites the history of {TALK}.*mode: turn"):
         play(config(make_env=hook), ScriptedServer(*answers(tokenizer, "x")), talking())
     (outputs,) = play(config(make_env=hook, mode="turn"), ScriptedServer(*answers(tokenizer, "x")), talking())
     assert len(outputs) == 4
@@ -480,7 +440,7 @@ def test_of_a_batch_of_16_those_that_misbehave_end_alone_and_are_counted(config,
     metrics = [outputs[-1].extra_fields["reward_extra_info"] for outputs in batch]
     assert [i for i, m in enumerate(metrics) if m["environment_errors"]] == [3, 7]
     assert [i for i, m in enumerate(metrics) if m["truncated_context"]] == [11]
-    assert [m["return"] for m in metrics] == [1.0 if i in (3, 7, 11) else 10.0 for i in range(16)]
+    assert [m["return"] for m in metrics] == [{3: 1.0, 7: 1.0, 11: 3.0}.get(i, 10.0) for i in range(16)]
     assert all(sum(sum(output.response_mask) for output in outputs) > 0 for outputs in batch)
 
 

@@ -1,40 +1,15 @@
-"""Loaded into verl's processes by a test: environments that misbehave, and a record of what ReBN is computed from."""
+"""Loaded into verl's processes by a test: an environment that misbehaves, and what ReBN is computed from."""
 
 import os
-import time
 from pathlib import Path
 
 import torch
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 
 import gem_verl
-from gem.core import Env
-from gem.envs.registration import register
+from gem.testing.talk import talking
 
-
-class Hostile(Env):
-    """Misbehaves in its second turn."""
-
-    def __init__(self, how):
-        super().__init__()
-        self.how, self.turn = how, 0
-
-    def reset(self, seed=None):
-        super().reset(seed)
-        self.turn = 0
-        return "Say something.", {}
-
-    def step(self, action):
-        self.turn += 1
-        if self.turn == 2 and self.how == "raises":
-            raise OSError("the disk is full")
-        if self.turn == 2 and self.how == "hangs":
-            time.sleep(60)
-        observation = "a very long story " * 60_000 if self.turn == 2 and self.how == "floods" else "Go on."
-        return observation, 0.25, self.turn == 3, False, {}
-
-
-register("test:Hostile-v0", Hostile)
+talking()  # registers the environment
 
 
 def recorded(token_level_rewards, response_mask, config=None, **kwargs):

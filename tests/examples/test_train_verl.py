@@ -16,7 +16,8 @@ import psutil
 import torch
 
 from gem.rollout import read_jsonl, rebn, replay
-from gem.tasks import Task, make_tasks
+from gem.tasks import make_tasks
+from gem.testing.talk import talking
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "train_verl.py"
@@ -113,7 +114,7 @@ def test_turns_as_samples_and_environments_that_misbehave(example, small_model, 
     tasks = make_tasks("game:GuessTheNumber-v1-easy", range(32))
     for first in (0, 16):
         for i, how in enumerate(["raises", "hangs", "floods"]):
-            tasks[first + 5 * i] = Task("test:Hostile-v0", 0, {"how": how})
+            tasks[first + 5 * i] = talking(how)
     (tmp_path / "tasks.jsonl").write_text("\n".join(task.to_json() for task in tasks))
 
     args = example.Args(model=str(small_model), steps=2, batch_size=16, group_size=4, validation=4)
