@@ -16,6 +16,9 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from gem.embedded.crowd import LESSONS, Message, conversations
 from gem.embedded.tokenizer import END_OF_TEXT, TURN_END, TURN_START, train_tokenizer
 
+HEAD_DIM = 32
+"""The smallest for which vLLM has attention kernels."""
+
 _IGNORE = -100
 """The label of tokens that the loss leaves out."""
 
@@ -29,7 +32,7 @@ class Recipe:
 
     Attributes:
         vocab_size: tokens, at most.
-        hidden_size: width; feed-forward layers are three times as wide.
+        hidden_size: width, a multiple of 32; feed-forward layers are three times as wide.
         layers: decoder layers.
         context: positions.
         episodes: recorded episodes to learn from.
@@ -68,14 +71,15 @@ def build(folder: Path, recipe: Recipe) -> None:
 def new_model(tokenizer: Any, recipe: Recipe) -> Any:
     """Return an untrained Qwen3 for the tokenizer's vocabulary."""
     end, pad = (tokenizer.convert_tokens_to_ids(token) for token in (TURN_END, END_OF_TEXT))
+    heads = recipe.hidden_size // HEAD_DIM
     config = Qwen3Config(
         vocab_size=len(tokenizer),
         hidden_size=recipe.hidden_size,
         intermediate_size=3 * recipe.hidden_size,
         num_hidden_layers=recipe.layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=recipe.hidden_size // 4,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 2),
+        head_dim=HEAD_DIM,
         max_position_embeddings=recipe.context,
         tie_word_embeddings=True,
         eos_token_id=end,
