@@ -163,18 +163,17 @@ def train(args: Args, model: str, out: Path, ray_folder: str) -> TrainingLog:
     print(f"OpenRLHF trains on {where}. It begins after some minutes; what it prints is in {out / 'openrlhf.log'}.")
     with TrainingLog(out, args.steps, f"{args.env}: OpenRLHF, {args.algorithm}, {args.model} model") as log:
         run_trainer(words, variables, out / "openrlhf.log", lambda: record_new_steps(args, log, out))
+    (out / "openrlhf.jsonl").write_text("".join(json.dumps(row) + "\n" for row in openrlhf_metrics(out)))
     return log
 
 
 def record_new_steps(args: Args, log: TrainingLog, out: Path) -> None:
     """Record the steps whose end OpenRLHF has logged. It plays batch after batch, in one process."""
-    rows = openrlhf_metrics(out)
-    done = max((row["step"] for row in rows if row["kind"] == "train"), default=0)
+    done = max((row["step"] for row in openrlhf_metrics(out) if row["kind"] == "train"), default=0)
     if done > len(log.metrics):
         episodes = read_episodes(out / "episodes", "train")
         for step in range(len(log.metrics), done):
             log.record(episodes[step * args.batch_size : (step + 1) * args.batch_size])
-        (out / "openrlhf.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def openrlhf_metrics(out: Path) -> list[dict]:
