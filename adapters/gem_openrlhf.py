@@ -132,14 +132,14 @@ class GemAgentExecutor(AgentExecutorBase):
         episode = await shared_player(renderer, limits, self.make_env).play(task, engine)
         if self.episodes:
             append_episode(self.episodes, episode)
+        returns = discounted_returns(episode.rewards, options.get("gamma", self.gamma))
         tokens, action_ranges, logprobs = _sequence(episode, engine, hf_tokenizer.eos_token_id)
-        discounted = discounted_returns(episode.rewards, options.get("gamma", self.gamma))
         return {
             "prompt": prompt,
             "label": label,
             "images": images,
             "mm_train_inputs": None,
-            "reward": float(discounted[0]) if len(discounted) else 0.0,
+            "reward": float(returns[0]) if episode.turns else 0.0,
             "scores": float(episode.success),
             "observation_tokens": tokens,
             "action_ranges": action_ranges,

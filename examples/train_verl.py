@@ -180,6 +180,7 @@ def command(args: Args, model: str, out: Path, ray_folder: str, on_gpu: bool) ->
     keys = gem_keys(args, out) + algorithm_keys(args, model) + job_keys(args, model, out)
     keys += ["actor_rollout_ref.rollout.name=vllm"] if on_gpu else cpu_keys(ray_folder)
     keys += [] if on_gpu and importlib.util.find_spec("flash_attn") else plain_attention_keys()
+    keys += [f"hydra.run.dir={out / 'hydra'}"]  # else Hydra leaves its folders where this was called
     return [sys.executable, "-m", "verl.trainer.main_ppo", *keys]
 
 
