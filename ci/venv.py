@@ -14,8 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-ALONE = ("openrlhf",)
-"""Trainers that require what only a GPU can use (flash attention): every package is listed, and none fetches others."""
+ALONE = ("openrlhf", "oat")
+"""Trainers that require what only a GPU or another Python can use: every package is listed, and none fetches others."""
 
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "ci" / "constraints"
@@ -53,7 +53,7 @@ def _steps(trainer: str, constraints: str) -> list[list[str]]:
         return [["-c", constraints, "-e", f"{ROOT}[{trainer},test]"]]
     return [
         ["-c", constraints, "torch", "setuptools", "wheel", "ninja"],  # what others are built with
-        ["--no-deps", "--no-build-isolation", "-r", constraints],
+        ["--no-deps", "--no-build-isolation", "--ignore-requires-python", "-r", constraints],
         ["--no-deps", "-e", str(ROOT)],
     ]
 

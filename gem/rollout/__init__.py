@@ -9,15 +9,15 @@ episode     what was played: :class:`Turn`, :class:`Episode`, its two views, JSO
 rendering   observations to ids: :class:`ChatRenderer`, and what a template would do differently
 engine      where tokens come from: :class:`Engine`
 driver      :func:`run_episode`, :func:`run_episodes` and :class:`Player`, limits and errors
-batching    :class:`BatchedRollout`, for trainers that generate a batch at a time
+batching    :class:`GatheringEngine`, :class:`BatchedRollout`: generating a batch at a time
 returns     reference implementations of returns, ReBN, GAE and group advantages
 recorder    episodes in a folder, from many processes
 replay      does an episode still hold against its environment?
 ==========  =====================================================================================
 """
 
-from gem.rollout.batching import BatchedRollout, Request
-from gem.rollout.driver import ContextTooSmall, Limits, Player, run_episode, run_episodes, shared_player
+from gem.rollout.batching import BatchedRollout, GatheringEngine, Request
+from gem.rollout.driver import ContextTooSmall, Limits, Player, run_episode, run_episodes, run_turns, shared_player
 from gem.rollout.engine import Engine, Response
 from gem.rollout.episode import Episode, TokenSequence, Transition, Turn, read_jsonl, write_jsonl
 from gem.rollout.recorder import append_episode, read_episodes
@@ -31,6 +31,7 @@ __all__ = [
     "ContextTooSmall",
     "Engine",
     "Episode",
+    "GatheringEngine",
     "Limits",
     "Player",
     "RenderDifference",
@@ -50,6 +51,7 @@ __all__ = [
     "replay",
     "run_episode",
     "run_episodes",
+    "run_turns",
     "shared_player",
     "spread_over_tokens",
     "write_jsonl",

@@ -1,8 +1,11 @@
-"""Episodes against a generate function that takes a batch, and that only the caller's thread may call.
+"""Episodes against a generate function that takes a batch.
 
-Trainers such as TRL generate for a list of prompts at a time, in their main thread. Here the driver's event
-loop runs in a thread of its own, and hands the caller a batch whenever *every* running episode waits for
-tokens. So batches are as large as they can be, in the order of the tasks, and the same in every run:
+:class:`GatheringEngine` calls it with whatever requests are waiting, in a thread, while the event loop goes on.
+
+:class:`BatchedRollout` is for a function that only the caller's thread may call. Trainers such as TRL generate in
+their main thread. There the driver's event loop runs in a thread of its own, and hands the caller a batch whenever
+*every* running episode waits for tokens. So batches are as large as they can be, in the order of the tasks, and the
+same in every run:
 
 .. code-block:: python
 
@@ -23,6 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import anyio.to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from gem.core import Env
@@ -105,6 +109,44 @@ class BatchedRollout:
         """End: episodes that are still running are cancelled, and their environments closed."""
         self._episodes.cancel()
         self._exit.__exit__(*exc)
+
+
+class GatheringEngine(Engine):
+    """Answers the requests that are waiting as one batch; those that come meanwhile are the next batch.
+
+    An episode whose environment is slow holds up no other.
+
+    Args:
+        generate: returns a response a request; called in a thread, once at a time.
+    """
+
+    def __init__(self, generate: Callable[[list[Request]], Sequence[Response]]) -> None:
+        self._generate = generate
+        self._waiting: list[Request] = []
+        self._serving: asyncio.Task[None] | None = None
+
+    async def generate(self, prompt_ids: Sequence[int], max_new_tokens: int, *, episode: int = 0) -> Response:
+        """Wait for the batch that this request is in."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append(Request(episode, prompt_ids, max_new_tokens, future))
+        if self._serving is None or self._serving.done():
+            self._serving = asyncio.ensure_future(self._serve())
+        return await future
+
+    async def _serve(self) -> None:
+        await asyncio.sleep(0)  # whoever is ready to ask now is in this batch too
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            try:
+                responses = await anyio.to_thread.run_sync(self._generate, batch)
+                _set_results(batch, responses)
+            except BaseException as error:
+                for request in batch:
+                    if not request.future.done():
+                        request.future.set_exception(error)
+                if not isinstance(error, Exception):
+                    raise
+            await asyncio.sleep(0)  # those who got an answer step their environments, and may ask again
 
 
 class _Barrier(Engine):

@@ -12,7 +12,7 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -147,6 +147,47 @@ async def run_episodes(
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
         raise
+
+
+async def run_turns(
+    tasks: Iterator[Task], min_turns: int, engine: Engine, player: Player, max_concurrent: int
+) -> list[Episode]:
+    """Play tasks until their episodes have a number of turns, for trainers that learn from turns.
+
+    Every episode that was begun is played to its end, so that the short ones are not preferred.
+
+    Args:
+        tasks: what to play, as many as are needed; not all may be taken.
+        min_turns: turns of all episodes together, at least, unless the tasks come to an end.
+        engine: samples the answers.
+        player: plays the episodes.
+        max_concurrent: episodes played at the same time.
+
+    Returns:
+        The episodes, in the order of the tasks.
+
+    Raises:
+        ContextTooSmall, ValueError, TypeError, ImportError: see :func:`run_episodes`.
+    """
+    jobs: list[asyncio.Task[Episode]] = []
+    running: set[asyncio.Task[Episode]] = set()
+    turns = 0
+    try:
+        while True:
+            while len(running) < max_concurrent and turns + len(running) < min_turns:
+                task = next(tasks, None)
+                if task is None:
+                    break
+                jobs.append(asyncio.ensure_future(player.play(task, engine, len(jobs))))
+                running.add(jobs[-1])
+            if not running:
+                return [job.result() for job in jobs]
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            turns += sum(len(job.result().turns) for job in done)
+    finally:
+        for job in running:
+            job.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 class EnvironmentFailed(Exception):

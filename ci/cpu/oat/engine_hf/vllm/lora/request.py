@@ -1,0 +1,2 @@
+class LoRARequest:
+    """Not supported; Oat imports the name."""

@@ -1,0 +1,2 @@
+class RequestOutput:
+    """Oat imports the name."""

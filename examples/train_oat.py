@@ -1,0 +1,217 @@
+"""Train a language-model agent on a GEM environment with Oat.
+
+.. code-block:: bash
+
+    python ci/venv.py oat
+    .venvs/oat/bin/python examples/train_oat.py                       # two CPU cores, about ten minutes
+    .venvs/oat/bin/python examples/train_oat.py --algorithm ppo --steps 3
+    .venvs/oat/bin/python examples/train_oat.py --engine vllm --steps 2
+
+What is real: Oat's program, collector, actor, learner, losses and critic, and DeepSpeed. Oat wants Python 3.10,
+launchpad and a GPU; where there is none of these, ``ci/cpu/oat`` stands in: all nodes run in one process, transformers
+generates (or ``--engine vllm``: vLLM's build for CPUs), and torch's Adam takes the place of DeepSpeed's. On a machine
+with Oat's own installation and GPUs the same file uses no stand-in; that has not been tried.
+
+In ``--out``: ``metrics.jsonl`` (a line a step), ``episodes.jsonl`` (the episodes of the first and the last step),
+``curve.png``; and of Oat: ``oat.jsonl`` (its own metrics), ``oat.log`` (what it prints) and ``episodes/`` (all).
+"""
+
+import importlib.util
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+try:
+    import torch
+    import tyro
+    from transformers import AutoTokenizer
+
+    from gem.embedded import resolve_model
+    from gem.rollout import ChatRenderer, read_episodes
+    from gem.training_args import TrainingArgs
+    from gem.training_log import TrainingLog
+    from gem.training_process import TrainerFailed, run_trainer
+except ImportError as error:
+    sys.exit(f"error: {error}. In this folder: python ci/venv.py oat, then .venvs/oat/bin/python {sys.argv[0]}")
+
+STAND_INS = Path(__file__).resolve().parent.parent / "ci" / "cpu" / "oat"
+
+
+@dataclass
+class Args(TrainingArgs):
+    algorithm: Literal["rebn", "reinforce", "ppo", "grpo", "drgrpo"] = "rebn"
+    """rebn: an advantage a turn, against the batch; reinforce: the return of each turn; ppo: with a critic of turns;
+    grpo, drgrpo: episodes of one turn, against their group"""
+    turns: int | None = None
+    """turns that a step learns from, which is what Oat counts; by default three for each episode of the batch size"""
+    validation: int = 64
+    """tasks of another split that are played greedily before and after the training; 0 for none"""
+    engine: Literal["hf", "vllm"] = "hf"
+    """without a GPU: transformers, or vLLM's build for CPUs"""
+    out: str = "out/oat"
+    """folder of the results"""
+
+
+def oat_arguments(args: Args, model: str, out: Path, on_gpu: bool) -> dict:
+    """The arguments of Oat's job; GEM's are the first."""
+    in_groups = args.algorithm in ("grpo", "drgrpo")
+    turns = args.batch_size if in_groups else args.turns or 3 * args.batch_size
+    seeds = args.task_seeds
+    gpus = max(1, torch.cuda.device_count())
+    return dict(
+        tasks=f"env={args.env},seeds={seeds.start}:{seeds.start + args.steps * args.batch_size}",
+        eval_tasks=f"env={args.env},seeds=0:{args.validation},split=eval" if args.validation else "",
+        training_steps=args.steps,
+        num_envs=args.batch_size,
+        max_turns=args.max_turns,
+        episodes=str(out / "episodes"),
+        # From here on as in any job of Oat's.
+        pretrain=model,
+        algo="PPO",
+        critic_type={"ppo": "ppo", "grpo": "grpo"}.get(args.algorithm, "drgrpo"),
+        whiten_adv=args.algorithm == "rebn",
+        gamma=args.gamma,
+        beta=0.0,
+        oracle="",
+        prompt_data="",
+        num_samples=args.group_size if in_groups else 1,
+        generate_max_length=args.max_new_tokens,
+        eval_generate_max_length=args.max_new_tokens,
+        max_model_len=2048 if args.embedded else 4096,
+        rollout_batch_size=turns * gpus,
+        rollout_batch_size_per_device=turns,
+        pi_buffer_maxlen_per_device=turns,
+        train_batch_size=turns * gpus,
+        train_batch_size_per_device=1,
+        eval_batch_size=max(1, args.validation),
+        eval_steps=args.steps if args.validation else -1,
+        eval_temperature=0.0,
+        learning_rate=args.lr,
+        critic_learning_rate=args.lr,
+        lr_scheduler="constant",
+        num_prompt_epoch=1,
+        max_train=10**9,
+        seed=args.seed,
+        gpus=gpus,
+        collocate=True,
+        bf16=on_gpu,
+        flash_attn=on_gpu and importlib.util.find_spec("flash_attn") is not None,
+        gradient_checkpointing=not args.embedded,
+        zero_stage=2 if on_gpu else 0,
+        debug=not args.validation,  # else Oat evaluates before it trains
+        save_steps=-1,
+        save_path=str(out / "oat"),
+        use_wb=False,
+    )
+
+
+def run_oat(settings: Path) -> None:
+    """The process in which Oat runs: its program, with GEM's actor and a learner that also writes its metrics."""
+    config = json.loads(settings.read_text())
+    if not config["on_gpu"]:
+        import oat_cpu  # noqa: F401 - puts the stand-ins in their places
+    import launchpad
+    from oat.algorithms.ppo import PPOLearner
+    from oat.algorithms.ppo_multiturn import PPOMultiTurnLearner
+    from oat.args import default_args_validation
+    from oat.interface import get_program
+
+    from gem_oat import GemActor, GemArgs, GemGroupActor, GemLearnerMixin
+
+    class Learner(GemLearnerMixin, PPOLearner if config["in_groups"] else PPOMultiTurnLearner):
+        def learn(self, learning_round):
+            return self.written("train", learning_round, super().learn(learning_round))
+
+        def evaluate(self, dataloader, steps):
+            return self.written("eval", steps, super().evaluate(dataloader, steps))
+
+        def written(self, kind, step, metrics):
+            if self.strategy.is_rank_0():
+                of_actor = self.actor_info if kind == "train" else {}
+                row = {name: float(value) for name, value in {**of_actor, **metrics}.items()}
+                with open(settings.with_name("oat.jsonl"), "a") as file:
+                    file.write(json.dumps({"kind": kind, "step": step, **row}) + "\n")
+            return metrics
+
+    args = default_args_validation(GemArgs(**config["arguments"]))
+    program, resources = get_program(args, Learner, GemGroupActor if config["in_groups"] else GemActor)
+    launchpad.launch(program, launch_type=args.launch_type, local_resources=resources, terminal="current_terminal")
+    if not config["on_gpu"]:
+        sys.stdout.flush()
+        os._exit(0)  # threads of the stand-in for launchpad wait for calls for ever
+
+
+def train(args: Args, model: str, out: Path) -> TrainingLog:
+    on_gpu = torch.cuda.is_available()
+    settings = {
+        "on_gpu": on_gpu,
+        "in_groups": args.algorithm in ("grpo", "drgrpo"),
+        "arguments": oat_arguments(args, model, out, on_gpu),
+        "flags": asdict(args),
+    }
+    (out / "settings.json").write_text(json.dumps(settings, indent=2))
+    variables = {"TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
+    if not on_gpu:
+        folders = [STAND_INS / "engine_hf", STAND_INS] if args.engine == "hf" else [STAND_INS]
+        paths = [*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])]
+        variables |= {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    engine = {"hf": "transformers stands in for vLLM", "vllm": "vLLM is the build for CPUs"}[args.engine]
+    where = "the GPU" if on_gpu else f"the CPU: no GPU was found. {engine}, and other stand-ins are in use"
+    print(f"Oat trains on {where}. It begins after a minute or so; what it prints is in {out / 'oat.log'}.")
+    words = [sys.executable, str(Path(__file__).resolve()), "--run-oat", str(out / "settings.json")]
+    with TrainingLog(out, args.steps, f"{args.env}: Oat, {args.algorithm}, {args.model} model") as log:
+        recorded = [0]
+        run_trainer(words, variables, out / "oat.log", lambda: record_new_steps(log, out, recorded))
+    return log
+
+
+def record_new_steps(log: TrainingLog, out: Path, recorded: list[int]) -> None:
+    """Record the steps that Oat has learned; it plays and learns in turns, so the episodes since then are theirs."""
+    done = sum(row["kind"] == "train" for row in oat_metrics(out))
+    if done > len(log.metrics):
+        episodes = read_episodes(out / "episodes", "train")
+        counts = [round(row["gem/episodes"]) for row in oat_metrics(out) if row["kind"] == "train"]
+        for step in range(len(log.metrics), done):
+            log.record(episodes[recorded[0] : recorded[0] + counts[step]])
+            recorded[0] += counts[step]
+
+
+def oat_metrics(out: Path) -> list[dict]:
+    """What Oat has logged: a row a step, and a row an evaluation."""
+    path = out / "oat.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def validation_summary(args: Args, out: Path) -> str:
+    scores = [row["eval/score"] for row in oat_metrics(out) if row["kind"] == "eval"]
+    if len(scores) < 2:
+        return "no evaluation was asked for" if not args.validation else "Oat made no evaluation"
+    return f"greedy evaluation: success {scores[0]:.3f} before, {scores[-1]:.3f} after ({scores[-1] - scores[0]:+.3f})"
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--run-oat"]:
+        run_oat(Path(sys.argv[2]))
+        sys.exit()
+    args = tyro.cli(Args, description=__doc__)
+    out = Path(args.out).resolve()
+    try:
+        args.fill_in()
+        model = resolve_model(args.model)
+        ChatRenderer(AutoTokenizer.from_pretrained(model))  # refuses a tokenizer without a chat template
+    except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    shutil.rmtree(out / "episodes", ignore_errors=True)
+    (out / "oat.jsonl").unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        log = train(args, model, out)
+    except TrainerFailed as error:
+        sys.exit(f"error: {error}")
+    print(log.summary())
+    print(validation_summary(args, out))
