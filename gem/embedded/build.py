@@ -86,7 +86,7 @@ def new_model(tokenizer: Any, recipe: Recipe) -> Any:
         pad_token_id=pad,
         bos_token_id=None,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):  # the weights are made on the CPU
         torch.manual_seed(recipe.seed)
         model = Qwen3ForCausalLM(config)
     model.generation_config.eos_token_id = end

@@ -1,12 +1,21 @@
-"""BatchedRollout: episodes against a generate function that takes a batch."""
+"""Episodes against a generate function that takes a batch."""
 
+import asyncio
 import threading
 import time
 
 import pytest
 
 from gem.core import Env
-from gem.rollout import BatchedRollout, ChatRenderer, ContextTooSmall, Limits, Response
+from gem.rollout import (
+    BatchedRollout,
+    ChatRenderer,
+    ContextTooSmall,
+    GatheringEngine,
+    Limits,
+    Response,
+    run_episodes,
+)
 from gem.tasks import Task, make_tasks
 
 TASKS = make_tasks("game:GuessTheNumber-v1-easy", range(12))
@@ -117,3 +126,65 @@ def test_failing_environments_do_not_hold_up_the_batch(renderer, guess_one):
         while batch := rollout.next_batch():
             rollout.answer(batch, [Response(guess_one, None, "stop") for _ in batch])
     assert [e.truncation for e in rollout.episodes] == [None, "error"] * 6
+
+
+def test_those_who_wait_are_answered_together(renderer, guess_one):
+    sizes = []
+
+    def generate(batch):
+        sizes.append(len(batch))
+        return [Response(guess_one, None, "stop") for _ in batch]
+
+    episodes = asyncio.run(run_episodes(TASKS, GatheringEngine(generate), renderer))
+    won_at_once = sum(len(episode.turns) == 1 for episode in episodes)
+    assert sizes == [12] + [12 - won_at_once] * 3
+
+
+def test_a_slow_environment_holds_up_no_other_episode(renderer, guess_one):
+    """All but one finish while the one is still in its first step."""
+    hold = threading.Event()
+    ended = []
+
+    class Held(Slow):
+        def step(self, action):
+            if self.held and self.turn == 0:
+                hold.wait(60)
+            return super().step(action)
+
+    def make_env(task):
+        env = Held()
+        env.held = task.seed == 0
+        return env
+
+    def on_episode(episode):
+        ended.append(episode.task.seed)
+        if len(ended) == 11:
+            hold.set()
+
+    engine = GatheringEngine(lambda batch: [Response(guess_one, None, "stop") for _ in batch])
+    asyncio.run(run_episodes(TASKS, engine, renderer, Limits(), make_env, on_episode=on_episode))
+    assert ended[-1] == 0
+    assert sorted(ended) == list(range(12))
+
+
+def test_generation_is_in_a_thread_and_once_at_a_time(renderer, guess_one):
+    busy = threading.Lock()
+    threads = set()
+
+    def generate(batch):
+        assert busy.acquire(blocking=False)
+        threads.add(threading.get_ident())
+        time.sleep(0.005)
+        busy.release()
+        return [Response(guess_one, None, "stop") for _ in batch]
+
+    asyncio.run(run_episodes(TASKS, GatheringEngine(generate), renderer, make_env=lambda task: Slow()))
+    assert threading.get_ident() not in threads
+
+
+def test_what_generation_raises_reaches_the_caller(renderer):
+    def generate(batch):
+        raise OSError("the engine is gone")
+
+    with pytest.raises(OSError, match="the engine is gone"):
+        asyncio.run(run_episodes(TASKS, GatheringEngine(generate), renderer))

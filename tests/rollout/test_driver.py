@@ -14,9 +14,11 @@ from gem.rollout import (
     ContextTooSmall,
     Engine,
     Limits,
+    Player,
     Response,
     run_episode,
     run_episodes,
+    run_turns,
     shared_player,
 )
 from gem.tasks import Task, make_tasks
@@ -539,3 +541,54 @@ def test_episodes_played_one_at_a_time_share_the_threads_of_their_player(tokeniz
 
     assert len(asyncio.run(run())) == 12
     assert most == 2
+
+
+def play_turns(tokenizer, renderer, tasks, wanted, width, make_env):
+    engine = ScriptedEngine([say(tokenizer, "x")])
+    player = Player(renderer, Limits(), make_env)
+    return asyncio.run(run_turns(iter(tasks), wanted, engine, player, width))
+
+
+class OfLength(Plain):
+    """An episode has as many turns as its seed says."""
+
+    def reset(self, seed=None):
+        self.length = seed
+        return super().reset(seed)
+
+    def step(self, action):
+        self.turn += 1
+        return "on", 1.0, self.turn == self.length, False, {}
+
+
+@pytest.mark.parametrize("width", [1, 3, 50])
+@pytest.mark.parametrize("wanted", [1, 7, 20])
+def test_episodes_are_played_until_there_are_enough_turns_and_all_that_began_end(tokenizer, renderer, wanted, width):
+    lengths = [1, 5, 2, 8, 3, 1, 4] * 9
+    tasks = [Task(EASY, length) for length in lengths]
+    episodes = play_turns(tokenizer, renderer, tasks, wanted, width, lambda task: OfLength())
+    assert [len(episode.turns) for episode in episodes] == lengths[: len(episodes)]
+    assert sum(len(episode.turns) for episode in episodes) >= wanted
+    if width == 1:
+        assert sum(lengths[: len(episodes) - 1]) < wanted
+
+
+def test_when_the_tasks_come_to_an_end_so_does_the_play(tokenizer, renderer):
+    episodes = play_turns(tokenizer, renderer, [Task(EASY, 2)] * 3, 100, 2, lambda task: OfLength())
+    assert [len(episode.turns) for episode in episodes] == [2, 2, 2]
+    assert play_turns(tokenizer, renderer, [], 100, 2, lambda task: OfLength()) == []
+
+
+def test_a_task_that_cannot_be_played_ends_the_others(tokenizer, renderer):
+    closed = []
+
+    def make_env(task):
+        if task.seed == 3:
+            raise ValueError("no such level")
+        env = OfLength()
+        env.close = lambda: closed.append(task.seed)
+        return env
+
+    with pytest.raises(ValueError, match="no such level"):
+        play_turns(tokenizer, renderer, [Task(EASY, seed) for seed in (9, 9, 3)], 100, 3, make_env)
+    assert closed == [9, 9]
