@@ -88,7 +88,7 @@ def oat_arguments(args: Args, model: str, out: Path, on_gpu: bool) -> dict:
         train_batch_size=turns * gpus,
         train_batch_size_per_device=1,
         eval_batch_size=max(1, args.validation),
-        eval_steps=args.steps if args.validation else -1,
+        eval_steps=args.steps + 1 if args.validation else -1,  # before the training, and once more at its end
         eval_temperature=0.0,
         learning_rate=args.lr,
         critic_learning_rate=args.lr,

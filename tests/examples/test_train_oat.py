@@ -1,0 +1,136 @@
+"""The example and Oat's real learner, on the CPU: DeepSpeed, its collector, losses and weight synchronisation."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+if importlib.util.find_spec("oat") is None:
+    pytest.skip("oat is not installed", allow_module_level=True)
+
+import torch
+
+from gem.rollout import discounted_returns, read_episodes, read_jsonl, rebn, replay
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_oat.py"
+STAND_INS = Path(__file__).parents[2] / "ci" / "cpu" / "oat"
+ENV = "game:GuessTheNumber-v1-easy"
+
+RECORDED = '''
+"""Oat's program as the example runs it, with a learner that records what it learns from, and looks at the engine."""
+
+import json, os, sys
+
+import oat_cpu
+import launchpad
+import torch
+import vllm
+from oat.algorithms.ppo_multiturn import PPOMultiTurnLearner
+from oat.args import default_args_validation
+from oat.interface import get_program
+
+from gem_oat import GemActor, GemArgs, GemLearnerMixin
+
+arguments, out = json.load(open(sys.argv[1])), sys.argv[2]
+records = []
+
+
+class Learner(GemLearnerMixin, PPOMultiTurnLearner):
+    def learning_step(self, trajectory):
+        info = super().learning_step(trajectory)
+        kept = {name: trajectory[name] for name in ("advantages", "prompt_ids_lens", "input_ids", "attention_mask")}
+        records.append({**kept, **{name: float(info[name]) for name in ("adv_min", "adv_max", "adv_mean")}})
+        return info
+
+    def sync_params_to_actors(self):
+        super().sync_params_to_actors()
+        engine = dict(program.nodes["actor_0_0"].instance.llm.model.named_parameters())
+        own = self.model.model.module.named_parameters()
+        records[-1]["difference"] = max((p.detach() - engine[name]).abs().max().item() for name, p in own)
+        records[-1]["moved"] = max((p - first[name]).abs().max().item() for name, p in engine.items())
+
+
+args = default_args_validation(GemArgs(**arguments))
+program, resources = get_program(args, Learner, GemActor)
+first = {n: p.detach().clone() for n, p in vllm.LLM(args.pretrain).model.named_parameters()}
+launchpad.launch(program)
+torch.save(records, out)
+os._exit(0)
+'''
+
+
+@pytest.fixture(scope="module")
+def example(load_example):
+    return load_example("train_oat")
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_example_trains(small_model, tmp_path):
+    sizes = ["--steps", "2", "--batch-size", "16", "--validation", "8", "--lr", "1e-3", "--max-new-tokens", "16"]
+    command = [sys.executable, str(SCRIPT), "--model", str(small_model), *sizes, "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "transformers stands in for vLLM" in done.stdout
+    assert "greedy evaluation: success" in done.stdout
+    metrics = rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2]
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    episodes = list(read_jsonl(tmp_path / "episodes.jsonl"))
+    assert [replay(episode) for episode in episodes] == [[]] * len(episodes)
+    of_oat = rows(tmp_path / "oat.jsonl")
+    assert [(row["kind"], row["step"]) for row in of_oat] == [("eval", 0), ("train", 1), ("train", 2), ("eval", 3)]
+    for row, metric in zip(of_oat[1:3], metrics, strict=True):
+        assert row["gem/success"] == pytest.approx(metric["success_rate"])
+        assert row["actor/mean_episode_return"] == pytest.approx(metric["mean_return"])
+        assert row["train/policy_grad_norm"] > 0
+        # In step 2 too: the engine has the weights that step 1 has made.
+        assert abs(row["train/sampler_learner_prob_diff_max"]) < 1e-5
+    assert {episode.task.split for episode in read_episodes(tmp_path / "episodes", "eval")} == {"eval"}
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_advantages_are_the_references_and_the_engine_has_the_learners_weights(example, small_model, tmp_path, gamma):
+    args = example.Args(model=str(small_model), steps=2, batch_size=16, validation=0, gamma=gamma, lr=1e-3)
+    args.fill_in()
+    (tmp_path / "arguments.json").write_text(json.dumps(example.oat_arguments(args, str(small_model), tmp_path, False)))
+    (tmp_path / "recorded.py").write_text(RECORDED)
+    paths = os.pathsep.join([str(STAND_INS / "engine_hf"), str(STAND_INS)])
+    done = subprocess.run(
+        [sys.executable, "recorded.py", "arguments.json", "records.pt"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    records = torch.load(tmp_path / "records.pt", weights_only=False)
+    assert len(records) == 2
+
+    returns: dict[tuple[int, ...], list[float]] = {}  # of every turn, by the tokens that Oat learns from
+    for episode in read_episodes(tmp_path / "episodes", "train"):
+        for turn, value in zip(episode.turns, discounted_returns(episode.rewards, gamma), strict=True):
+            returns.setdefault((*turn.prompt_ids, *turn.response_ids), []).append(float(value))
+    for record in records:
+        tokens = [
+            tuple(ids[mask.bool()].tolist())
+            for ids, mask in zip(record["input_ids"], record["attention_mask"], strict=True)
+        ]
+        got = np.array([float(value) for value in record["advantages"]])
+        assert len(got) == 48
+        for value, key in zip(got, tokens, strict=True):
+            assert min(abs(value - expected) for expected in returns[key]) < 1e-5
+        (normalised,) = rebn([list(np.append(got[:-1] - gamma * got[1:], got[-1]))], gamma)  # whose returns are these
+        np.testing.assert_allclose(record["adv_min"], normalised.min(), atol=1e-5)
+        np.testing.assert_allclose(record["adv_max"], normalised.max(), atol=1e-5)
+        np.testing.assert_allclose(record["adv_mean"], normalised.mean(), atol=1e-5)
+        assert record["difference"] == 0
+        assert record["moved"] > 1e-4
