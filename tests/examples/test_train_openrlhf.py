@@ -66,7 +66,7 @@ def left_running():
 
 
 def test_the_example_trains_and_nothing_is_left_running(small_model, tmp_path):
-    sizes = ["--steps", "2", "--batch-size", "16", "--group-size", "4", "--validation", "8", "--lr", "1e-3"]
+    sizes = ["--steps", "2", "--batch-size", "32", "--group-size", "4", "--validation", "8", "--lr", "1e-3"]
     command = [sys.executable, str(SCRIPT), "--model", str(small_model), *sizes, "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
     assert done.returncode == 0, done.stderr + done.stdout
@@ -77,8 +77,8 @@ def test_the_example_trains_and_nothing_is_left_running(small_model, tmp_path):
     assert [row["step"] for row in metrics] == [1, 2]
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     episodes = list(read_jsonl(tmp_path / "episodes.jsonl"))
-    assert len(episodes) == 32
-    assert [replay(episode) for episode in episodes] == [[]] * 32
+    assert len(episodes) == 64
+    assert [replay(episode) for episode in episodes] == [[]] * 64
     assert all(turn.logprobs for episode in episodes for turn in episode.turns)
 
     of_openrlhf = rows(tmp_path / "openrlhf.jsonl")

@@ -21,7 +21,7 @@ from gem.testing.talk import talking
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "train_verl.py"
-SIZES = ["--steps", "2", "--batch-size", "16", "--group-size", "4", "--validation", "8"]
+SIZES = ["--steps", "2", "--batch-size", "32", "--group-size", "4", "--validation", "8"]
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def test_the_example_trains_and_nothing_is_left_running(small_model, tmp_path, v
     assert [row["step"] for row in metrics] == [1, 2]
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
     episodes = list(read_jsonl(out / "episodes.jsonl"))
-    assert len(episodes) == 32
-    assert [replay(episode) for episode in episodes] == [[]] * 32
+    assert len(episodes) == 64
+    assert [replay(episode) for episode in episodes] == [[]] * 64
     assert all(turn.logprobs for episode in episodes for turn in episode.turns)
 
     of_verl = {row["step"]: row["data"] for row in rows(out / "verl.jsonl")}
