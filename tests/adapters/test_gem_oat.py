@@ -227,7 +227,7 @@ def test_groups_begin_from_one_seed_and_stand_together(make_actor, own_tokenizer
         assert row.response_logprobs == turn.logprobs
         assert row.rewards == [0.0] * (len(turn.response_ids) - 1) + [turn.reward]
     assert len({tuple(row.prompt_ids) for row in rows[:4]}) == 1
-    assert len({tuple(row.response_ids) for row in rows}) > 4
+    assert len({tuple(row.response_ids) for row in rows}) > 1
     assert [Task.from_json(row.prompt).seed for row in actor.step()] == [3] * 4 + [4] * 4 + [5] * 4
 
 
