@@ -3,7 +3,7 @@
 .. code-block:: bash
 
     python ci/venv.py oat
-    .venvs/oat/bin/python examples/train_oat.py                       # two CPU cores, about ten minutes
+    .venvs/oat/bin/python examples/train_oat.py                       # two CPU cores, about five minutes
     .venvs/oat/bin/python examples/train_oat.py --algorithm ppo --steps 3
     .venvs/oat/bin/python examples/train_oat.py --engine vllm --steps 2
 
