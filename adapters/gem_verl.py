@@ -350,8 +350,8 @@ def compute_rebn_advantage(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Verl's ``algorithm.adv_estimator=gem_rebn``: :func:`gem.rollout.rebn`, over every turn of the batch.
 
-    A turn is a run of sampled tokens; its reward is all that lies on it and, for what a penalty has put on the
-    bridge before, there. Rows that verl adds to fill a batch have no sampled token, and do not count. Rejection of
+    A turn is a run of sampled tokens; its reward is the sum of what lies on these tokens and on the bridge before
+    them. Rows that verl adds to fill a batch have no sampled token, and do not count. Rejection of
     single tokens (``algorithm.rollout_correction``) would cut turns in two; whole sequences may be rejected.
 
     Args:
