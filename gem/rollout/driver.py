@@ -217,18 +217,19 @@ class Player:
         self.places = anyio.Semaphore(limits.max_threads)
         self.threads = anyio.CapacityLimiter(math.inf)  # an abandoned thread must not keep a place
 
-    async def play(self, task: Task, engine: Engine, number: int = 0) -> Episode:
+    async def play(self, task: Task, engine: Engine, number: int = 0, episode: Episode | None = None) -> Episode:
         """Play a task.
 
         Args:
             task: what to play.
             engine: samples the answers.
             number: the episode's number, which the engine is told.
+            episode: of this task, without turns; it is filled, for those who look at it meanwhile.
 
         Raises:
             ContextTooSmall, ValueError, TypeError, ImportError: see :func:`run_episodes`.
         """
-        episode = Episode(task)
+        episode = Episode(task) if episode is None else episode
         ask = partial(self._answer, episode, engine, number)
         env: Env | None = None
         try:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,10 +19,12 @@ import torch
 from verl.workers.rollout.base import _ROLLOUT_REGISTRY, BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, RolloutReplicaRegistry, TokenOutput
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from hf_sampling import Answer, load_model, sample
+
 GATHERING = 0.003
 """Seconds that the server waits for more requests before it begins a batch."""
-
-Answer = tuple[list[int], list[float]]
 
 
 class HFServer:
@@ -33,15 +37,11 @@ class HFServer:
     """
 
     def __init__(self, config: Any, model_path: str, max_batch: int = 256) -> None:
-        from transformers import AutoModelForCausalLM
-
         torch.set_num_threads(1)  # for models small enough for a CPU, more threads are slower
         torch.manual_seed(config.seed)
         self.config = config
         self.max_batch = max_batch
-        self.model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval()
-        end = self.model.generation_config.eos_token_id
-        self.end_ids = set(end if isinstance(end, list) else [end])
+        self.model = load_model(model_path)
         self.global_steps: int | None = None
         self.waiting: asyncio.Queue[tuple[list[int], dict[str, Any], asyncio.Future[Answer]]] = asyncio.Queue()
         self.worker = asyncio.get_running_loop().create_task(self._serve())
@@ -83,35 +83,10 @@ class HFServer:
             for (*_, answer), (ids, logprobs) in zip(batch, answers, strict=True):
                 answer.set_result((ids, logprobs))
 
-    @torch.no_grad()
     def _sample(self, batch: list[tuple[list[int], dict[str, Any]]]) -> list[Answer]:
-        """Continue all prompts, padded on the left, a token at a time."""
-        longest = max(len(ids) for ids, _ in batch)
-        ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt, _ in batch])
-        seen = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt, _ in batch])
-        temperature = torch.tensor([[float(params["temperature"])] for _, params in batch])
-        greedy = temperature[:, 0] == 0
-        answers: list[Answer] = [([], []) for _ in batch]
-        running = set(range(len(batch)))
-        past = None
-        while running:
-            positions = (seen.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-            output = self.model(
-                input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=past, use_cache=True
-            )
-            past = output.past_key_values
-            logits = output.logits[:, -1].float()
-            logprobs = torch.log_softmax(logits / temperature.masked_fill(greedy[:, None], 1.0), dim=-1)
-            sampled = torch.where(greedy, logits.argmax(dim=-1), torch.multinomial(logprobs.exp(), 1)[:, 0])
-            chosen = logprobs.gather(1, sampled[:, None])[:, 0]
-            for i in sorted(running):
-                answers[i][0].append(int(sampled[i]))
-                answers[i][1].append(float(chosen[i]))
-                if int(sampled[i]) in self.end_ids or len(answers[i][0]) == batch[i][1]["max_tokens"]:
-                    running.discard(i)
-            ids = sampled[:, None]
-            seen = torch.cat([seen, torch.ones_like(ids)], dim=1)
-        return answers
+        prompts = [ids for ids, _ in batch]
+        limits = [params["max_tokens"] for _, params in batch]
+        return sample(self.model, prompts, limits, [float(params["temperature"]) for _, params in batch])
 
     async def load_weights(self, weights: dict[str, torch.Tensor], global_steps: int | None) -> None:
         missing, unexpected = self.model.load_state_dict(weights, strict=False)
