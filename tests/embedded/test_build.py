@@ -19,7 +19,7 @@ from gem.embedded.crowd import GUESSING, LESSONS, anywhere, conversations, insid
 from gem.rollout import ChatRenderer, GatheringEngine, Limits, Response, run_episodes
 from gem.tasks import make_tasks
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "ci" / "cpu"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "ci" / "cpu" / "shared"))
 
 from hf_sampling import sample
 

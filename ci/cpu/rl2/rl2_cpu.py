@@ -7,7 +7,6 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -167,7 +166,11 @@ def _router() -> None:
     """sglang's router says a line about every request; warnings are enough."""
     from sglang_router import launch_router
 
-    launch_router.RouterArgs = partial(launch_router.RouterArgs, log_level="warn")
+    class QuietArgs(launch_router.RouterArgs):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**{"log_level": "warn", **options})
+
+    launch_router.RouterArgs = QuietArgs
 
 
 _router()

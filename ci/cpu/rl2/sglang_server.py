@@ -20,7 +20,7 @@ import torch
 from aiohttp import web
 from transformers import AutoTokenizer
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "shared"))
 
 from hf_sampling import Answer, end_ids, load_model, sample
 

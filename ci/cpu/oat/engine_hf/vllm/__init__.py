@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[3]))
+sys.path.append(str(Path(__file__).resolve().parents[3] / "shared"))
 
 from hf_sampling import end_ids, load_model, sample
 
