@@ -3,16 +3,16 @@
 .. code-block:: bash
 
     python ci/venv.py rl2
-    .venvs/rl2/bin/python examples/train_rl2.py                       # two CPU cores, about ten minutes
+    .venvs/rl2/bin/python examples/train_rl2.py                       # two CPU cores, about three minutes
     .venvs/rl2/bin/python examples/train_rl2.py --algorithm ppo --steps 3
 
-This script writes the rows and a command, ``torchrun ... RL2's flags``, runs it and shows how it goes. The command is in
-``command.sh``, to copy the flags from; those of GEM are the first.
+This script writes the rows and a command, ``torchrun ...`` with RL2's own flags, runs it and shows how it goes. The
+command is in ``command.sh``, to copy the flags from; those of GEM are the first.
 
 What is real: rl-square 0.0.2's trainer, rollout, packing, FSDP, losses, critic and weight push, and sglang's router.
-Without a GPU ``ci/cpu/rl2`` stands in for what needs one: gloo for NCCL, torch's attention for flash-attn, and for sglang
-a server over transformers that speaks its protocol. On GPUs, with RL2's own installation, the same file uses no stand-in;
-that has not been tried.
+Without a GPU ``ci/cpu/rl2`` stands in for what needs one: gloo for NCCL, torch's attention for flash-attn, and for
+sglang a server over transformers that speaks its protocol. On GPUs, with RL2's own installation, the same file uses no
+stand-in; that has not been tried.
 
 In ``--out``: ``metrics.jsonl`` (a line a step), ``episodes.jsonl`` (the episodes of the first and the last step),
 ``curve.png``; and of RL2: ``rl2.jsonl`` (its own metrics), ``rl2.log`` (what it prints) and ``episodes/`` (all).

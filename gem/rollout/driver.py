@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import math
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -231,9 +232,9 @@ class Player:
         """
         episode = Episode(task) if episode is None else episode
         ask = partial(self._answer, episode, engine, number)
-        env: Env | None = None
+        lease = _Lease(task, partial(self.make_env, task))
         try:
-            env = await self._make(task)
+            env = await self._make(task, lease)
             reset = partial(env.reset, seed=task.reset_seed)
             episode.first_observation = observation = await self._call(env, reset, _checked_reset)
             await self._play_turns(ask, episode, env, observation)
@@ -243,8 +244,7 @@ class Player:
             if not episode.turns:
                 await ask(self.renderer.first(episode.first_observation), max_new_tokens=1)
         finally:
-            if env is not None:
-                await self._close(env, task)
+            await self._end(lease, task)
         return episode
 
     async def _play_turns(self, ask: Callable[..., Awaitable[Turn]], episode: Episode, env: Env, text: str) -> None:
@@ -296,28 +296,29 @@ class Player:
     async def _first_prompt(self, env: Env, text: str) -> list[int]:
         return await _rendered(self.renderer.encode if env.observation_form == "prompt" else self.renderer.first, text)
 
-    async def _make(self, task: Task) -> Env:
-        build = partial(_guarded, partial(self.make_env, task), _SETUP_ERRORS)
+    async def _make(self, task: Task, lease: _Lease) -> Env:
         spec = ENV_REGISTRY.get(task.env_id)
         if spec is not None and not getattr(spec.load(), "blocking", True):
-            return build()
-        return await self._in_thread(build)
+            return lease.begin()
+        return await self._in_thread(lease.begin)
 
     async def _call(self, env: Env, function: Callable[[], Any], check: Callable[[Env, Any], T]) -> T:
         """Call an environment's method: in a thread with a deadline if it may block, else at once."""
         guarded = partial(_guarded, lambda: check(env, function()))
         return await self._in_thread(guarded) if env.blocking else guarded()
 
-    async def _close(self, env: Env, task: Task) -> None:
-        close = partial(_guarded, env.close)
+    async def _end(self, lease: _Lease, task: Task) -> None:
+        if lease.env is None or not lease.env.blocking:
+            lease.end()
+            return
         try:
-            if not env.blocking:
-                close()
-                return
             with anyio.CancelScope(shield=True):  # also when the run is being cancelled
-                await self._in_thread(close)
+                await self._in_thread(lease.end)
         except EnvironmentFailed as failure:
             logger.warning("closing the environment of %s: %s", task, failure)
+        except asyncio.CancelledError:  # for the second time: nobody can wait for it
+            threading.Thread(target=lease.end, daemon=True).start()
+            raise
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         """Call in a thread; one that is not back by the deadline is left alone, and its place given away."""
@@ -333,6 +334,36 @@ class Player:
 def shared_player(renderer: ChatRenderer, limits: Limits, make_env: Callable[[Task], Env] = Task.make) -> Player:
     """Return the player for these arguments, the same one every time, so that all episodes share its threads."""
     return Player(renderer, limits, make_env)
+
+
+class _Lease:
+    """An environment that is closed once, whoever still waits: also one that is built after all was cancelled."""
+
+    def __init__(self, task: Task, build: Callable[[], Env]) -> None:
+        self.env: Env | None = None
+        self._task, self._build = task, build
+        self._lock = threading.Lock()
+        self._ended = False
+
+    def begin(self) -> Env:
+        env = _guarded(self._build, _SETUP_ERRORS)
+        with self._lock:
+            self.env, late = env, self._ended
+        if late:
+            self._close(env)
+        return env
+
+    def end(self) -> None:
+        with self._lock:
+            first, self._ended = not self._ended, True
+        if first and self.env is not None:
+            self._close(self.env)
+
+    def _close(self, env: Env) -> None:
+        try:
+            _guarded(env.close)
+        except EnvironmentFailed as failure:
+            logger.warning("closing the environment of %s: %s", self._task, failure)
 
 
 _LONG_TEXT = 20_000

@@ -163,7 +163,7 @@ def _sglang() -> None:
 
 
 def _router() -> None:
-    """sglang's router says a line about every request; warnings are enough."""
+    """Of sglang's router, which says a line about every request, warnings are enough."""
     from sglang_router import launch_router
 
     class QuietArgs(launch_router.RouterArgs):

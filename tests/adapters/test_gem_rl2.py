@@ -1,0 +1,713 @@
+"""The RL2 adapter without a training: RL2's own rollout and packing, and a scripted server in place of sglang."""
+
+import asyncio
+import importlib.util
+import itertools
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from enum import Enum
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+
+if importlib.util.find_spec("RL2") is None:
+    pytest.skip("rl-square is not installed", allow_module_level=True)
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "ci" / "cpu" / "rl2"))
+
+import rl2_cpu  # noqa: F401 - puts the stand-ins in their places
+import torch
+import wandb
+from aiohttp import web
+from omegaconf import OmegaConf
+from RL2.trainer import ppo
+from RL2.workers.rollout import Rollout
+
+import gem_rl2
+from gem.rollout import group_advantages, read_episodes, rebn, replay
+from gem.tasks import Task, make_tasks
+from gem.testing.talk import RELEASE, Talk, talking
+from gem.wrappers import get_wrapper_fns
+
+ENV = "game:Mastermind-v0-easy"
+
+
+@pytest.fixture(autouse=True)
+def _release():
+    RELEASE.clear()
+    yield
+    RELEASE.set()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_process():
+    torch.distributed.init_process_group(
+        "nccl", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )  # which is gloo here
+    yield
+    torch.distributed.destroy_process_group()
+
+
+class Sglang:
+    """A server in a thread, which answers as sglang does, from a script."""
+
+    def __init__(self, tokenizer, answer):
+        self.tokenizer, self.answer, self.asked = tokenizer, answer, []
+        self.loop = asyncio.new_event_loop()
+        ready = threading.Event()
+        self.thread = threading.Thread(target=self._serve, args=(ready,))
+        self.thread.start()
+        assert ready.wait(10)
+
+    def _serve(self, ready):
+        asyncio.set_event_loop(self.loop)
+        app = web.Application(client_max_size=1 << 30)
+        app.router.add_post("/generate", self.generate)
+        app.router.add_post("/release_memory_occupation", lambda _: _nothing())
+        runner = web.AppRunner(app)
+        self.loop.run_until_complete(runner.setup())
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        self.loop.run_until_complete(site.start())
+        self.url = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
+        ready.set()
+        self.loop.run_forever()
+        self.loop.run_until_complete(runner.cleanup())
+        self.loop.close()
+
+    async def generate(self, request):
+        asked = await request.json()
+        self.asked.append(asked)
+        whole = self.answer(asked["input_ids"])
+        if isinstance(whole, dict):
+            return web.json_response(whole, status=400)
+        limit = asked["sampling_params"]["max_new_tokens"]
+        reason = {"type": "stop"} if len(whole) <= limit else {"type": "length", "length": limit}
+        ids = list(whole)[:limit]
+        meta_info = {
+            "output_token_logprobs": [[-1.0 - i, token, None] for i, token in enumerate(ids)],
+            "completion_tokens": len(ids),
+            "finish_reason": reason,
+        }
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return web.json_response({"text": text, "meta_info": meta_info})
+
+    def close(self):
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(10)
+
+
+async def _nothing():
+    return web.json_response({})
+
+
+class Recorder:
+    """Environments that have been closed, by how many."""
+
+    opened = closed = 0
+
+
+class Counted(Talk):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        Recorder.opened += 1
+
+    def close(self):
+        Recorder.closed += 1
+        super().close()
+
+
+@pytest.fixture
+def make_rollout(tokenizer, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(wandb, "log", lambda *args, **kwargs: None)
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+
+    def make(answer, own=tokenizer, env=None, max_turns=100, responses=1, max_new_tokens=16, **options):
+        server = Sglang(own, answer)
+        made.append(server)
+        rollout = object.__new__(Rollout)  # the rest of it makes processes
+        sampling = {"temperature": 1.0, "max_new_tokens": max_new_tokens, "stop": None, "no_stop_trim": True}
+        rollout.config = OmegaConf.create(
+            {
+                "env_path": gem_rl2.__file__,
+                "max_turns": max_turns,
+                "responses_per_prompt": responses,
+                "dynamic_filtering": False,
+                "server_args": {"model_path": "unused"},
+                "gem": {"episodes": str(tmp_path / "episodes"), **options},
+            }
+        )
+        rollout.tokenizer, rollout.router_url, rollout.worker_url = own, server.url, server.url
+        rollout.train_sampling_params = sampling
+        rollout.test_sampling_params = {**sampling, "temperature": 0.0}
+        rollout.device_mesh = {"tp": SimpleNamespace(get_local_rank=lambda: 0)}
+        rollout.prepare_environment()
+        if env is not None:
+            rollout.env = env
+        rollout.server = server
+        return rollout
+
+    yield make
+    for server in made:
+        server.close()
+    loop.close()
+    asyncio.set_event_loop(None)
+
+
+def rows(tasks, copies=1):
+    return [json.loads(json.dumps(gem_rl2.row(task))) for task in tasks for _ in range(copies)]
+
+
+def say(tokenizer, text):
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    return lambda prompt: ids
+
+
+def read_back(tensor_dict, row):
+    """Return ids, mask, rewards and log-probabilities of a sequence as RL2 has packed it: shifted by one."""
+    length = int(tensor_dict["eos_mask"][row].argmax()) + 1
+    states, actions, mask = (tensor_dict[name][row, :length] for name in ("states", "actions", "action_mask"))
+    last = [int(actions[-1])]  # a sequence ends on a sampled token
+    return (
+        states.tolist() + last,
+        [0, *mask.tolist()],
+        [0.0, *tensor_dict["rewards"][row, :length].tolist()],
+        [0.0, *tensor_dict["llm_logps"][row, :length].tolist()],
+    )
+
+
+def by_seed(folder, split="train"):
+    return sorted(read_episodes(folder / "episodes", split), key=lambda episode: episode.task.seed)
+
+
+def check_sequences(tensor_dict, cu_seqs, episodes):
+    """Hold what RL2 learns from to the episodes that were played."""
+    assert cu_seqs.tolist() == list(range(len(episodes) + 1))
+    for i, episode in enumerate(episodes):
+        expected = episode.as_sequence()
+        first = len(expected.prompt_ids)
+        ids, mask, rewards, logps = read_back(tensor_dict, i)
+        assert ids == [*expected.prompt_ids, *expected.completion_ids]
+        assert mask == [0] * first + expected.mask.tolist()
+        np.testing.assert_allclose(rewards, [0.0] * first + expected.rewards.tolist())
+        np.testing.assert_allclose(logps, [0.0] * first + expected.logprobs.tolist())
+
+
+# --- rl-square 0.0.2: reset and step
+
+
+def test_what_rl2_learns_from_is_what_was_played(make_rollout, tokenizer, tmp_path):
+    answers = itertools.cycle(["\\boxed{1 2 3}", "no", "\\boxed{4 4 4}", "I say \\boxed{2 1 6}."])
+    rollout = make_rollout(lambda prompt: say(tokenizer, next(answers))(prompt))
+    tensor_dict, cu_seqs = rollout(rows(make_tasks(ENV, range(8))), True, 1)
+    episodes = by_seed(tmp_path)
+    assert [replay(episode) for episode in episodes] == [[]] * 8
+    assert max(len(episode.turns) for episode in episodes) > 3
+    check_sequences(tensor_dict, cu_seqs, episodes)
+    # the text that the model sees is the template's own
+    whole = tokenizer.decode(read_back(tensor_dict, 0)[0])
+    messages = [{"role": "user", "content": episodes[0].first_observation}]
+    for turn in episodes[0].turns:
+        messages += [{"role": "assistant", "content": turn.action}, {"role": "user", "content": turn.observation}]
+    assert tokenizer.apply_chat_template(messages[:-1], tokenize=False).startswith(whole)
+
+
+def test_any_ids_stay_as_they_were_sampled(make_rollout, tokenizer, tmp_path):
+    """Words in pieces that no tokenizer would make, half characters, and special tokens in the middle."""
+    rng = np.random.default_rng(0)
+    talking()
+    rollout = make_rollout(lambda prompt: rng.integers(0, len(tokenizer), size=rng.integers(1, 24)).tolist())
+    tensor_dict, cu_seqs = rollout(rows([talking(seed=seed) for seed in range(8)]), True, 1)
+    episodes = by_seed(tmp_path)
+    check_sequences(tensor_dict, cu_seqs, episodes)
+    turns = [turn for episode in episodes for turn in episode.turns]
+    # What the interface's text alone would have lost: the ids, and whether the turn was cut.
+    same = [tokenizer(turn.action, add_special_tokens=False)["input_ids"] == turn.response_ids for turn in turns]
+    assert sum(same) < len(turns) / 2
+    assert {turn.finish_reason for turn in turns} == {"stop", "length"}
+    for episode in episodes:
+        for turn, following in itertools.pairwise(episode.turns):
+            closed = turn.response_ids[-1] == tokenizer.eos_token_id
+            bridge = following.prompt_ids[len(turn.prompt_ids) + len(turn.response_ids) :]
+            assert (bridge[0] == tokenizer.eos_token_id) is not closed
+
+
+def test_a_text_does_not_say_whether_its_turn_was_cut(tokenizer):
+    ended, cut = say(tokenizer, "x")(None), say(tokenizer, "x")(None)[:-1]
+    assert tokenizer.decode(ended, skip_special_tokens=True) == tokenizer.decode(cut, skip_special_tokens=True)
+
+
+def test_a_turn_is_limited_and_an_episode_stops_before_the_context_overflows(make_rollout, tokenizer, tmp_path):
+    x = tokenizer.convert_tokens_to_ids("x")
+    rollout = make_rollout(lambda prompt: [x] * 99, max_context=80)
+    tensor_dict, _ = rollout(rows([talking(seed=seed, length=9) for seed in range(3)]), True, 1)
+    asked = [(len(a["input_ids"]), a["sampling_params"]["max_new_tokens"]) for a in rollout.server.asked]
+    assert all(prompt + limit <= 80 and limit <= 16 for prompt, limit in asked)
+    assert any(limit < 16 for _, limit in asked)
+    assert tensor_dict["states"].shape[1] <= 79
+    assert [episode.truncation for episode in by_seed(tmp_path)] == ["context"] * 3
+
+
+def test_the_context_of_the_server_is_the_default(make_rollout, tokenizer, tmp_path):
+    rollout = make_rollout(say(tokenizer, "x"))
+    rollout.config.server_args.context_length = 60
+    rollout(rows([talking(length=9)]), True, 1)
+    assert [episode.truncation for episode in by_seed(tmp_path)] == ["context"]
+
+
+def test_turns_limit_and_system_message(make_rollout, tokenizer, tmp_path):
+    rollout = make_rollout(say(tokenizer, "x"), max_turns=2, system="Play well.")
+    tensor_dict, _ = rollout(rows([talking()]), True, 1)
+    (episode,) = by_seed(tmp_path)
+    assert (len(episode.turns), episode.truncation) == (2, "turns")
+    assert tokenizer.decode(tensor_dict["states"][0]).startswith("<|im_start|>system\nPlay well.<|im_end|>")
+
+
+def test_a_group_begins_from_one_seed(make_rollout, tokenizer, tmp_path):
+    rollout = make_rollout(say(tokenizer, "x"), responses=4)
+    tensor_dict, _ = rollout(rows(make_tasks(ENV, range(2)), copies=4), True, 1)
+    first = [turn.prompt_ids for turn in (episode.turns[0] for episode in by_seed(tmp_path))]
+    assert [episode.task.seed for episode in by_seed(tmp_path)] == [0] * 4 + [1] * 4
+    assert len({tuple(ids) for ids in first[:4]}) == 1
+    assert len(tensor_dict["states"]) == 8
+
+
+def test_metrics_and_scores(make_rollout, tokenizer, monkeypatch):
+    logged = {}
+    rollout = make_rollout(say(tokenizer, "x"))
+    monkeypatch.setattr(wandb, "log", lambda row, step: logged.update(row))
+    task = Task(ENV, 3)
+    with task.make() as env:
+        env.reset(task.reset_seed)
+        win = say(tokenizer, "\\boxed{" + " ".join(map(str, env.code)) + "}")
+    rollout.server.answer = win
+    rollout.train_sampling_params["max_new_tokens"] = 64
+    rollout(rows([task, Task(ENV, 50)]), True, 1)
+    assert logged["scores/train"] == logged["gem/success/train"] == 0.5
+    assert logged["gem/reencoded_prompts/train"] == logged["gem/environment_errors/train"] == 0
+    assert logged["n_turns/train"] == logged["gem/turns/train"]
+
+
+def test_evaluation_is_greedy_and_plays_another_split(make_rollout, tokenizer, tmp_path):
+    rollout = make_rollout(say(tokenizer, "x"))
+    assert rollout(rows(make_tasks(ENV, range(3), split="eval")), False, 1) is None
+    assert {asked["sampling_params"]["temperature"] for asked in rollout.server.asked} == {0.0}
+    assert len(by_seed(tmp_path, "eval")) == 3
+
+
+def test_of_16_episodes_those_that_misbehave_end_alone_and_are_counted(make_rollout, tokenizer, tmp_path, monkeypatch):
+    tasks = [talking(seed=seed) for seed in range(16)]
+    tasks[3], tasks[7], tasks[11] = talking("raises", 3), talking("hangs", 7), talking("floods", 11)
+    logged = {}
+    rollout = make_rollout(say(tokenizer, "x"), step_timeout=0.5, max_context=512)
+    monkeypatch.setattr(wandb, "log", lambda row, step: logged.update(row))
+    since = time.perf_counter()
+    tensor_dict, cu_seqs = rollout(rows(tasks), True, 1)
+    assert time.perf_counter() - since < 30
+    returns = tensor_dict["rewards"].sum(-1).tolist()
+    assert returns == [{3: 1.0, 7: 1.0, 11: 3.0}.get(i, 10.0) for i in range(16)]
+    assert logged["gem/environment_errors/train"] == 2 / 16
+    assert logged["gem/truncated_context/train"] == 1 / 16
+    check_sequences(tensor_dict, cu_seqs, by_seed(tmp_path))
+
+
+def test_an_environment_that_fails_at_once_gives_an_episode_without_reward(make_rollout, tokenizer, tmp_path):
+    def make_env(task):
+        raise OSError("no disk")
+
+    rollout = make_rollout(say(tokenizer, "x"), env=gem_rl2.GemEnv(make_env))
+    tensor_dict, cu_seqs = rollout(rows([talking(), talking()]), True, 1)
+    assert tensor_dict["rewards"].sum() == 0
+    assert tensor_dict["action_mask"].sum(-1).tolist() == [1, 1]
+    assert [episode.truncation for episode in by_seed(tmp_path)] == ["error"] * 2
+    check_sequences(tensor_dict, cu_seqs, by_seed(tmp_path))
+
+
+def test_histories_that_are_rewritten_are_sequences_of_one_trajectory(make_rollout, tokenizer, tmp_path):
+    (wrap,) = get_wrapper_fns("concat_with_action", tokenizer)
+    rollout = make_rollout(say(tokenizer, "x"), env=gem_rl2.GemEnv(lambda task: wrap(task.make())))
+    tensor_dict, cu_seqs = rollout(rows([talking(seed=seed) for seed in range(2)]), True, 1)
+    assert cu_seqs.tolist() == [0, 4, 8]
+    for episode, first in zip(by_seed(tmp_path), (0, 4), strict=True):
+        for i, turn in enumerate(episode.turns):
+            ids, mask, rewards, logps = read_back(tensor_dict, first + i)
+            assert ids == turn.prompt_ids + turn.response_ids
+            assert mask == [0] * len(turn.prompt_ids) + [1] * len(turn.response_ids)
+            assert rewards[-1] == turn.reward == i + 1
+            assert sum(rewards) == turn.reward
+            assert logps[-len(turn.response_ids) :] == turn.logprobs
+
+
+def test_where_rl2_makes_other_ids_of_the_text_the_episode_has_those_and_it_is_counted(
+    make_rollout, tmp_path, monkeypatch
+):
+    """A tokenizer that puts a blank before every text: ids of a part are not a part of the ids."""
+    own = blank_before_every_text()
+    logged = {}
+    rollout = make_rollout(say(own, "x"), own=own)
+    monkeypatch.setattr(wandb, "log", lambda row, step: logged.update(row))
+    tensor_dict, cu_seqs = rollout(rows([talking()]), True, 1)
+    assert logged["gem/reencoded_prompts/train"] == 3  # all but the first of four turns
+    check_sequences(tensor_dict, cu_seqs, by_seed(tmp_path))
+
+
+def blank_before_every_text():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE(byte_fallback=False))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    inner.decoder = decoders.Metaspace(prepend_scheme="never")
+    special = ["[PAD]", "[END]"]
+    corpus = ["user:begin\nassistant:x\nuser:on question ANSWERMARKER abc\n"] * 3
+    inner.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=120, special_tokens=special))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="[PAD]",
+        eos_token="[END]",
+        chat_template="{% for m in messages %}{{ m['role'] + ':' + m['content'] + '\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}",
+    )
+
+
+def finish(loop):
+    """Cancel what still runs, as a process that ends does."""
+    left = asyncio.all_tasks(loop)
+    for task in left:
+        task.cancel()
+    loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+
+
+def all_are_closed():
+    until = time.perf_counter() + 10
+    while Recorder.opened != Recorder.closed and time.perf_counter() < until:
+        time.sleep(0.01)  # one that was being built is closed by its thread
+    return Recorder.opened == Recorder.closed > 0
+
+
+def test_environments_are_closed_when_the_server_refuses(make_rollout, tokenizer):
+    Recorder.opened = Recorder.closed = 0
+    answers = itertools.count()
+    refusal = {"error": {"message": "out of memory"}}
+    env = gem_rl2.GemEnv(lambda task: Counted(**task.env_kwargs))
+    rollout = make_rollout(lambda prompt: refusal if next(answers) > 4 else say(tokenizer, "x")(prompt), env=env)
+    with pytest.raises(RuntimeError, match=r"sampled no token.*out of memory"):
+        rollout(rows([talking(seed=seed) for seed in range(4)]), True, 1)
+    finish(asyncio.get_event_loop())
+    assert all_are_closed()
+
+
+def test_environments_are_closed_when_the_context_is_too_small(make_rollout, tokenizer):
+    Recorder.opened = Recorder.closed = 0
+    env = gem_rl2.GemEnv(lambda task: Counted(**task.env_kwargs))
+    rollout = make_rollout(say(tokenizer, "x"), env=env, max_context=5)
+    with pytest.raises(ValueError, match="and the context holds 5"):
+        rollout(rows([talking(seed=seed) for seed in range(4)]), True, 1)
+    finish(asyncio.get_event_loop())
+    assert all_are_closed()
+
+
+def test_environments_are_closed_when_the_run_is_cancelled(make_rollout, tokenizer):
+    Recorder.opened = Recorder.closed = 0
+    env = gem_rl2.GemEnv(lambda task: Counted(**task.env_kwargs))
+    rollout = make_rollout(say(tokenizer, "x"), env=env)
+    loop = asyncio.get_event_loop()
+    running = asyncio.ensure_future(rollout.rollout(rows([talking("works")])[0], True), loop=loop)
+    loop.call_later(0.5, running.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        loop.run_until_complete(running)
+    finish(loop)
+    assert all_are_closed()
+
+
+def test_what_cannot_work_is_refused(make_rollout, tokenizer):
+    rollout = make_rollout(say(tokenizer, "x"))
+    with pytest.raises(ValueError, match=r"has no task: write rows with `python -m gem_rl2`"):
+        rollout([{"extra_info": {}}], True, 1)
+    with pytest.raises(ValueError, match="has no max_tokens; it has max_context"):
+        make_rollout(say(tokenizer, "x"), max_tokens=3)(rows([talking()]), True, 1)
+    rollout.config.gem.max_turns = 3
+    with pytest.raises(ValueError, match=r"set that, and not rollout\.gem\.max_turns"):
+        rollout(rows([talking()]), True, 1)
+    rollout = make_rollout(say(tokenizer, "x"), max_new_tokens=None)
+    with pytest.raises(ValueError, match="set max_new_tokens of its sampling parameters"):
+        rollout(rows([talking()]), True, 1)
+    with pytest.raises(RuntimeError, match="are for RL2's rollout"):
+        asyncio.new_event_loop().run_until_complete(gem_rl2.reset(gem_rl2.row(talking())["extra_info"]))
+
+
+# --- advantages
+
+
+def adv(**options):
+    defaults = {"estimator": "reinforce", "gamma": 1.0, "lamda": 1.0, "responses_per_prompt": 4}
+    return OmegaConf.create({**defaults, "global_norm": False, "norm_var": False, **options})
+
+
+def play_talk(make_rollout, tokenizer, **options):
+    """Episodes of one to eight turns, which pay 1, 2, 3 ..."""
+    rollout = make_rollout(say(tokenizer, "x"), **options)
+    tasks = [talking(seed=seed, length=1 + seed) for seed in range(8)]
+    return rollout(rows(tasks), True, 1)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_rebn_is_the_reference(make_rollout, tokenizer, tmp_path, gamma, rewritten):
+    (wrap,) = get_wrapper_fns("concat_with_action", tokenizer)
+    env = gem_rl2.GemEnv(lambda task: wrap(task.make())) if rewritten else None
+    tensor_dict, cu_seqs = play_talk(make_rollout, tokenizer, env=env)
+    ppo.compute_advantages(adv(estimator="rebn", gamma=gamma), tensor_dict, cu_seqs, 1)
+    expected = rebn([episode.rewards for episode in by_seed(tmp_path)], gamma)
+    advantages, mask = tensor_dict["advantages"], tensor_dict["action_mask"].bool()
+    assert not advantages[~mask].any()
+    bounds = cu_seqs.tolist()
+    for values, first, end in zip(expected, bounds, bounds[1:], strict=False):
+        got = advantages[first:end][mask[first:end]].tolist()
+        np.testing.assert_allclose(got, np.repeat(values, 2), atol=1e-6)  # a turn is "x" and its end token
+
+
+def test_the_other_estimators_are_rl2s_own(make_rollout, tokenizer, tmp_path):
+    tensor_dict, cu_seqs = play_talk(make_rollout, tokenizer)
+    ppo.compute_advantages(adv(norm_var=True), tensor_dict, cu_seqs, 1)
+    returns = [episode.total_reward for episode in by_seed(tmp_path)]
+    expected = group_advantages(returns, 4, eps=1e-7)
+    got = [
+        row[mask.bool()][0].item()
+        for row, mask in zip(tensor_dict["advantages"], tensor_dict["action_mask"], strict=True)
+    ]
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+# --- the file
+
+
+def test_rl2_finds_the_module_by_its_path_and_its_state_is_in_one_place(make_rollout, tokenizer):
+    rollout = make_rollout(say(tokenizer, "x"))
+    assert rollout.env.__name__ == "custom_module"
+    assert rollout.env.reset == gem_rl2.reset
+
+
+def test_rows_are_written_by_a_command_that_needs_no_rl2(tmp_path):
+    from RL2.datasets import RLDataset
+
+    out = tmp_path / "train.jsonl"
+    blocked = "import sys; sys.modules['RL2'] = None; import runpy; runpy.run_module('gem_rl2', run_name='__main__')"
+    command = [sys.executable, "-c", blocked]
+    done = subprocess.run(
+        [*command, "env=game:Mastermind-v0,seeds=3:5,code_length=3", str(out)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "2 tasks" in done.stdout
+    data = RLDataset(OmegaConf.create({"path": str(out), "responses_per_prompt": 2}), None)
+    batch = data.collate_fn([data[0], data[1]])
+    assert [Task.from_json(row["extra_info"]["task"]).seed for row in batch] == [3, 3, 4, 4]
+    assert Task.from_json(batch[0]["extra_info"]["task"]).env_kwargs == {"code_length": 3}
+    done = subprocess.run(
+        [*command, "env=game:NoSuch,seeds=0:2", str(out)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "error: " in done.stderr
+    done = subprocess.run([*command, "--path"], capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()) == Path(gem_rl2.__file__)
+
+
+def test_an_rl2_with_neither_interface_is_refused(monkeypatch):
+    from RL2.workers import rollout
+
+    monkeypatch.delattr(rollout, "async_generate")
+    with pytest.raises(ImportError, match=r"pip install rl-square==0\.0\.2"):
+        gem_rl2.GemEnv()
+    monkeypatch.setitem(sys.modules, "RL2.datasets", None)
+    with pytest.raises(ImportError, match=r"pip install 'gem-adapters\[rl2\]'"):
+        gem_rl2.GemEnv()
+
+
+# --- the head: generate. Its helpers are written here from their documented fields; nothing of the head was run.
+
+
+class Sample:
+    class Status(Enum):
+        RUNNING = "running"
+        ABORTED = "aborted"
+        DONE = "done"
+
+    def __init__(self, row):
+        self.sample, self.status = row, Sample.Status.RUNNING
+        self.state_text = self.action_text = self.aborted_text = ""
+        self.previous_response_length = 0
+        self.state_dict, self.state_dicts = None, []
+        self.metrics = defaultdict(list)
+
+
+def initialize_state_dict(tokenizer, text):
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    zeros = ("actions", "action_mask", "logps", "rewards")
+    return {"states": ids, **{name: [0] * len(ids) for name in zeros}}
+
+
+def add_llm_response(sample, answer):
+    meta = answer["meta_info"]
+    logps, ids = ([row[i] for row in meta["output_token_logprobs"]] for i in (0, 1))
+    added = {"states": ids, "actions": ids, "action_mask": [1] * len(ids), "logps": logps, "rewards": [0] * len(ids)}
+    for name, values in added.items():
+        sample.state_dict[name].extend(values)
+    sample.action_text = sample.aborted_text + answer["text"]
+    if meta["finish_reason"]["type"] == "abort":
+        sample.status = Sample.Status.ABORTED
+        sample.aborted_text = sample.action_text
+        sample.previous_response_length += len(ids)
+    else:
+        sample.aborted_text, sample.previous_response_length = "", 0
+
+
+def add_env_response(tokenizer, sample, answer):
+    assert set(answer) == {"next_state", "reward", "done"}
+    sample.state_dict["rewards"][-1] = answer["reward"]
+    before = sample.state_text + sample.action_text
+    if answer["done"]:
+        sample.status = Sample.Status.DONE
+        sample.state_dicts.append(sample.state_dict)
+    elif answer["next_state"].startswith(before):
+        for name, values in initialize_state_dict(tokenizer, answer["next_state"][len(before) :]).items():
+            sample.state_dict[name].extend(values)
+    else:
+        sample.state_dicts.append(sample.state_dict)
+        sample.state_dict = initialize_state_dict(tokenizer, answer["next_state"])
+    sample.state_text = answer["next_state"]
+
+
+@pytest.fixture
+def head(monkeypatch, tokenizer, tmp_path):
+    """Return a function that plays rows as the head does, and the requests that it made."""
+    import RL2.datasets
+    import RL2.utils
+
+    asked = []
+
+    def run(tasks, answer, env=None, own=tokenizer, **options):
+        async def async_request(url, endpoint, json):
+            assert (url, endpoint, json["return_logprob"]) == ("router", "generate", True)
+            asked.append(json)
+            reason, ids = answer(json)
+            meta = {
+                "output_token_logprobs": [[-1.0 - i, token, None] for i, token in enumerate(ids)],
+                "completion_tokens": len(ids),
+                "finish_reason": {"type": reason},
+            }
+            return {"text": own.decode(ids, skip_special_tokens=True), "meta_info": meta}
+
+        for function in (initialize_state_dict, add_llm_response, add_env_response):
+            monkeypatch.setattr(RL2.datasets, function.__name__, function, raising=False)
+        monkeypatch.setattr(RL2.datasets, "Sample", Sample, raising=False)
+        module = ModuleType("RL2.utils.communication")
+        module.async_request = async_request
+        monkeypatch.setitem(sys.modules, "RL2.utils.communication", module)
+        monkeypatch.setattr(RL2.utils, "communication", module, raising=False)
+        config = OmegaConf.create(
+            {
+                "sampling_params": {"temperature": 1.0, "max_new_tokens": 16},
+                "gem": {"episodes": str(tmp_path / "episodes"), **options},
+            }
+        )
+        env = env or gem_rl2.GemEnv()
+        samples = [Sample(row) for row in rows(tasks)]
+
+        async def play():
+            for _ in range(20):  # aborted ones come back
+                await asyncio.gather(*(env.generate(config, own, "router", sample) for sample in samples))
+                json.dumps([{**vars(s), "status": s.status.value} for s in samples])  # as RL2 writes them
+                if all(sample.status is Sample.Status.DONE for sample in samples):
+                    return
+
+        asyncio.run(play())
+        assert env.running == {}
+        return samples
+
+    run.asked = asked
+    return run
+
+
+def check_sample(sample, episode):
+    expected = episode.as_sequence()
+    first = len(expected.prompt_ids)
+    (state_dict,) = sample.state_dicts
+    assert state_dict["states"] == [*expected.prompt_ids, *expected.completion_ids]
+    assert state_dict["action_mask"] == [0] * first + expected.mask.tolist()
+    assert state_dict["actions"] == [
+        token * sampled for token, sampled in zip(state_dict["states"], state_dict["action_mask"], strict=True)
+    ]
+    np.testing.assert_allclose(state_dict["rewards"], [0.0] * first + expected.rewards.tolist())
+    np.testing.assert_allclose(state_dict["logps"], [0.0] * first + expected.logprobs.tolist())
+
+
+def test_generate_plays_whole_episodes(head, tokenizer, tmp_path):
+    rng = np.random.default_rng(0)
+
+    def answer(request):
+        ids = rng.integers(0, len(tokenizer), size=rng.integers(1, 20)).tolist()
+        limit = request["sampling_params"]["max_new_tokens"]
+        return ("stop", ids) if len(ids) <= limit else ("length", ids[:limit])
+
+    samples = head(make_tasks(ENV, range(6)), answer, max_turns=5)
+    episodes = by_seed(tmp_path)
+    assert [replay(episode) for episode in episodes] == [[]] * 6
+    for sample, episode in zip(samples, episodes, strict=True):
+        check_sample(sample, episode)
+
+
+def test_generate_takes_ids_where_text_would_give_others(head, tmp_path):
+    own = blank_before_every_text()
+    samples = head([talking()], lambda request: ("stop", say(own, "x")(None)), own=own)
+    (episode,) = by_seed(tmp_path)
+    check_sample(samples[0], episode)
+    assert replay(episode) == []
+
+
+def test_generate_goes_on_where_it_was_aborted(head, tokenizer, tmp_path):
+    turn = say(tokenizer, "one two three")(None)
+    parts = itertools.cycle([("abort", turn[:2]), ("abort", turn[2:3]), ("stop", turn[3:])])
+    samples = head([talking()], lambda request: next(parts))
+    (episode,) = by_seed(tmp_path)
+    assert [t.response_ids for t in episode.turns] == [turn] * 4
+    assert [t.action for t in episode.turns] == ["one two three"] * 4
+    check_sample(samples[0], episode)
+    limits = [request["sampling_params"]["max_new_tokens"] for request in head.asked]
+    assert limits[:6] == [16, 14, 13] * 2
+
+
+def test_generate_begins_a_new_sequence_where_the_history_was_rewritten(head, tokenizer, tmp_path):
+    (wrap,) = get_wrapper_fns("concat_with_action", tokenizer)
+    env = gem_rl2.GemEnv(lambda task: wrap(task.make()))
+    (sample,) = head([talking()], lambda request: ("stop", say(tokenizer, "x")(None)), env=env)
+    (episode,) = by_seed(tmp_path)
+    for state_dict, turn in zip(sample.state_dicts, episode.turns, strict=True):
+        assert state_dict["states"] == turn.prompt_ids + turn.response_ids
+        assert sum(state_dict["action_mask"]) == len(turn.response_ids)
+        assert state_dict["rewards"][-1] == turn.reward
+
+
+def test_generate_leaves_no_environment_behind(head, tokenizer):
+    Recorder.opened = Recorder.closed = 0
+    env = gem_rl2.GemEnv(lambda task: Counted(**task.env_kwargs))
+
+    def answer(request):
+        if len(head.asked) > 5:
+            raise ConnectionError("the router is gone")
+        return "stop", say(tokenizer, "x")(None)
+
+    with pytest.raises(ConnectionError):
+        head([talking(seed=seed) for seed in range(4)], answer, env=env)
+    assert env.running == {}
+    assert all_are_closed()
+    samples = head([talking("raises"), talking()], lambda request: ("stop", say(tokenizer, "x")(None)))
+    assert [sum(sample.state_dicts[0]["rewards"]) for sample in samples] == [1.0, 10.0]
