@@ -170,13 +170,12 @@ class GemEnv:
         try:
             stepped = self.running[sample.gem_episode]
             if sample.status is Sample.Status.RUNNING:
-                request = await stepped.start()
-                sample.state_text = _text(tokenizer, request.prompt_ids)
+                prompt_ids = (await stepped.start()).prompt_ids
+                sample.state_text = _text(tokenizer, prompt_ids)
                 sample.state_dict = initialize_state_dict(tokenizer, sample.state_text)
-                _put(sample.state_dict, 0, request.prompt_ids)
+                _put(sample.state_dict, 0, prompt_ids)
             sample.status = Sample.Status.RUNNING
-            while sample.status is Sample.Status.RUNNING:
-                request = stepped.request
+            while (request := stepped.request) is not None:
                 left = request.max_new_tokens - sample.previous_response_length
                 payload = {
                     "input_ids": sample.state_dict["states"],
@@ -199,7 +198,7 @@ class GemEnv:
                 del made["score"]
                 add_env_response(tokenizer, sample, made)
                 if following is not None:
-                    _put(sample.state_dict, 0 if bridge is None else first + len(ids), list(following.prompt_ids))
+                    _put(sample.state_dict, 0 if bridge is None else first + len(ids), following.prompt_ids)
             _keep(options, stepped.episode)
         finally:
             if sample.status is not Sample.Status.ABORTED:
@@ -264,10 +263,10 @@ def _reward_and_end(episode: Episode, following: Request | None) -> dict[str, An
     }
 
 
-def _put(state_dict: dict[str, list[Any]], start: int, ids: list[int]) -> None:
+def _put(state_dict: dict[str, list[Any]], start: int, ids: Sequence[int]) -> None:
     """Let RL2's sequence be these ids, of which those from ``start`` on were not sampled."""
     for name, values in state_dict.items():
-        values[start:] = ids[start:] if name == "states" else [0] * (len(ids) - start)
+        values[start:] = list(ids[start:]) if name == "states" else [0] * (len(ids) - start)
 
 
 def _keep(options: Options, episode: Episode) -> None:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ALONE = ("openrlhf", "oat")
+ALONE = ("openrlhf", "oat", "rl2")
 """Trainers that require what only a GPU or another Python can use: every package is listed, and none fetches others."""
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -43,8 +43,11 @@ def load_example():
 def small_model(tmp_path_factory):
     """Return the folder of a model of a few thousand weights that speaks the games' format."""
     pytest.importorskip("transformers")
+    import torch
+
     from gem.embedded.build import Recipe, build
 
+    torch.set_num_threads(1)  # far faster than two for models of this size, where anything else runs
     folder = tmp_path_factory.mktemp("model")
     build(folder, Recipe(hidden_size=32, episodes=600, steps=150))  # wins three games in ten
     return folder

@@ -81,7 +81,7 @@ def _name_as_transformers_4_does(path: Path) -> None:
     """Give what transformers 5 has saved the names that transformers 4 knows; 5 reads both."""
     config = json.loads(path.read_text())
     config.pop("backend", None)
-    extra = config.pop("extra_special_tokens", config.get("additional_special_tokens"))
+    extra = list(config.pop("extra_special_tokens", None) or config.get("additional_special_tokens", []))
     config |= {"tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": extra}
     path.write_text(json.dumps(config, indent=2) + "\n")
 

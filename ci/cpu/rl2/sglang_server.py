@@ -85,7 +85,9 @@ class Server:
         }
         own = self.model.state_dict()
         if not weights.keys() <= own.keys():
-            return web.json_response({"success": False, "message": f"no such weights: {weights.keys() - own.keys()}"})
+            return web.json_response(
+                {"success": False, "message": f"no such weights: {weights.keys() - own.keys()}"}, status=400
+            )
         for name, tensor in weights.items():
             own[name].copy_(tensor)
         return web.json_response({"success": True, "message": ""})
