@@ -33,6 +33,7 @@ import vllm
 from oat.algorithms.ppo_multiturn import PPOMultiTurnLearner
 from oat.args import default_args_validation
 from oat.interface import get_program
+from transformers import AutoModelForCausalLM
 
 from gem.testing.talk import talking
 from gem_oat import GemActor, GemArgs, GemLearnerMixin
@@ -40,6 +41,28 @@ from gem_oat import GemActor, GemArgs, GemLearnerMixin
 talking()  # registers the environment
 arguments, out = json.load(open(sys.argv[1])), sys.argv[2]
 records = []
+engine_is_vllm = not hasattr(vllm, "IS_STAND_IN")
+
+
+def weights_of_engine():
+    llm = program.nodes["actor_0_0"].instance.llm
+    if not engine_is_vllm:
+        return dict(llm.model.named_parameters())
+    llm.collective_rpc("save_weights", args=(out + ".engine",))
+    return torch.load(out + ".engine")
+
+
+def weights_of_learner(model):
+    own = {name: p.detach() for name, p in model.named_parameters()}
+    if not engine_is_vllm:
+        return own
+    fused = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+    for name in list(own):  # vLLM keeps these as one
+        for whole, parts in fused.items():
+            if f".{parts[0]}." in name:
+                names = [name.replace(parts[0], part) for part in parts]
+                own[name.replace(parts[0], whole)] = torch.cat([own.pop(part) for part in names])
+    return own
 
 
 class Learner(GemLearnerMixin, PPOMultiTurnLearner):
@@ -51,18 +74,20 @@ class Learner(GemLearnerMixin, PPOMultiTurnLearner):
 
     def sync_params_to_actors(self):
         super().sync_params_to_actors()
-        engine = dict(program.nodes["actor_0_0"].instance.llm.model.named_parameters())
-        own = self.model.model.module.named_parameters()
-        records[-1]["difference"] = max((p.detach() - engine[name]).abs().max().item() for name, p in own)
-        records[-1]["moved"] = max((p - first[name]).abs().max().item() for name, p in engine.items())
+        own = weights_of_learner(self.model.model.module)
+        engine = {name: p[: len(own[name])] for name, p in weights_of_engine().items() if name in own}  # vLLM pads
+        assert own.keys() == engine.keys()
+        records[-1]["difference"] = max((p - engine[name]).abs().max().item() for name, p in own.items())
+        records[-1]["moved"] = max((engine[name] - first[name]).abs().max().item() for name in own)
 
 
-args = default_args_validation(GemArgs(**arguments))
-program, resources = get_program(args, Learner, GemActor)
-first = {n: p.detach().clone() for n, p in vllm.LLM(args.pretrain).model.named_parameters()}
-launchpad.launch(program)
-torch.save(records, out)
-os._exit(0)
+if __name__ == "__main__":  # vLLM's processes import this file too
+    args = default_args_validation(GemArgs(**arguments))
+    program, resources = get_program(args, Learner, GemActor)
+    first = weights_of_learner(AutoModelForCausalLM.from_pretrained(args.pretrain, dtype=torch.float32))
+    launchpad.launch(program)
+    torch.save(records, out)
+    os._exit(0)
 '''
 
 
@@ -98,44 +123,60 @@ def test_the_example_trains(small_model, tmp_path):
     assert {episode.task.split for episode in read_episodes(tmp_path / "episodes", "eval")} == {"eval"}
 
 
+def record(example, args, model, folder, stand_ins):
+    """Run Oat as the example does, and return what the learner saw."""
+    args.fill_in()
+    arguments = example.oat_arguments(args, str(model), folder, False)
+    (folder / "arguments.json").write_text(json.dumps(arguments))
+    (folder / "recorded.py").write_text(RECORDED)
+    done = subprocess.run(
+        [sys.executable, "recorded.py", "arguments.json", "records.pt"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, stand_ins)), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(folder / "records.pt", weights_only=False)
+
+
+def test_vllm_has_the_learners_weights(example, small_model, tmp_path):
+    args = example.Args(
+        env=talking().env_id, model=str(small_model), steps=2, batch_size=16, validation=0, lr=1e-3, engine="vllm"
+    )
+    records = record(example, args, small_model, tmp_path, [STAND_INS])
+    assert len(records) == 2
+    for seen in records:
+        assert seen["difference"] <= 1e-6
+        assert seen["moved"] > 1e-4
+
+
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
 def test_advantages_are_the_references_and_the_engine_has_the_learners_weights(example, small_model, tmp_path, gamma):
     # Rewards of 1, 2, 3, 4: where advantages hardly differ, Oat's deviation, of sums in float32, has few digits.
     args = example.Args(
         env=talking().env_id, model=str(small_model), steps=2, batch_size=16, validation=0, gamma=gamma, lr=1e-3
     )
-    args.fill_in()
-    (tmp_path / "arguments.json").write_text(json.dumps(example.oat_arguments(args, str(small_model), tmp_path, False)))
-    (tmp_path / "recorded.py").write_text(RECORDED)
-    paths = os.pathsep.join([str(STAND_INS / "engine_hf"), str(STAND_INS)])
-    done = subprocess.run(
-        [sys.executable, "recorded.py", "arguments.json", "records.pt"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    records = torch.load(tmp_path / "records.pt", weights_only=False)
+    records = record(example, args, small_model, tmp_path, [STAND_INS / "engine_hf", STAND_INS])
     assert len(records) == 2
 
     returns: dict[tuple[int, ...], list[float]] = {}  # of every turn, by the tokens that Oat learns from
     for episode in read_episodes(tmp_path / "episodes", "train"):
         for turn, value in zip(episode.turns, discounted_returns(episode.rewards, gamma), strict=True):
             returns.setdefault((*turn.prompt_ids, *turn.response_ids), []).append(float(value))
-    for record in records:
+    for seen in records:
         tokens = [
             tuple(ids[mask.bool()].tolist())
-            for ids, mask in zip(record["input_ids"], record["attention_mask"], strict=True)
+            for ids, mask in zip(seen["input_ids"], seen["attention_mask"], strict=True)
         ]
-        got = np.array([float(value) for value in record["advantages"]])
+        got = np.array([float(value) for value in seen["advantages"]])
         assert len(got) == 48
         for value, key in zip(got, tokens, strict=True):
             assert min(abs(value - expected) for expected in returns[key]) < 1e-5
         (normalised,) = rebn([list(np.append(got[:-1] - gamma * got[1:], got[-1]))], gamma)  # whose returns are these
-        np.testing.assert_allclose(record["adv_min"], normalised.min(), atol=1e-5)
-        np.testing.assert_allclose(record["adv_max"], normalised.max(), atol=1e-5)
-        np.testing.assert_allclose(record["adv_mean"], normalised.mean(), atol=1e-5)
-        assert record["difference"] == 0
-        assert record["moved"] > 1e-4
+        np.testing.assert_allclose(seen["adv_min"], normalised.min(), atol=1e-5)
+        np.testing.assert_allclose(seen["adv_max"], normalised.max(), atol=1e-5)
+        np.testing.assert_allclose(seen["adv_mean"], normalised.mean(), atol=1e-5)
+        assert seen["difference"] == 0
+        assert seen["moved"] > 1e-4

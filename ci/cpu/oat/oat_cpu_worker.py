@@ -30,3 +30,7 @@ class CpuWorker(WorkerWrap):
         weight = torch.empty(shape, dtype=torch_type_codec(dtype))
         torch.distributed.broadcast(weight, 0, group=self._model_update_group)
         self.model_runner.model.load_weights(weights=[(name, weight)])
+
+    def save_weights(self, path: str) -> None:
+        """Write the engine's weights, by the names that vLLM has for them, for whoever wants to see them."""
+        torch.save(self.model_runner.model.state_dict(), path)

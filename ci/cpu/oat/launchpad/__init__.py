@@ -5,7 +5,9 @@ The part of it that Oat uses. A call to a node's handle runs in the node's own t
 
 from __future__ import annotations
 
+import os
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -71,14 +73,21 @@ class Program:
 
 
 def launch(program: Program, **_: Any) -> Any:
-    """Run the servers among the nodes in threads, and the one learner here; return it when it has ended."""
+    """Run the servers among the nodes in threads, and the one learner here; return it when it has ended.
+
+    A learner that fails ends the process, as it ends a program of launchpad's.
+    """
     learners = [node for node in program.nodes.values() if isinstance(node, PyClassNode)]
     if len(learners) != 1:
         raise ValueError(f"the stand-in for launchpad runs one learner, and this program has {len(learners)}")
     for node in program.nodes.values():
         if node not in learners and hasattr(node.instance, "run"):
             threading.Thread(target=node.instance.run, daemon=True).start()
-    learners[0].instance.run()
+    try:
+        learners[0].instance.run()
+    except BaseException:  # noqa: BLE001 - whatever it is, it ends the process
+        traceback.print_exc()
+        os._exit(1)  # the threads of the other nodes would wait for calls for ever
     return learners[0].instance
 
 
