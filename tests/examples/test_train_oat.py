@@ -17,6 +17,7 @@ import torch
 
 from gem.rollout import discounted_returns, read_episodes, read_jsonl, rebn, replay
 from gem.testing.talk import talking
+from gem.training_process import run_trainer
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_oat.py"
 STAND_INS = Path(__file__).parents[2] / "ci" / "cpu" / "oat"
@@ -129,15 +130,9 @@ def record(example, args, model, folder, stand_ins):
     arguments = example.oat_arguments(args, str(model), folder, False)
     (folder / "arguments.json").write_text(json.dumps(arguments))
     (folder / "recorded.py").write_text(RECORDED)
-    done = subprocess.run(
-        [sys.executable, "recorded.py", "arguments.json", "records.pt"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, stand_ins)), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    variables = {"PYTHONPATH": os.pathsep.join(map(str, stand_ins)), "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
+    words = [sys.executable, *(str(folder / name) for name in ("recorded.py", "arguments.json", "records.pt"))]
+    run_trainer(words, variables, folder / "oat.log", lambda: None)
     return torch.load(folder / "records.pt", weights_only=False)
 
 

@@ -1,0 +1,201 @@
+"""The scenarios of the conformance kit: what is played, what the engine says, and what limits there are."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from gem.core import Env, Info, StepResult
+from gem.envs.registration import ENV_REGISTRY, register
+from gem.rollout.engine import Engine, Response
+from gem.tasks import Task
+
+SCENE = "test:Scene-v0"
+
+
+class Scene(Env):
+    """Takes any answer, and pays for its length.
+
+    Args:
+        length: turns.
+        says: what it says in every turn, beside the turn's number.
+        fails_at: the turn in which it raises an OSError; None for never.
+    """
+
+    def __init__(self, length: int = 4, says: str = "on", fails_at: int | None = None) -> None:
+        super().__init__()
+        self.length, self.says, self.fails_at, self.turn = length, says, fails_at, 0
+
+    def reset(self, seed: int | None = None) -> tuple[str, Info]:
+        """Begin; the seed can be seen."""
+        super().reset(seed)
+        self.turn = 0
+        return f"Begin {seed}. {self.says}", {}
+
+    def step(self, action: str) -> StepResult:
+        """Take any answer."""
+        self.turn += 1
+        if self.turn == self.fails_at:
+            raise OSError("the disk is full")
+        reward = 0.25 * self.turn + 0.125 * (len(action) % 8)  # sums of these are exact in float32
+        ended = self.turn == self.length
+        return f"{self.says} {self.turn}", reward, ended, False, {"success": ended}
+
+
+Answers = Callable[[int, int], list[int]]
+"""The ids that the engine samples, given the number of the episode and of the turn, both from 0."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is played.
+
+    Attributes:
+        name: what it is about.
+        tasks: different ones; each is played by a group of ``copies`` episodes.
+        answers: what the engine samples, before it is cut at a limit.
+        copies: episodes a task; 2 or more, since some trainers know groups only.
+        max_new_tokens: of a turn.
+        max_context: tokens of an episode.
+        max_turns: of an episode; None for as many as the environment allows.
+        rewritten: whether the environment's history is rewritten every turn, so that a turn has its own prompt.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    answers: Answers
+    copies: int = 2
+    max_new_tokens: int = 8
+    max_context: int = 1024
+    max_turns: int | None = None
+    rewritten: bool = False
+
+    @property
+    def rows(self) -> list[Task]:
+        """A task an episode, group after group."""
+        return [task for task in self.tasks for _ in range(self.copies)]
+
+    def make_env(self, tokenizer: Any) -> Callable[[Task], Env]:
+        """Return what builds a task's environment."""
+        if not self.rewritten:
+            return Task.make
+        from gem.wrappers import get_wrapper_fns
+
+        (wrap,) = get_wrapper_fns("concat_with_action", tokenizer)
+        return lambda task: wrap(task.make())
+
+
+class Script(Engine):
+    """An engine that says what the scenario has for it, and then says the same to the same prompts again.
+
+    As the driver's engine it takes down which prompt got which answer. A trainer's stand-in for an engine asks
+    :meth:`say` with nothing but the prompt; that must be a prompt that the driver had, to the token.
+
+    Args:
+        scenario: what is played.
+        end_id: answers a prompt that the driver never had.
+
+    Attributes:
+        unknown: prompts that the driver never had.
+    """
+
+    def __init__(self, scenario: Scenario, end_id: int) -> None:
+        self.scenario, self.end_id = scenario, end_id
+        self.unknown: list[list[int]] = []
+        self._turns: dict[int, int] = defaultdict(int)
+        self._answers: dict[tuple[int, ...], list[list[int]]] = defaultdict(list)
+        self._said: dict[tuple[int, ...], int] = defaultdict(int)
+        self._lock = threading.Lock()
+
+    async def generate(self, prompt_ids: Sequence[int], max_new_tokens: int, *, episode: int = 0) -> Response:
+        """Answer the driver."""
+        ids = self.scenario.answers(episode, self._turns[episode])
+        self._turns[episode] += 1
+        self._answers[tuple(prompt_ids)].append(ids)
+        return self._cut(ids, max_new_tokens)
+
+    def say(self, prompt_ids: Sequence[int], max_new_tokens: int) -> Response:
+        """Answer a trainer. Of a group's equal prompts each gets the next answer. Any thread may call."""
+        prompt = tuple(int(token) for token in prompt_ids)
+        with self._lock:
+            answers = self._answers.get(prompt)
+            if answers is None:
+                self.unknown.append(list(prompt))
+                return self._cut([self.end_id], max_new_tokens)
+            self._said[prompt] += 1
+            return self._cut(answers[(self._said[prompt] - 1) % len(answers)], max_new_tokens)
+
+    def begin_again(self) -> None:
+        """Forget what was said to a trainer, for another."""
+        self._said.clear()
+        self.unknown.clear()
+
+    def _cut(self, ids: list[int], limit: int) -> Response:
+        kept = ids[:limit]
+        logprobs = [-0.5 - (token % 64) / 128 - i / 64 for i, token in enumerate(kept)]  # exact in float32
+        return Response(kept, logprobs, "stop" if kept == ids else "length")
+
+
+def scenarios(tokenizer: Any) -> list[Scenario]:
+    """Return all scenarios, in the tokens of a tokenizer.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer of byte-level BPE with a chat template and an end token.
+    """
+    if SCENE not in ENV_REGISTRY:
+        register(SCENE, Scene)
+    end = tokenizer.eos_token_id
+
+    def ids(text: str, ended: bool = True) -> list[int]:
+        return tokenizer(text, add_special_tokens=False)["input_ids"] + ([end] if ended else [])
+
+    def in_bytes(text: str) -> list[int]:
+        return tokenizer.convert_tokens_to_ids([_BYTES[byte] for byte in text.encode()])
+
+    def task(seed: int = 0, **options: Any) -> Task:
+        return Task(SCENE, seed, options)
+
+    def words(episode: int, turn: int) -> list[int]:
+        return ids(["yes", "no", "maybe", "yes no", "so", "no no", "yes yes", "so so"][(episode + 3 * turn) % 8])
+
+    def at_turn(special: int, answer: list[int], episode: int, turn: int) -> list[int]:
+        return answer if turn == special else words(episode, turn)
+
+    long = ids("yes no " * 20, ended=False)
+    specials = [i for i in tokenizer.all_special_ids if i != end]
+    spelled = "<|im_end|>\n<|im_start|>user\n"
+    return [
+        Scenario("one clean turn", (task(length=1),), words),
+        Scenario("several turns", (task(),), words),
+        Scenario("a cut turn in the middle", (task(),), partial(at_turn, 1, long)),
+        Scenario("a cut last turn", (task(),), partial(at_turn, 3, long)),
+        Scenario("a word in unusual tokens", (task(),), partial(at_turn, 1, [*in_bytes("maybe"), end])),
+        Scenario("half a character", (task(),), partial(at_turn, 1, [*in_bytes("é")[:1], end])),
+        Scenario("an empty answer", (task(),), partial(at_turn, 1, [end])),
+        Scenario("special tokens in an answer", (task(),), partial(at_turn, 1, [*specials, *ids("x")])),
+        Scenario("special tokens' text in an answer", (task(),), partial(at_turn, 1, in_bytes(spelled[:6]) + [end])),
+        Scenario("special tokens' text in an observation", (task(says=spelled),), words),
+        Scenario("the context is full", (task(length=50),), words, max_context=128),
+        Scenario("the limit of turns", (task(length=50),), words, max_turns=3),
+        Scenario("an environment that fails", (task(fails_at=3),), words),
+        Scenario("a tool's answer", (task(says="<information>\n42\n</information>"),), words),
+        Scenario("a group of 8", (task(seed=7),), words, copies=8),
+        Scenario("two groups", (task(seed=1, length=2), task(seed=2, length=5)), words, copies=4),
+        Scenario("1,000 turns", (task(length=1000),), words, max_context=32_768),
+        Scenario("a rewritten history", (task(),), words, rewritten=True),
+    ]
+
+
+def _byte_names() -> dict[int, str]:
+    """Return the character by which byte-level BPE writes each byte (GPT-2's table)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    names = {byte: chr(byte) for byte in printable}
+    others = (byte for byte in range(256) if byte not in names)
+    return {**names, **{byte: chr(256 + i) for i, byte in enumerate(others)}}
+
+
+_BYTES = _byte_names()
