@@ -283,21 +283,21 @@ def check_lowering(harness: Harness, algorithm: str, tokenizer: Any) -> Cell:
         lowered = harness.lower(scenario, script, algorithm)
     except Exception as error:  # noqa: BLE001 - as above
         return Cell(algorithm, "broken", _last_lines(error), time.perf_counter() - since)
-    expected: dict[tuple[int, ...], list[float]] = {}
+    expected: dict[tuple[tuple[int, ...], int], list[float]] = {}  # by the ids, and by how many were sampled
     for episode, of_turns in zip(episodes, lowered.expected(episodes), strict=True):
         lengths = [len(turn.response_ids) for turn in episode.turns]
         values = np.repeat(np.asarray(of_turns, dtype=float), lengths).tolist()
         start = 0
         for turn, length in zip(episode.turns, lengths, strict=True):  # a trainer of turns has these
-            expected[tuple(turn.prompt_ids + turn.response_ids)] = values[start : start + length]
+            expected[tuple(turn.prompt_ids + turn.response_ids), length] = values[start : start + length]
             start += length
         (record,) = records_of(episode)
-        expected[tuple(record.ids)] = values  # that of one turn is the same as its record
+        expected[tuple(record.ids), len(values)] = values
     worst, wrong = 0.0, ""
     for ids, got in lowered.advantages:
-        own = expected.get(tuple(ids))
-        if own is None or len(own) != len(got):
-            wrong = "a sequence that was not played" if own is None else f"{len(got)} advantages for {len(own)} tokens"
+        own = expected.get((tuple(ids), len(got)))
+        if own is None:
+            wrong = f"{len(got)} advantages for a sequence that was not played, or not with as many sampled tokens"
             break
         worst = max(worst, float(np.abs(np.subtract(own, got)).max()))
     tokens = sum(len(got) for _, got in lowered.advantages)

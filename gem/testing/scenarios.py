@@ -177,7 +177,7 @@ def scenarios(tokenizer: Any) -> list[Scenario]:
         Scenario("half a character", (task(),), partial(at_turn, 1, [*in_bytes("é")[:1], end])),
         Scenario("an empty answer", (task(),), partial(at_turn, 1, [end])),
         Scenario("special tokens in an answer", (task(),), partial(at_turn, 1, [*specials, *ids("x")])),
-        Scenario("special tokens' text in an answer", (task(),), partial(at_turn, 1, in_bytes(spelled[:6]) + [end])),
+        Scenario("special tokens' text in an answer", (task(),), partial(at_turn, 1, [*in_bytes(spelled[:6]), end])),
         Scenario("special tokens' text in an observation", (task(says=spelled),), words),
         Scenario("the context is full", (task(length=50),), words, max_context=128),
         Scenario("the limit of turns", (task(length=50),), words, max_turns=3),

@@ -1,0 +1,154 @@
+"""Hold the Oat adapter to the conformance kit, with Oat's own actor and learner.
+
+Oat's are the actor's step, serialisation, the learner's returns, its data set and, for advantages, its learning step; a
+script stands in for vLLM and for the model. Without launchpad or a GPU the stand-ins of ``ci/cpu/oat`` are needed too.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+if not torch.cuda.is_available():
+    stand_ins = Path(__file__).resolve().parents[1] / "cpu" / "oat"
+    sys.path[:0] = [str(stand_ins / "engine_hf"), str(stand_ins)]
+    import oat_cpu  # noqa: F401 - puts the stand-ins in their places
+
+from oat.algorithms.ppo_multiturn import MultiTurnTransitionDataset, PPOMultiTurnLearner
+from oat.args import default_args_validation
+from oat.utils.ipc import PlasmaShmClient
+
+import gem_oat
+from gem.embedded import embedded_model
+from gem.tasks import Task
+from gem.testing.conformance import (
+    Difference,
+    Harness,
+    Lowered,
+    Record,
+    every_turn,
+    main,
+    of_returns,
+    of_turns,
+)
+from gem.testing.scenarios import Scenario, Script
+
+
+class ScriptedLLM:
+    """Answers as vLLM does."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    def generate(self, prompts: list[dict[str, Any]], sampling_params: list[Any], use_tqdm: bool) -> list[Any]:
+        outputs = []
+        for prompt, params in zip(prompts, sampling_params, strict=True):
+            said = self.script.say(prompt["prompt_token_ids"], params.max_tokens)
+            pairs = zip(said.token_ids, said.logprobs or [], strict=True)
+            logprobs = [{token: SimpleNamespace(logprob=logprob)} for token, logprob in pairs]
+            answer = SimpleNamespace(token_ids=said.token_ids, logprobs=logprobs, finish_reason=said.finish_reason)
+            outputs.append(SimpleNamespace(outputs=[answer]))
+        return outputs
+
+
+class OatHarness(Harness):
+    """Oat, multi-turn."""
+
+    name = "Oat"
+    version = version("oat-llm")
+    differences = (Difference("a sample a turn, with its own prompt and reward", every_turn),)
+    algorithms = ("reinforce", "rebn")
+
+    def play(self, scenario: Scenario, script: Script) -> list[Record]:
+        """Return the rows of the batch that the learner makes of what it deserialises."""
+        _, batch = self._batch(scenario, script)
+        records = []
+        for i, attended in enumerate(batch["attention_mask"]):
+            ids, first = batch["input_ids"][i][attended.bool()].tolist(), batch["prompt_ids_lens"][i]
+            sampled = len(ids) - first
+            logprobs = [0.0] * first + list(batch["action_logprobs"][i])
+            rewards = [0.0] * (len(ids) - 1) + [batch["rewards"][i]]
+            records.append(Record(ids, [0] * first + [1] * sampled, rewards, logprobs))
+        return records
+
+    def lower(self, scenario: Scenario, script: Script, algorithm: str) -> Lowered:
+        """Return the advantages by which Oat's loss weighs the tokens, where the policy has not moved."""
+        learner, batch = self._batch(scenario, script, whiten_adv=algorithm == "rebn")
+        advantages: list[tuple[list[int], list[float]]] = []
+        seen: list[list[int]] = []
+
+        def batch_logps(input_ids: torch.Tensor, att_mask: torch.Tensor, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            seen[:] = [row[mask.bool()].tolist() for row, mask in zip(input_ids, att_mask, strict=True)]
+            nothing = torch.zeros(input_ids.shape[0], input_ids.shape[1] - 1)
+            return nothing, nothing
+
+        def aggregate(losses: torch.Tensor, mask: torch.Tensor, axis: int) -> torch.Tensor:
+            advantages.append((seen[0], (-losses[0][mask[0].bool()]).tolist()))
+            return losses.sum(axis)
+
+        learner.get_batch_logps, learner.masked_aggregator = batch_logps, aggregate
+        learner.learning_step(batch)
+        if algorithm == "rebn":
+            return Lowered(advantages, of_turns(), "over all turns of the batch, population deviation")
+        return Lowered(advantages, of_returns(), "each turn's return")
+
+    def _batch(self, scenario: Scenario, script: Script, **options: Any) -> tuple[PPOMultiTurnLearner, dict[str, Any]]:
+        tokenizer, model = self.tokenizer(), str(embedded_model())
+
+        class Actor(gem_oat.GemActor):
+            make_env = staticmethod(scenario.make_env(tokenizer))
+
+            def next_tasks(self) -> Iterator[Task]:
+                return iter(scenario.rows)  # each once
+
+        with tempfile.TemporaryDirectory() as folder:
+            args = default_args_validation(
+                gem_oat.GemArgs(
+                    pretrain=model,
+                    tasks="env=game:GuessTheNumber-v0-easy,seeds=0:1",  # not played: see next_tasks
+                    rollout_batch_size_per_device=10**6,
+                    train_batch_size_per_device=1,
+                    generate_max_length=scenario.max_new_tokens,
+                    max_model_len=scenario.max_context,
+                    max_turns=scenario.max_turns,
+                    num_envs=len(scenario.rows),
+                    critic_type="drgrpo",
+                    oracle="",
+                    algo="PPO",
+                    gpus=1,
+                    beta=0.0,
+                    tis_c=None,  # else the loss is also weighed by the ratio of the probabilities
+                    **options,
+                )
+            )
+            store = PlasmaShmClient(SimpleNamespace(get_shm_path=lambda: "here"))
+            actor = Actor(None, {"model": model}, args)
+            actor.init(0, folder)
+            actor.ipc_client, actor.llm = store, ScriptedLLM(script)
+            received = store.deserialize_ipc(actor.step())
+        learner = PPOMultiTurnLearner.__new__(PPOMultiTurnLearner)  # the rest of it makes models
+        learner.args, learner.critic, learner.ref_model, learner.model = args, None, None, None
+        learner.pi_buffer, learner.query_step, learner.optimizer, learner.scheduler = [], 0, None, None
+        learner.strategy = SimpleNamespace(
+            args=SimpleNamespace(dry_run=False),
+            grad_acc_step=1,
+            is_rank_0=lambda: False,
+            all_reduce=lambda value, op: value,
+            backward=lambda *_: None,
+            get_gradient_norm=lambda *_: 0.0,
+            optimizer_step=lambda *_: None,
+        )
+        learner.process_feedback_data(received)
+        data = MultiTurnTransitionDataset(learner.pi_buffer, tokenizer, learner.strategy)
+        return learner, data.collate_fn([data[i] for i in range(len(data))])
+
+
+if __name__ == "__main__":
+    main(OatHarness())

@@ -1,0 +1,141 @@
+"""Hold the TRL adapter to the conformance kit, in TRL's own ``GRPOTrainer``.
+
+Everything is TRL's but the sampling of tokens (``_generate_single_turn``); the model is untrained, and not asked.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import torch
+import trl
+from trl import GRPOConfig, GRPOTrainer
+
+from gem.embedded.build import Recipe, new_model
+from gem.rollout import Response
+from gem.testing.conformance import (
+    Difference,
+    Harness,
+    Lowered,
+    Record,
+    main,
+    of_groups,
+    of_turns,
+    one_scalar,
+)
+from gem.testing.scenarios import Scenario, Script
+from gem_trl import GemGRPOTrainer, GemRollout, gem_reward, task_dataset
+
+
+class Scripted(GRPOTrainer):
+    """TRL's trainer, with a script for an engine."""
+
+    script: Script
+    max_tokens: int
+
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any, num_generations: int
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        answers: list[Response] = [self.script.say(ids, self.max_tokens) for ids in prompt_ids]
+        return [list(a.token_ids) for a in answers], [list(a.logprobs or []) for a in answers]
+
+    def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        self.scalars = super()._calculate_rewards(*args, **kwargs)
+        return self.scalars
+
+
+class ScriptedPerTurn(Scripted, GemGRPOTrainer):
+    """The same, with ReBN."""
+
+
+class TRLHarness(Harness):
+    """TRL."""
+
+    name = "TRL"
+    version = trl.__version__
+    differences = (
+        Difference(
+            "a sequence cannot have two prompts: refused",
+            refuses=ValueError,
+            only=frozenset({"a rewritten history"}),
+        ),
+        Difference("the episode's rewards are one scalar", one_scalar),
+    )
+    algorithms = ("grpo", "dr. grpo", "rebn")
+
+    def play(self, scenario: Scenario, script: Script) -> list[Record]:
+        """Return what TRL computes its loss from."""
+        trainer, output = self._batch(scenario, script, Scripted)
+        records = []
+        for i, (ids, sampled, logprobs) in enumerate(self._rows(output)):
+            first = len(ids) - len(sampled)
+            rewards = [0.0] * (len(ids) - 1) + [float(trainer.scalars[i, 0])]
+            records.append(Record(ids, [0] * first + sampled, rewards, [0.0] * first + logprobs))
+        return records
+
+    def lower(self, scenario: Scenario, script: Script, algorithm: str) -> Lowered:
+        """Return TRL's advantages."""
+        scale = "none" if algorithm == "dr. grpo" else "group"
+        trainer_class = ScriptedPerTurn if algorithm == "rebn" else Scripted
+        _, output = self._batch(scenario, script, trainer_class, scale_rewards=scale)
+        advantages = []
+        for i, (ids, sampled, _) in enumerate(self._rows(output)):
+            own = output["advantages"][i]
+            of_tokens = own.tolist()[: len(sampled)] if own.ndim else [float(own)] * len(sampled)
+            advantages.append((ids, [value for value, one in zip(of_tokens, sampled, strict=True) if one]))
+        if algorithm == "rebn":
+            return Lowered(advantages, of_turns(), "over all turns of the batch, population deviation")
+        how = "the group's mean taken off" if scale == "none" else "over the group's sample deviation + 1e-4"
+        return Lowered(advantages, of_groups(scenario.copies, scale == "group", 1e-4), how)
+
+    def _rows(self, output: dict[str, Any]) -> list[tuple[list[int], list[int], list[float]]]:
+        """Return each row's ids, and mask and log-probabilities of its completion, without padding."""
+        rows = []
+        for i in range(len(output["prompt_ids"])):
+            prompt = output["prompt_ids"][i][output["prompt_mask"][i].bool()].tolist()
+            length = int(output["completion_mask"][i].sum())
+            completion, mask, logprobs = (
+                output[name][i, :length].tolist()
+                for name in ("completion_ids", "tool_mask", "sampling_per_token_logps")
+            )
+            rows.append((prompt + completion, mask, logprobs))
+        return rows
+
+    def _batch(
+        self, scenario: Scenario, script: Script, trainer_class: type[Scripted], **options: Any
+    ) -> tuple[Scripted, dict[str, Any]]:
+        tokenizer = self.tokenizer()
+        with tempfile.TemporaryDirectory() as folder:
+            config = GRPOConfig(
+                output_dir=folder,
+                per_device_train_batch_size=len(scenario.rows),
+                num_generations=scenario.copies,
+                max_completion_length=scenario.max_new_tokens,
+                use_cpu=True,
+                bf16=False,
+                report_to="none",
+                disable_tqdm=True,
+                **options,
+            )
+            trainer = trainer_class(
+                model=new_model(tokenizer, Recipe(hidden_size=32, layers=1)),
+                processing_class=tokenizer,
+                args=config,
+                train_dataset=task_dataset(list(scenario.tasks)),
+                rollout_func=GemRollout(
+                    tokenizer,
+                    max_turns=scenario.max_turns,
+                    max_context=scenario.max_context,
+                    make_env=scenario.make_env(tokenizer),
+                ),
+                reward_funcs=gem_reward,
+            )
+            trainer.script, trainer.max_tokens = script, scenario.max_new_tokens
+            trainer.model.train()
+            rows = next(iter(trainer.get_train_dataloader()))
+            return trainer, trainer._generate_and_score_completions(rows)
+
+
+if __name__ == "__main__":
+    main(TRLHarness())
