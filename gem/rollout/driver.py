@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -231,6 +232,7 @@ class Player:
             ContextTooSmall, ValueError, TypeError, ImportError: see :func:`run_episodes`.
         """
         episode = Episode(task) if episode is None else episode
+        episode.started = time.time()
         ask = partial(self._answer, episode, engine, number)
         lease = _Lease(task, partial(self.make_env, task))
         try:
@@ -244,6 +246,7 @@ class Player:
             if not episode.turns:
                 await ask(self.renderer.first(episode.first_observation), max_new_tokens=1)
         finally:
+            episode.ended = time.time()
             await self._end(lease, task)
         return episode
 

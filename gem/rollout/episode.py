@@ -104,6 +104,8 @@ class Episode:
         turns: at least one, unless the engine aborted the first.
         truncation: None if the task ended; else ``"turns"``, ``"context"``, ``"abort"`` or ``"error"``.
         error: what the environment raised, if it did.
+        started: when it was begun, in seconds since the epoch; 0 if nobody knows. Not part of what is compared.
+        ended: when it ended.
     """
 
     task: Task
@@ -111,6 +113,8 @@ class Episode:
     turns: list[Turn] = field(default_factory=list)
     truncation: str | None = None
     error: str | None = None
+    started: float = field(default=0.0, compare=False)
+    ended: float = field(default=0.0, compare=False)
 
     @property
     def rewards(self) -> list[float]:

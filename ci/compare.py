@@ -1,0 +1,261 @@
+"""Do all trainers see the same? Hold every adapter to the conformance kit, train with each, and write a report.
+
+    python ci/compare.py --kit-only           # the matrix: what each trainer makes of the same episodes
+    python ci/compare.py --steps 20           # and the trainings, from the same checkpoint on the same tasks
+
+Makes the virtual environments that are missing (.venvs/<trainer>). Trainings that are there already, in the folder of
+the report, are not made again; a trainer that fails is a red row with its log. Needs nothing but Python itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import venv as venvs  # ci/venv.py, which lies beside this file
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """How a trainer is compared."""
+
+    name: str
+    algorithm: str
+    stand_ins: str
+
+    @property
+    def key(self) -> str:
+        return self.name.lower()
+
+    @property
+    def python(self) -> str:
+        return str(ROOT / ".venvs" / self.key / "bin" / "python")
+
+
+TRAINERS = (
+    Trainer("TRL", "grpo", "nothing: trainer, loss and generation are TRL's and transformers'"),
+    Trainer("verl", "grpo", "a rollout by transformers for vLLM, a CPU platform, SDPA for flash attention"),
+    Trainer("OpenRLHF", "grpo", "vLLM's build for CPUs in bfloat16, gloo for NCCL, the lines that name CUDA"),
+    Trainer("Oat", "rebn", "launchpad and plasma in one process, transformers for vLLM, torch's Adam"),
+    Trainer("RL2", "grpo", "a server over transformers for sglang, SDPA for flash attention, gloo for NCCL"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    names = [trainer.key for trainer in TRAINERS]
+    parser.add_argument("--trainers", nargs="+", choices=names, default=names)
+    parser.add_argument("--kit-only", action="store_true", help="no training")
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--env", default="game:GuessTheNumber-v1-easy")
+    parser.add_argument("--out", type=Path, default=ROOT / "report", help="folder of the report")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    chosen = [trainer for trainer in TRAINERS if trainer.key in args.trainers]
+    for trainer in chosen:
+        venvs.make(trainer.key, ROOT / ".venvs" / trainer.key)
+    kit = {trainer.name: hold_to_the_kit(trainer, args.out) for trainer in chosen}
+    print(matrix(kit))
+    if args.kit_only:
+        sys.exit(0 if all(kit_holds(report) for report in kit.values()) else 1)
+    runs = [run(trainer, seed, args) for seed in args.seeds for trainer in chosen]
+    report = {
+        "made": time.strftime("%Y-%m-%d"),
+        "machine": f"{os.cpu_count()} CPU cores, Python {sys.version.split()[0]}",
+        "env": args.env,
+        "steps": args.steps,
+        "seeds": args.seeds,
+        "trainers": [{"name": t.name, "algorithm": t.algorithm, "stand_ins": t.stand_ins} for t in chosen],
+        "kit": kit,
+        "runs": runs,
+    }
+    (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    with_plots = next((t for t in chosen if t.key == "trl"), chosen[0])
+    subprocess.run([with_plots.python, str(ROOT / "ci" / "report.py"), str(args.out)], check=True)
+    failed = [run for run in runs if run["error"]]
+    sys.exit(0 if all(kit_holds(report) for report in kit.values()) and not failed else 1)
+
+
+# The kit
+
+
+def hold_to_the_kit(trainer: Trainer, out: Path) -> dict[str, Any]:
+    """Return the kit's report of a trainer; if the kit itself fails, one that says so."""
+    folder = out / "kit"
+    folder.mkdir(exist_ok=True)
+    result, log = folder / f"{trainer.key}.json", folder / f"{trainer.key}.log"
+    result.unlink(missing_ok=True)
+    print(f"\n{trainer.name}: conformance", flush=True)
+    command = [trainer.python, str(ROOT / "ci" / "conformance" / f"on_{trainer.key}.py"), "--out", str(result)]
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True, env=quiet())
+        assert process.stdout is not None
+        for line in process.stdout:
+            file.write(line)
+            if line[:2] in ("= ", "~ ", "X "):
+                print(f"  {line.rstrip()}", flush=True)
+        process.wait()
+    if not result.is_file():
+        print(f"  X the kit did not end: {log}")
+        return {"trainer": trainer.name, "version": "", "cells": [], "lowering": [], "error": tail(log)}
+    return json.loads(result.read_text())
+
+
+def kit_holds(report: dict[str, Any]) -> bool:
+    cells = [*report["cells"], *report["lowering"]]
+    return bool(cells) and all(cell["verdict"] != "broken" for cell in cells)
+
+
+def matrix(kit: dict[str, dict[str, Any]]) -> str:
+    """Return the matrix as text: = the same, ~ as declared, X broken."""
+    marks = {"equal": "=", "declared": "~", "broken": "X"}
+    names = list(dict.fromkeys(cell["name"] for report in kit.values() for cell in report["cells"]))
+    verdicts = {
+        (trainer, cell["name"]): marks[cell["verdict"]] for trainer, report in kit.items() for cell in report["cells"]
+    }
+    width = max(map(len, names), default=0)
+    lines = ["", " " * width + "".join(f"{trainer:>10}" for trainer in kit)]
+    lines += [
+        f"{name:{width}}" + "".join(f"{verdicts.get((trainer, name), 'X'):>10}" for trainer in kit) for name in names
+    ]
+    lines += ["", "= the same as the episode   ~ differs exactly as declared   X broken"]
+    for trainer, report in kit.items():
+        whys = dict.fromkeys(cell["detail"] for cell in report["cells"] if cell["verdict"] == "declared")
+        lines += [f"  {trainer} ~ {why}" for why in whys]
+        lines += [f"  {trainer} X {cell['name']}: {cell['detail']}" for cell in broken(report)]
+    return "\n".join(lines)
+
+
+def broken(report: dict[str, Any]) -> list[dict[str, Any]]:
+    return [cell for cell in [*report["cells"], *report["lowering"]] if cell["verdict"] == "broken"]
+
+
+# The trainings
+
+
+def run(trainer: Trainer, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Train, or take what is there of the same training; return what came of it."""
+    folder = args.out / "runs" / f"{trainer.key}-{seed}"
+    words = ["--algorithm", trainer.algorithm, "--steps", str(args.steps), "--seed", str(seed), "--env", args.env]
+    command = [trainer.python, str(ROOT / "examples" / f"train_{trainer.key}.py"), *words, "--out", str(folder)]
+    stamp = folder / "compared.json"
+    if stamp.is_file() and (kept := json.loads(stamp.read_text()))["command"] == command and not kept["error"]:
+        print(f"{trainer.name}, seed {seed}: is there already")
+        return kept
+    print(f"{trainer.name}, seed {seed}: {args.steps} steps", flush=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    log = folder / "compare.log"
+    since = time.perf_counter()
+    with open(log, "w") as file, Memory() as memory:
+        process = subprocess.Popen(command, stdout=file, stderr=file, env=quiet(), start_new_session=True)
+        memory.watch(process.pid)
+        code = process.wait()
+    seconds = time.perf_counter() - since
+    result: dict[str, Any] = {"trainer": trainer.name, "seed": seed, "command": command, "seconds": seconds}
+    result |= {"peak_memory": memory.peak, "error": "" if code == 0 else tail(log), "steps": [], "split": {}}
+    if code == 0:
+        result["steps"] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        result["split"] = split(trainer, folder, result["steps"], seconds)
+        print(f"  {seconds:.0f} s; success {result['steps'][0]['success_rate']:.2f} at first, ", end="")
+        print(f"{result['steps'][-1]['success_rate']:.2f} at last", flush=True)
+    else:
+        print(f"  failed: {log}", flush=True)
+    stamp.write_text(json.dumps(result))
+    return result
+
+
+def split(trainer: Trainer, folder: Path, steps: list[dict[str, Any]], seconds: float) -> dict[str, float]:
+    """Return how the time of a run was spent, in seconds.
+
+    The last step's episodes say when they were begun and ended: that is playing; the rest of the step is updating. The
+    environment's part of the playing is how long it takes to play them again. What is not in any step but the first,
+    which is taken to be as long as the others, is starting and ending.
+    """
+    found = subprocess.run(
+        [trainer.python, str(ROOT / "ci" / "time_environment.py"), str(folder / "episodes.jsonl"), str(len(steps))],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=quiet(),
+    )
+    last = json.loads(found.stdout)
+    usual = sorted(step["seconds"] for step in steps[1:])[len(steps[1:]) // 2] if len(steps) > 1 else 0.0
+    playing = min(last["playing"], usual)
+    environment = min(last["environment"], playing)
+    return {
+        "start and end": seconds - usual * len(steps),
+        "generate": (playing - environment) * len(steps),
+        "environment": environment * len(steps),
+        "update": (usual - playing) * len(steps),
+        "step": usual,
+    }
+
+
+class Memory:
+    """The highest memory (resident, in bytes) of a process and all that it started, looked at twice a second."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._done = threading.Event()
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def watch(self, pid: int) -> None:
+        self._thread = threading.Thread(target=self._look, args=(pid,), daemon=True)
+        self._thread.start()
+
+    def _look(self, pid: int) -> None:
+        while not self._done.wait(0.5):
+            self.peak = max(self.peak, resident(pid))
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+
+
+def resident(root: int) -> int:
+    """Return the resident bytes of a process and its descendants; what they share is counted in each."""
+    parents, sizes = {}, {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has just ended
+        parents[int(entry.name)] = int(fields[1])
+        sizes[int(entry.name)] = int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+    total = 0
+    for pid, size in sizes.items():
+        above: int | None = pid
+        while above is not None and above != root:
+            above = parents.get(above)
+        total += size if above == root else 0
+    return total
+
+
+def quiet() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "100"}
+
+
+def tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-30:])
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    main()

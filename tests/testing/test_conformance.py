@@ -1,0 +1,181 @@
+"""The conformance kit holds what is right, and finds what is wrong."""
+
+import asyncio
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("transformers")
+
+from gem.rollout import ChatRenderer, Engine, Limits, rebn, run_episodes
+from gem.testing.conformance import (
+    Difference,
+    Harness,
+    Lowered,
+    check_lowering,
+    check_scenario,
+    difference,
+    every_turn,
+    of_groups,
+    of_turns,
+    one_scalar,
+    prepare,
+    records_of,
+    run,
+)
+from gem.testing.scenarios import scenarios
+
+
+class ByTheDriver(Harness):
+    """A trainer that learns from exactly what the driver gives, unless it is told otherwise."""
+
+    name = "driver"
+    algorithms = ("rebn", "grpo")
+
+    def __init__(self, tokenizer, change=lambda records: records, **limits):
+        self.own_tokenizer, self.change, self.limits = tokenizer, change, limits
+
+    def tokenizer(self):
+        return self.own_tokenizer
+
+    def episodes(self, scenario, script):
+        class Said(Engine):
+            async def generate(self, prompt_ids, max_new_tokens, *, episode=0):
+                return script.say(prompt_ids, max_new_tokens)
+
+        given = {"max_turns": scenario.max_turns, "max_new_tokens": scenario.max_new_tokens}
+        limits = Limits(**{**given, "max_context": scenario.max_context, **self.limits})
+        renderer, make_env = ChatRenderer(self.own_tokenizer), scenario.make_env(self.own_tokenizer)
+        return asyncio.run(run_episodes(scenario.rows, Said(), renderer, limits, make_env))
+
+    def play(self, scenario, script):
+        return self.change([record for e in self.episodes(scenario, script) for record in records_of(e)])
+
+    def lower(self, scenario, script, algorithm):
+        episodes = self.episodes(scenario, script)
+        advantages = [
+            (records_of(e)[0].ids, np.repeat(values, [len(t.response_ids) for t in e.turns]).tolist())
+            for e, values in zip(episodes, rebn([e.rewards for e in episodes]), strict=True)
+        ]
+        expected = of_turns() if algorithm == "rebn" else of_groups(scenario.copies, True, 1e-4)
+        return Lowered(advantages, expected, "the reference")
+
+
+@pytest.fixture
+def named(tokenizer):
+    return {scenario.name: scenario for scenario in scenarios(tokenizer)}
+
+
+def test_what_the_driver_gives_holds_in_every_scenario(tokenizer, named):
+    report = run(ByTheDriver(tokenizer), [name for name in named if name != "1,000 turns"], say=lambda line: None)
+    assert [cell.verdict for cell in report.cells] == ["equal"] * (len(named) - 1)
+    assert report.holds
+
+
+def test_scenarios_are_what_they_say(tokenizer, named):
+    def first(name):
+        return prepare(named[name], tokenizer)[0][0]
+
+    reasons = [turn.finish_reason for turn in first("a cut turn in the middle").turns]
+    assert reasons == ["stop", "length", "stop", "stop"]
+    assert first("a cut last turn").turns[-1].finish_reason == "length"
+    word = first("a word in unusual tokens").turns[1]
+    assert word.action == "maybe"
+    assert word.response_ids[:-1] != tokenizer("maybe", add_special_tokens=False)["input_ids"]
+    assert first("half a character").turns[1].action == "\ufffd"
+    assert first("an empty answer").turns[1].action == ""
+    assert first("the context is full").truncation == "context"
+    assert (first("the limit of turns").truncation, len(first("the limit of turns").turns)) == ("turns", 3)
+    assert first("an environment that fails").truncation == "error"
+    assert not first("a rewritten history").append_only
+    assert "<|im_end|>" in first("special tokens' text in an observation").first_observation
+    assert len({tuple(e.turns[0].response_ids) for e in prepare(named["a group of 8"], tokenizer)[0]}) > 4
+
+
+def change_first(**fields):
+    """Return a change of the first record: a function of each of its fields."""
+
+    def change(records):
+        first = records[0]
+        return [replace(first, **{name: edit(getattr(first, name)) for name, edit in fields.items()}), *records[1:]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (change_first(mask=lambda m: [*m[:-1], 0]), "mask 0, expected 1"),
+        (change_first(rewards=lambda r: [*r[1:], 0.0]), "rewards"),
+        (change_first(logprobs=lambda p: [0.0] * len(p)), "logprobs 0.0, expected -"),
+        (change_first(logprobs=lambda p: None), "no logprobs"),
+        (change_first(ids=lambda ids: [*ids[:-1], 0]), "ids"),
+        (change_first(ids=lambda ids: ids[:-1]), "ids, expected"),
+        (lambda records: records[1:], "1 sequences, expected 2"),
+        (change_first(rewards=lambda r: [float("nan")] * len(r)), "nan"),
+    ],
+)
+def test_what_is_wrong_is_found(tokenizer, named, change, found):
+    cell = check_scenario(ByTheDriver(tokenizer, change), named["several turns"], tokenizer)
+    assert cell.verdict == "broken"
+    assert found in cell.detail
+
+
+def test_another_prompt_is_found_even_if_the_answers_fit(tokenizer, named):
+    cell = check_scenario(ByTheDriver(tokenizer, max_new_tokens=3), named["a cut turn in the middle"], tokenizer)
+    assert cell.verdict == "broken"
+    assert "the engine was asked for a prompt that ends" in cell.detail
+
+
+def test_the_order_of_the_records_does_not_matter(tokenizer, named):
+    harness = ByTheDriver(tokenizer, lambda records: records[::-1])
+    assert check_scenario(harness, named["a group of 8"], tokenizer).verdict == "equal"
+
+
+def scalar(records):
+    return [replace(r, rewards=[0.0] * (len(r.rewards) - 1) + [sum(r.rewards)]) for r in records]
+
+
+def test_a_declared_difference_must_be_exactly_that_one(tokenizer, named):
+    def verdict(change, name="several turns"):
+        harness = ByTheDriver(tokenizer, change)
+        harness.differences = [Difference("one scalar", one_scalar)]
+        return check_scenario(harness, named[name], tokenizer).verdict
+
+    assert verdict(scalar) == "declared"
+    assert verdict(scalar, "one clean turn") == "equal"  # where it makes no difference
+    assert verdict(lambda records: records) == "broken"  # it is not there
+    assert verdict(lambda records: change_first(mask=lambda m: [0] * len(m))(scalar(records))) == "broken"
+
+
+def test_a_refusal_must_be_the_declared_one(tokenizer, named):
+    def refuse(error):
+        def change(records):
+            raise error
+
+        return change
+
+    def verdict(change, declared=ValueError):
+        harness = ByTheDriver(tokenizer, change)
+        harness.differences = [Difference("refused", refuses=declared, only=frozenset({"several turns"}))]
+        return check_scenario(harness, named["several turns"], tokenizer).verdict
+
+    assert verdict(refuse(ValueError("no"))) == "declared"
+    assert verdict(refuse(KeyError("no"))) == "broken"
+    assert verdict(lambda records: records) == "broken"
+
+
+def test_advantages_are_held_to_the_reference(tokenizer):
+    assert check_lowering(ByTheDriver(tokenizer), "rebn", tokenizer).verdict == "equal"
+    wrong = check_lowering(ByTheDriver(tokenizer), "grpo", tokenizer)  # they are ReBN's
+    assert (wrong.verdict, "an advantage differs by" in wrong.detail) == ("broken", True)
+
+
+def test_records_of_turns(tokenizer, named):
+    episodes, _ = prepare(named["several turns"], tokenizer)
+    (whole,) = records_of(episodes[0])
+    turns = every_turn(episodes[:1])
+    assert sum(sum(record.mask) for record in turns) == sum(whole.mask)
+    assert [record.rewards[-1] for record in turns] == episodes[0].rewards
+    assert difference([whole], turns) == "4 sequences, expected 1"
