@@ -201,16 +201,16 @@ def page(report: dict[str, Any], curve: bytes) -> str:
         "<h1>The same episodes in every trainer</h1>",
         f"<p>{html.escape(report['made'])}; {html.escape(versions)}; {html.escape(report['machine'])}.</p>",
         "<h2>Conformance</h2><p>Each scenario is played through the trainer's own code, down to what it learns from: "
-        "ids, mask, rewards, log-probabilities. <b>=</b> the same as the episode; <b>~</b> differs exactly as the adapter "
-        "declares; <b>✗</b> broken.</p>",
+        "ids, mask, rewards, log-probabilities. <b>=</b> the same as the episode; <b>~</b> differs exactly as the "
+        "adapter declares; <b>✗</b> broken.</p>",
         table(matrix(report, "cells"), marks=True),
         items(notes(report)),
-        "<h2>What became of the rewards</h2><p>The trainer's own advantages of the same batch, against the reference in "
-        "<code>gem.rollout</code>.</p>",
+        "<h2>What became of the rewards</h2><p>The trainer's own advantages of the same batch, against the reference "
+        "in <code>gem.rollout</code>.</p>",
         table(matrix(report, "lowering"), marks=True),
         items(references(report)),
-        f"<h2>Learning</h2><p>{html.escape(report['env'])}, {report['steps']} steps from the same checkpoint on the same "
-        f"tasks.</p><img alt='success rate against steps' src='data:image/png;base64,{image}'>",
+        f"<h2>Learning</h2><p>{html.escape(report['env'])}, {report['steps']} steps from the same checkpoint on the "
+        f"same tasks.</p><img alt='success rate against steps' src='data:image/png;base64,{image}'>",
         table(speed(report)),
         "<h2>Where the time went</h2>",
         f"<p>{ABOUT_SPLIT}</p>",

@@ -1,10 +1,9 @@
 """Hold the verl adapter to the conformance kit, in a training step of verl's own V1 trainer.
 
-verl's are the agent-loop worker and what it stores, the trainer's step (data set, collation, replay buffer, balancing
-and padding of the batch, advantages) and the packing of TransferQueue; the records are what the actor is handed. Without
-Ray and a model there are stand-ins: a dictionary for TransferQueue, a script for verl's client of the inference
-servers, and for the workers of the actor one who only keeps the batch. The log-probabilities of the sampling are the old
-ones (``rollout_correction.bypass_mode``), as no actor computes others.
+verl's are the agent-loop worker and what it stores, and the trainer's step up to the actor: data set, collation, replay
+buffer, filling up and balancing of the batch, advantages. Without Ray and a model there are stand-ins: a dictionary for
+TransferQueue, a script for verl's client of the inference servers, and an actor that only keeps the batch it is handed.
+The old log-probabilities are those of the sampling (``rollout_correction.bypass_mode``), as no actor computes others.
 """
 
 from __future__ import annotations
@@ -14,14 +13,13 @@ import json
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
 import transfer_queue
 from hydra import compose, initialize_config_module
 from tensordict import TensorDict
@@ -93,7 +91,7 @@ class Queue:
             self.rows[key].update({} if fields is None else fields[i].items())
         return transfer_queue.KVBatchMeta(keys, [self.tags[key] for key in keys], partition_id)
 
-    def kv_batch_get(self, keys: list[str], partition_id: str, select_fields: Sequence[str] | None = None) -> TensorDict:
+    def kv_batch_get(self, keys: list[str], partition_id: str, select_fields: list[str] | None = None) -> TensorDict:
         """Return those of the columns that there are."""
         rows = [self.rows[key] for key in keys]
         names = [name for name in rows[0] if select_fields is None or name in select_fields]
@@ -115,11 +113,8 @@ class Rollout:
     def __init__(self, config: Any, script: Script) -> None:
         self.config, self.script = config, script
 
-    async def generate(
-        self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any]
-    ) -> TokenOutput:
+    async def generate(self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any]) -> TokenOutput:
         """Answer as verl's vLLM server does, which says "completed" at a limit too."""
-        await asyncio.sleep(0)
         answer = self.script.say(prompt_ids, sampling_params["max_tokens"])
         return TokenOutput(token_ids=answer.token_ids, log_probs=answer.logprobs, stop_reason="completed")
 
@@ -137,7 +132,7 @@ class Rollout:
 class Actor:
     """Takes what verl's actor is to learn from."""
 
-    _dispatch_info = {"actor": [0]}
+    _dispatch_info: ClassVar = {"actor": [0]}
 
     def update_actor(self, batch: transfer_queue.KVBatchMeta) -> dict[str, dict[str, list[float]]]:
         """Keep the batch, without the rows that fill it up."""
@@ -167,7 +162,7 @@ class VerlHarness(Harness):
             only=frozenset({"a rewritten history"}),
         ),
     )
-    algorithms = ("reinforce++", "grpo", "rebn")
+    algorithms = ("reinforce", "grpo", "rebn")
 
     def play(self, scenario: Scenario, script: Script) -> list[Record]:
         """Return what the actor is handed."""
@@ -182,7 +177,7 @@ class VerlHarness(Harness):
 
     def lower(self, scenario: Scenario, script: Script, algorithm: str) -> Lowered:
         """Return verl's advantages."""
-        estimator = {"reinforce++": "reinforce_plus_plus", "grpo": "grpo", "rebn": "gem_rebn"}[algorithm]
+        estimator = {"reinforce": "reinforce_plus_plus", "grpo": "grpo", "rebn": "gem_rebn"}[algorithm]
         advantages = [
             (row["input_ids"].tolist(), row["advantages"][row["response_mask"].bool()].tolist())
             for row in self._step(scenario, script, estimator)
@@ -192,14 +187,14 @@ class VerlHarness(Harness):
         if algorithm == "grpo":
             reference = of_groups(scenario.copies, True, 1e-6)
             return Lowered(advantages, reference, "over the group's sample deviation + 1e-6")
-        return Lowered(advantages, of_tokens, "returns over the sample deviation of all tokens of the batch")
+        return Lowered(advantages, of_tokens, "++: returns against those of all tokens, over their sample deviation")
 
     def _step(self, scenario: Scenario, script: Script, estimator: str) -> list[dict[str, Any]]:
         tokenizer = self.tokenizer()
         queue = Queue()
-        for name in ("init", "kv_list", "kv_clear", "kv_batch_put", "kv_batch_get", "async_kv_put"):
-            setattr(transfer_queue, name, getattr(queue, name))
-        transfer_queue.async_kv_batch_put = queue.async_kv_batch_put
+        for name in vars(Queue):
+            if not name.startswith("__"):
+                setattr(transfer_queue, name, getattr(queue, name))
         MAKE_ENV.append(scenario.make_env(tokenizer))
         with tempfile.TemporaryDirectory() as folder:
             config = _config(scenario, tokenizer, estimator, Path(folder))
@@ -231,6 +226,7 @@ def _config(scenario: Scenario, tokenizer: Any, estimator: str, folder: Path) ->
         f"data.max_prompt_length={first}",
         f"data.max_response_length={scenario.max_context - first}",
         f"algorithm.adv_estimator={estimator}",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={len(scenario.tasks) + 1}",  # verl adds rows that fill it up
         "critic.enable=False",
         "algorithm.rollout_correction.bypass_mode=True",
     ]
@@ -262,5 +258,4 @@ def of_tokens(episodes: list[Episode]) -> list[np.ndarray]:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     main(VerlHarness())
