@@ -22,10 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
-import venv as venvs  # ci/venv.py, which lies beside this file
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -68,7 +64,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     chosen = [trainer for trainer in TRAINERS if trainer.key in args.trainers]
     for trainer in chosen:
-        venvs.make(trainer.key, ROOT / ".venvs" / trainer.key)
+        subprocess.run([sys.executable, str(ROOT / "ci" / "venv.py"), trainer.key], check=True)
     kit = {trainer.name: hold_to_the_kit(trainer, args.out) for trainer in chosen}
     print(matrix(kit))
     if args.kit_only:
