@@ -1,7 +1,7 @@
-"""The command line: ``gem envs``, ``gem play``, ``gem check``.
+"""The command line: ``gem envs``, ``gem play``, ``gem check``; of episodes ``gem diff``, ``replay`` and ``export``.
 
-Exit codes: 0, all is well; 1, an environment failed its check or cannot be imported; 2, the command
-cannot be understood. An error is one line on stderr.
+Exit codes: 0, all is well; 1, an environment failed its check or cannot be imported, or episodes differ, do not hold or
+cannot be exported; 2, the command or a file that it names cannot be understood. An error is one line on stderr.
 """
 
 from __future__ import annotations
@@ -9,18 +9,28 @@ from __future__ import annotations
 import fnmatch
 import inspect
 import itertools
+import json
 import math
 import sys
 from collections.abc import Callable
+from enum import Enum
+from operator import attrgetter
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich import box
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from gem.core import Env
 from gem.envs.registration import EnvSpec, all_specs, find_spec, make
+from gem.rollout.atif import to_atif, validate_atif
+from gem.rollout.diff import Difference, Tokens, episode_differences
+from gem.rollout.episode import Episode
+from gem.rollout.replay import replay as replay_episode
 from gem.testing.check_env import run_checks
 
 app = typer.Typer(
@@ -83,6 +93,87 @@ def check(
         _say(f"{len(failed)} of {len(ids)} failed: {', '.join(failed)}")
         raise typer.Exit(1)
     _say(f"{len(ids)} of {len(ids)} passed")
+
+
+_Episodes = Annotated[Path, typer.Argument(metavar="EPISODES", help="A file of episodes, a JSON line each.")]
+_Limit = Annotated[int, typer.Option(min=1, help="How many episodes to show at most.")]
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A file of episodes, a JSON line each.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
+    tokenizer: Annotated[str | None, typer.Option(help="Show tokens as its text too: a folder or an id.")] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="How far two numbers may be apart.")] = 1e-6,
+    limit: _Limit = 20,
+) -> None:
+    """Show where the episodes of two files part: the first with the first, the second with the second, ..."""
+    episodes, others = _read(a), _read(b)
+    text_of = _token_text(tokenizer)
+    differences = episode_differences(episodes, others, tolerance)
+    if not differences:
+        _say(f"{len(episodes)} of {len(episodes)} episodes are the same")
+        return
+    console = _console()
+    differing = [
+        (number, list(found))
+        for number, found in itertools.groupby(differences, attrgetter("episode"))
+        if number <= min(len(episodes), len(others))
+    ]
+    for number, found in differing[:limit]:
+        console.print(_name(number, episodes[number - 1]), soft_wrap=True)
+        for difference in found:
+            _show(console, difference, text_of)
+    _more(len(differing) - limit)
+    _say(f"{len(differing)} of {min(len(episodes), len(others))} episodes differ")
+    if len(episodes) != len(others):
+        _say(f"{a} has {len(episodes)} episodes, {b} has {len(others)}")
+    raise typer.Exit(1)
+
+
+@app.command()
+def replay(path: _Episodes, limit: _Limit = 20) -> None:
+    """Play recorded episodes again: does what their environments say still hold, bit for bit?"""
+    episodes = _read(path)
+    if not episodes:
+        _stop(f"{path} holds no episode")
+    bar = Console(stderr=True)
+    playing = track(episodes, "Replaying", console=bar, transient=True, disable=not bar.is_terminal)
+    failed = [(number, found) for number, episode in enumerate(playing, start=1) if (found := _replay(episode))]
+    console = _console()
+    for number, found in failed[:limit]:
+        console.print(f"✗ {_name(number, episodes[number - 1])}", soft_wrap=True)
+        for line in found:
+            console.print(f"    {line}", soft_wrap=True)
+    _more(len(failed) - limit)
+    if failed:
+        _say(f"{len(failed)} of {len(episodes)} episodes do not hold")
+        raise typer.Exit(1)
+    _say(f"{len(episodes)} of {len(episodes)} episodes hold")
+
+
+class ExportFormat(str, Enum):
+    """What ``gem export`` writes."""
+
+    atif = "atif"
+
+
+@app.command()
+def export(
+    path: _Episodes,
+    out: Annotated[Path, typer.Option(help="The file to write, a JSON line a trajectory.")],
+    format_: Annotated[ExportFormat, typer.Option("--format", help="Agent Trajectory Interchange Format.")],
+    validate: Annotated[bool, typer.Option(help="Check what is written with the package atif.")] = True,
+) -> None:
+    """Write episodes in a format that other programs read."""
+    lines = [_exported(number, episode, validate) for number, episode in enumerate(_read(path), start=1)]
+    if out.exists() and out.samefile(path):
+        _stop(f"{out} is the file of the episodes; name another for --out")
+    try:
+        out.write_text("".join(lines), encoding="utf-8")
+    except OSError as error:
+        _stop(f"cannot write {out}: {error.strerror}")
+    _say(f"wrote {len(lines)} trajectories to {out}")
 
 
 def main() -> None:
@@ -148,6 +239,106 @@ def _passes(env_id: str) -> bool:
         console.print(f"  ✗ {result.error}" if result.error else f"  ✓ {result.name}", soft_wrap=True)
         passed = passed and result.error is None
     return passed
+
+
+def _read(path: Path) -> list[Episode]:
+    episodes = []
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    episodes.append(Episode.from_json(line.decode("utf-8")))
+                except ValueError as error:
+                    _stop(f"{path}, line {number} is no episode: {error}")
+    except OSError as error:
+        _stop(f"cannot read {path}: {error.strerror}")
+    return episodes
+
+
+def _name(number: int, episode: Episode) -> str:
+    task = episode.task
+    return f"episode {number}: {task.env_id}, {task.split} seed {task.seed}"
+
+
+def _more(number: int) -> None:
+    if number > 0:
+        _say(f"... and {number} more episodes; --limit shows more")
+
+
+def _replay(episode: Episode) -> list[str]:
+    try:
+        find_spec(episode.task.env_id)
+    except ValueError as error:
+        return [str(error)]
+    try:
+        return replay_episode(episode)
+    except Exception as error:  # noqa: BLE001 (whatever the environment raises is the finding)
+        return [f"{type(error).__name__}: {error}"]
+
+
+def _exported(number: int, episode: Episode, validate: bool) -> str:
+    trajectory = to_atif(episode)
+    try:
+        if validate:
+            validate_atif(trajectory)
+    except ImportError as error:
+        _stop(f"{error}, or pass --no-validate", code=1)
+    except ValueError as error:
+        _stop(f"{_name(number, episode)}: {' '.join(str(error).split())}", code=1)
+    return json.dumps(trajectory) + "\n"
+
+
+def _token_text(tokenizer: str | None) -> Callable[[int], str]:
+    """Return what shows a token: its id, and its text if there is a tokenizer."""
+    if tokenizer is None:
+        return str
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        _stop("--tokenizer needs transformers: pip install transformers")
+    try:
+        decode = AutoTokenizer.from_pretrained(tokenizer).decode
+    except (OSError, ValueError) as error:
+        _stop(f"cannot load the tokenizer {tokenizer}: {' '.join(str(error).split())}")
+    return lambda token: f"{token} {decode([token])!r}"
+
+
+def _show(console: Console, difference: Difference, text_of: Callable[[int], str]) -> None:
+    """Print a difference: what it is and where, and both sides around the first place that is not the same."""
+    turn = "" if difference.turn is None else f"turn {difference.turn}: "
+    at = "" if difference.at is None else f" at position {difference.at}"
+    console.print(f"  {turn}{difference.what}{at}", soft_wrap=True)
+    if difference.what in ("prompt token", "sampled token", "mask") and difference.at is not None:
+        sides = [_tokens_around(tokens, difference.at, text_of) for tokens in (difference.a, difference.b)]
+    else:
+        sides = _texts_around(repr(difference.a), repr(difference.b))
+    for name, side in zip("ab", sides, strict=True):
+        console.print(Text(f"    {name}: ").append_text(side), soft_wrap=True)
+
+
+def _tokens_around(tokens: Tokens, at: int, text_of: Callable[[int], str], width: int = 5) -> Text:
+    def words(ids: list[int]) -> str:
+        return "".join(f"{text_of(token)} " for token in ids)
+
+    first, last = max(0, at - width), at + width + 1
+    text = Text(f"{'... ' * (first > 0)}{words(tokens.ids[first:at])}")
+    if at >= len(tokens.ids):
+        return text.append("[nothing]", style="bold red")
+    text.append(f"[{text_of(tokens.ids[at])}]", style="bold red")
+    text.append(f" {words(tokens.ids[at + 1 : last])}{'... ' * (last < len(tokens.ids))}")
+    return text.append("(sampled)" if at in tokens.sampled else "(not sampled)")
+
+
+def _texts_around(a: str, b: str, width: int = 50) -> list[Text]:
+    at = next((at for at, (one, other) in enumerate(zip(a, b, strict=False)) if one != other), min(len(a), len(b)))
+    first, last = max(0, at - width), at + width
+    if first < 10:
+        first = 0  # the dots would not be shorter
+    sides = []
+    for text in (a, b):
+        side = Text(f"{'...' * (first > 0)}{text[first:at]}").append(text[at:last], style="bold red")
+        sides.append(side.append("..." * (last < len(text))))
+    return sides
 
 
 def _find(env_id: str) -> EnvSpec:

@@ -1,5 +1,6 @@
 """The command line: what it prints, and its exit codes."""
 
+import json
 import subprocess
 import sys
 
@@ -10,6 +11,9 @@ import gem
 from gem.cli import app
 from gem.core import Env
 from gem.envs.registration import ENV_REGISTRY, all_specs
+from gem.rollout import Episode, Turn, read_jsonl, write_jsonl
+from gem.rollout.atif import to_atif
+from gem.tasks import Task
 from gem.testing.check_env import CHECKS
 
 
@@ -147,3 +151,245 @@ def test_importing_gem_imports_no_command_line():
     code = "import gem, sys; print(sorted({'typer', 'rich'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def recorded(seed, *actions, env_id="game:GuessTheNumber-v1-easy"):
+    """Play actions as the driver does, with their characters as tokens."""
+    episode = Episode(Task(env_id, seed))
+    with episode.task.make() as env:
+        episode.first_observation, _ = env.reset(seed=seed)
+        prompt_ids = [1, 2, 3]
+        for action in actions:
+            ids = [ord(character) for character in action]
+            answer = env.step(action)
+            episode.turns.append(Turn(prompt_ids, ids, [-0.5] * len(ids), "stop", action, *answer))
+            prompt_ids = [*prompt_ids, *ids, 4]
+    return episode
+
+
+@pytest.fixture
+def games():
+    return [recorded(seed, "\\boxed{2}", "so \\boxed{5}") for seed in range(3)]  # the numbers are 7, 3 and 1
+
+
+@pytest.fixture
+def file(tmp_path):
+    def write(name, episodes):
+        write_jsonl(tmp_path / name, episodes)
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_diff_of_equal_files(run, file, games):
+    result = run("diff", file("a", games), file("b", games))
+    assert (result.exit_code, result.stdout) == (0, "3 of 3 episodes are the same\n")
+
+
+def test_diff_shows_where_episodes_part(run, file, games):
+    a = file("a", games)
+    games[1].turns[1].response_ids[0] = 9
+    games[1].turns[1].action = "no"
+    games[2].turns[0].reward = 0.5
+    result = run("diff", a, file("b", games))
+    assert result.exit_code == 1
+    assert result.stdout == (
+        "episode 2: game:GuessTheNumber-v1-easy, train seed 1\n"
+        "  turn 2: sampled token at position 13\n"
+        "    a: ... 100 123 50 125 4 [115] 111 32 92 98 111 ... (sampled)\n"
+        "    b: ... 100 123 50 125 4 [9] 111 32 92 98 111 ... (sampled)\n"
+        "  turn 2: action\n"
+        "    a: 'so \\\\boxed{5}'\n"
+        "    b: 'no'\n"
+        "episode 3: game:GuessTheNumber-v1-easy, train seed 2\n"
+        "  turn 1: reward\n"
+        "    a: 0.0\n"
+        "    b: 0.5\n"
+        "2 of 3 episodes differ\n"
+    )
+
+
+def test_diff_shows_long_texts_around_the_first_difference(run, file, games):
+    games[0].turns[0].observation = "x" * 1000 + "left" + "y" * 1000
+    a = file("a", games)
+    games[0].turns[0].observation = "x" * 1000 + "right" + "y" * 1000
+    result = run("diff", a, file("b", games))
+    assert f"    a: ...{'x' * 50}left{'y' * 46}...\n    b: ...{'x' * 50}right{'y' * 45}...\n" in result.stdout
+
+
+def test_diff_shows_the_text_of_tokens(run, file, games, tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    first, second = tokenizer("7", add_special_tokens=False)["input_ids"][0], tokenizer("8")["input_ids"][0]
+    games[0].turns[0].response_ids[0] = first
+    a = file("a", games)
+    games[0].turns[0].response_ids[0] = second
+    result = run("diff", a, file("b", games), "--tokenizer", str(tmp_path / "tokenizer"))
+    assert f"[{first} '7']" in result.stdout
+    assert f"[{second} '8']" in result.stdout
+
+
+def test_diff_without_the_tokenizer_is_an_error(run, file, games, tmp_path):
+    pytest.importorskip("transformers")
+    (tmp_path / "empty").mkdir()
+    path = file("a", games)
+    result = run("diff", path, path, "--tokenizer", str(tmp_path / "empty"))
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"gem: cannot load the tokenizer {tmp_path / 'empty'}: ")
+    assert result.stderr.count("\n") == 1
+
+
+def test_diff_shows_a_mask(run, file, games):
+    a = file("a", games)
+    games[0].turns[0].response_ids.append(4)
+    games[0].turns[0].logprobs.append(-0.5)
+    result = run("diff", a, file("b", games))
+    assert "  turn 1: mask at position 12\n" in result.stdout
+    assert "[4] (not sampled)\n" in result.stdout
+    assert "[4] (sampled)\n" in result.stdout
+
+
+def test_diff_of_files_of_different_lengths(run, file, games):
+    a, b = file("a", games), file("b", games[:2])
+    result = run("diff", a, b)
+    assert result.exit_code == 1
+    assert result.stdout == f"0 of 2 episodes differ\n{a} has 3 episodes, {b} has 2\n"
+
+
+def test_diff_takes_a_tolerance(run, file, games):
+    a = file("a", games)
+    games[0].turns[0].logprobs[0] += 0.01
+    b = file("b", games)
+    assert run("diff", a, b).exit_code == 1
+    assert run("diff", a, b, "--tolerance", "0.1").exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["diff", "replay"])
+def test_at_most_so_many_episodes_are_shown_as_asked(run, file, games, command):
+    a = file("a", games)
+    for game in games:
+        game.turns[0].reward = 0.5
+    files = [a, file("b", games)] if command == "diff" else [file("b", games)]
+    result = run(command, *files, "--limit", "1")
+    assert result.exit_code == 1
+    assert result.stdout.count("episode 1:") == 1
+    assert "episode 2:" not in result.stdout
+    assert "... and 2 more episodes; --limit shows more\n" in result.stdout
+
+
+def test_replay_of_episodes_that_hold(run, file, games):
+    result = run("replay", file("a", games))
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "3 of 3 episodes hold\n", "")
+
+
+def test_replay_shows_what_does_not_hold(run, file, games):
+    games[1].turns[1].reward = 0.5
+    result = run("replay", file("a", games))
+    assert result.exit_code == 1
+    assert result.stdout == (
+        "✗ episode 2: game:GuessTheNumber-v1-easy, train seed 1\n"
+        "    turn 2 reward: recorded 0.5, now 0.0\n"
+        "1 of 3 episodes do not hold\n"
+    )
+
+
+def test_replay_says_which_environment_there_is_not_and_plays_the_others(run, file, games):
+    games[0].task = Task("game:Mastermint-v0", 0)
+    games[2].turns[0].observation = "x"
+    result = run("replay", file("a", games))
+    assert result.exit_code == 1
+    assert "    there is no environment 'game:Mastermint-v0'. The nearest: game:Mastermind" in result.stdout
+    assert "episode 3:" in result.stdout
+    assert result.stdout.endswith("2 of 3 episodes do not hold\n")
+
+
+def test_replay_reports_an_environment_that_raises(run, file, registered):
+    class Broken(Env):
+        def reset(self, seed=None):
+            raise RuntimeError("the server is gone")
+
+        def step(self, action):
+            return None
+
+    registered("test:Broken-v0", Broken)
+    result = run("replay", file("a", [Episode(Task("test:Broken-v0", 0), "Go.")]))
+    assert result.exit_code == 1
+    assert "    RuntimeError: the server is gone\n" in result.stdout
+
+
+def test_replay_of_no_episodes_is_an_error(run, file):
+    result = run("replay", path := file("a", []))
+    assert (result.exit_code, result.stderr) == (2, f"gem: {path} holds no episode\n")
+
+
+def test_export_writes_valid_trajectories(run, file, games, tmp_path):
+    atif = pytest.importorskip("atif")
+    out = tmp_path / "out.jsonl"
+    result = run("export", file("a", games), "--format", "atif", "--out", str(out))
+    assert (result.exit_code, result.stdout) == (0, f"wrote 3 trajectories to {out}\n")
+    lines = out.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [to_atif(game) for game in games]
+    for line in lines:
+        atif.Trajectory.model_validate_json(line)
+
+
+def test_export_of_what_is_not_valid_writes_nothing(run, file, games, tmp_path):
+    pytest.importorskip("atif")
+    games[1].turns[0].info = {"score": float("nan")}
+    arguments = ["export", file("a", games), "--format", "atif", "--out", str(tmp_path / "out")]
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("gem: episode 2: game:GuessTheNumber-v1-easy, train seed 1: ")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert run(*arguments, "--no-validate").exit_code == 0
+
+
+def test_export_without_the_package_names_it_and_can_go_without(run, file, games, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "atif", None)
+    arguments = ["export", file("a", games), "--format", "atif", "--out", str(tmp_path / "out")]
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert "pip install atif" in result.stderr
+    assert "--no-validate" in result.stderr
+    assert run(*arguments, "--no-validate").exit_code == 0
+    assert len((tmp_path / "out").read_text().splitlines()) == 3
+
+
+def test_export_does_not_overwrite_the_episodes(run, file, games):
+    path = file("a", games)
+    result = run("export", path, "--format", "atif", "--out", path, "--no-validate")
+    assert result.exit_code == 2
+    assert list(read_jsonl(path)) == games
+
+
+def test_export_into_a_folder_that_is_not_there_is_an_error(run, file, games, tmp_path):
+    result = run("export", file("a", games), "--format", "atif", "--out", str(tmp_path / "no" / "x"), "--no-validate")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("gem: cannot write ")
+
+
+EPISODE_COMMANDS = [
+    lambda path, good: ["diff", good, path],
+    lambda path, good: ["diff", path, good],
+    lambda path, good: ["replay", path],
+    lambda path, good: ["export", path, "--format", "atif", "--out", f"{good}.out", "--no-validate"],
+]
+
+
+@pytest.mark.parametrize("arguments", EPISODE_COMMANDS)
+@pytest.mark.parametrize("line", [b"{}", b"", b"no", b'{"version": 1, "turns": []}', b"\xff"])
+def test_a_line_that_is_no_episode_is_named(run, file, games, arguments, line):
+    good, path = file("a", games), file("b", games[:2])
+    with open(path, "ab") as more:
+        more.write(line + b"\n")
+    result = run(*arguments(path, good))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"gem: {path}, line 3 is no episode: ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", EPISODE_COMMANDS)
+def test_a_file_that_is_not_there_is_named(run, file, games, tmp_path, arguments):
+    result = run(*arguments(str(tmp_path / "none"), file("a", games)))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"gem: cannot read {tmp_path / 'none'}: No such file or directory\n"

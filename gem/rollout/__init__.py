@@ -14,6 +14,7 @@ stepped     :class:`SteppedEpisode`: an episode whose turns somebody else asks f
 returns     reference implementations of returns, ReBN, GAE and group advantages
 recorder    episodes in a folder, from many processes
 replay      does an episode still hold against its environment?
+diff, atif  where episodes part; episodes in an interchange format
 ==========  =====================================================================================
 """
 

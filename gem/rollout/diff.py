@@ -110,12 +110,12 @@ def _compare_turns(number: int, index: int, a: Episode, b: Episode, tolerance: f
         return Difference(number, index + 1, what, of_a, of_b, at)
 
     if (one.prompt_ids, one.response_ids) != (other.prompt_ids, other.response_ids):
-        tokens = _tokens(a, index), _tokens(b, index)
-        yield difference(*_first_token(*tokens))
+        yield difference(*_first_token(_tokens(a, index), _tokens(b, index)))
     if one.prompt_ids == other.prompt_ids:  # else the log-probabilities are those of other tokens
         at = _first_logprob(one, other, tolerance)
         if at is not None:
-            yield difference("log-probability", *(_logprob(turn, at) for turn in (one, other)), at + len(one.prompt_ids))
+            position = at + len(one.prompt_ids)
+            yield difference("log-probability", _logprob(one, at), _logprob(other, at), position)
     if one.action != other.action:
         yield difference("action", one.action, other.action)
     if not _same(one.reward, other.reward, tolerance):
@@ -141,9 +141,9 @@ def _tokens(episode: Episode, index: int) -> Tokens:
 def _first_token(a: Tokens, b: Tokens) -> tuple[str, Tokens, Tokens, int]:
     """Return the first difference of two turns whose prompts or sampled ids are not the same."""
     at = 0
-    while _token(a, at) == _token(b, at) and (at in a.sampled) == (at in b.sampled):
+    while (_token(a, at), _part(a, at)) == (_token(b, at), _part(b, at)):
         at += 1
-    if _token(a, at) == _token(b, at):
+    if _token(a, at) == _token(b, at) and (at in a.sampled) != (at in b.sampled):
         return "mask", a, b, at
     in_prompt = at < max(a.sampled.start, b.sampled.start)
     return "prompt token" if in_prompt else "sampled token", a, b, at
@@ -151,6 +151,12 @@ def _first_token(a: Tokens, b: Tokens) -> tuple[str, Tokens, Tokens, int]:
 
 def _token(tokens: Tokens, at: int) -> int | None:
     return tokens.ids[at] if at < len(tokens.ids) else None
+
+
+def _part(tokens: Tokens, at: int) -> str:
+    if at < tokens.sampled.start:
+        return "prompt"
+    return "sampled" if at in tokens.sampled else "bridge"
 
 
 def _first_logprob(a: Turn, b: Turn, tolerance: float) -> int | None:

@@ -1,0 +1,241 @@
+"""Hold the OpenRLHF adapter to the conformance kit, in a training step of OpenRLHF's own trainer.
+
+OpenRLHF's are the command's arguments, the data set, the sampling (``SamplesGenerator``, the rollout actor and vLLM's
+parameters), and the trainer's step: experience, advantages, replay buffer and the actor's loop over its batches. Without
+Ray and a model there are stand-ins: calls in this process for Ray, a script for vLLM, zeros for the model's
+log-probabilities, and a training step that only keeps the batch it is handed. Without a GPU those of
+``ci/cpu/openrlhf`` are needed to import it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import runpy
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Coroutine
+from copy import deepcopy
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+ROOT = Path(__file__).resolve().parents[2]
+if not torch.cuda.is_available():
+    runpy.run_path(str(ROOT / "ci" / "cpu" / "openrlhf" / "sitecustomize.py"))  # puts the stand-ins in their places
+
+from openrlhf.datasets import PromptDataset
+from openrlhf.trainer import ppo_trainer
+from openrlhf.trainer.ppo_utils import NaiveReplayBuffer, experience_maker, samples_generator
+from openrlhf.trainer.ppo_utils.experience import Experience
+from openrlhf.trainer.ray import launcher, ppo_actor, vllm_engine
+
+import gem_openrlhf
+from gem.embedded import embedded_model
+from gem.rollout import Episode
+from gem.testing.conformance import Difference, Harness, Lowered, Record, main, of_groups, one_scalar
+from gem.testing.scenarios import Scenario, Script
+
+sys.path.insert(0, str(ROOT / "examples"))
+import train_openrlhf
+
+
+async def _all(calls: list[Coroutine[Any, Any, Any]]) -> list[Any]:
+    return await asyncio.gather(*calls)
+
+
+RAY = SimpleNamespace(  # a reference is the value itself, or a coroutine if an asynchronous method was called
+    put=lambda value: value, get=lambda value: value, wait=lambda calls, **_: (asyncio.run(_all(calls)), [])
+)
+for module in (samples_generator, experience_maker, ppo_trainer, launcher):
+    module.ray = RAY
+
+
+class Remote:
+    """Is Ray's handle of an actor, whose methods are called in this process, with copies of what they are given."""
+
+    def __init__(self, actor: Any) -> None:
+        self.actor = actor
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        method = getattr(self.actor, name)
+        return SimpleNamespace(remote=lambda *args, **kwargs: method(*deepcopy(args), **deepcopy(kwargs)))
+
+
+class ScriptedVLLM:
+    """Answers as vLLM's asynchronous engine does."""
+
+    output_processor = SimpleNamespace(get_num_unfinished_requests=lambda: 0)
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    async def generate(self, prompt: dict[str, list[int]], params: Any, request_id: str) -> AsyncIterator[Any]:
+        said = self.script.say(prompt["prompt_token_ids"], params.max_tokens)
+        pairs = zip(said.token_ids, said.logprobs or [], strict=True)
+        logprobs = [{token: SimpleNamespace(logprob=logprob)} for token, logprob in pairs]
+        yield SimpleNamespace(
+            outputs=[SimpleNamespace(token_ids=said.token_ids, logprobs=logprobs, finish_reason=said.finish_reason)]
+        )
+
+
+class Model(torch.nn.Module):
+    """Is a model that finds everything certain."""
+
+    def forward(self, sequences: torch.Tensor, action_mask: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return torch.zeros(action_mask.shape)
+
+
+class ActorTrainer(ppo_actor.ActorPPOTrainer):
+    """OpenRLHF's trainer of the actor, whose step keeps the batch."""
+
+    def __init__(self, strategy: Any) -> None:  # the rest of it is about the model and vLLM
+        args = strategy.args
+        self.strategy, self.args, self.max_epochs, self.dataloader_pin_memory = strategy, args, 1, False
+        self.replay_buffer = NaiveReplayBuffer(args.train.micro_batch_size)
+        self.batches: list[Experience] = []
+
+    def training_step(self, experience: Experience, *_: Any) -> dict[str, Any]:
+        self.batches.append(experience)
+        return {"metrics": {"policy_loss": 0.0}, "weights": {"policy_loss": "token"}, "num_action_tokens": 1} | {
+            "num_samples": len(experience.sequences)
+        }
+
+
+class OpenRLHFHarness(Harness):
+    """OpenRLHF."""
+
+    name = "OpenRLHF"
+    version = version("openrlhf")
+    differences = (
+        Difference(
+            "the adapter refuses it: an episode is one sequence",
+            refuses=ValueError,
+            only=frozenset({"a rewritten history"}),
+        ),
+        Difference("one scalar an episode, on its last sampled token", one_scalar),
+    )
+    algorithms = ("reinforce", "grpo")
+
+    def play(self, scenario: Scenario, script: Script) -> list[Record]:
+        """Return what the actor learns from; a reward is by how much the returns fall behind it."""
+        rows = _step(scenario, script, "reinforce", self.tokenizer())
+        return [
+            Record(ids, [0, *mask], [0.0, *(-np.diff([*returns, 0.0])).tolist()], [0.0, *logprobs])
+            for ids, mask, logprobs, returns, _ in rows
+        ]
+
+    def lower(self, scenario: Scenario, script: Script, algorithm: str) -> Lowered:
+        """Return the advantages of what was sampled."""
+        advantages = [
+            (ids, [value for value, sampled in zip(values, mask, strict=True) if sampled])
+            for ids, mask, _, _, values in _step(scenario, script, algorithm, self.tokenizer())
+        ]
+        if algorithm == "grpo":
+            reference = of_groups(scenario.copies, True, 1e-9)
+            return Lowered(advantages, reference, "over the group's sample deviation + 1e-9")
+        return Lowered(advantages, of_tokens, "against those of all tokens, over their population deviation")
+
+
+def of_tokens(episodes: list[Episode]) -> list[list[float]]:
+    """Return OpenRLHF's ``reinforce`` as a reference: an episode counts as often as it has sampled tokens."""
+    tokens = np.repeat([e.total_reward for e in episodes], [e.sampled_tokens for e in episodes])
+    deviation = np.sqrt(max(tokens.var(), 1e-8))
+    return [[float((e.total_reward - tokens.mean()) / deviation)] * len(e.turns) for e in episodes]
+
+
+def _step(scenario: Scenario, script: Script, algorithm: str, tokenizer: Any) -> list[tuple[list[Any], ...]]:
+    """Take a training step; return ids, mask, log-probabilities, returns and advantages of what is learned from."""
+    args = _arguments(scenario, algorithm)
+    strategy = SimpleNamespace(
+        args=args,
+        is_rank_0=lambda: False,
+        all_reduce=lambda value: value,
+        ring_attn_group=None,
+        accumulated_gradient=1,
+    )
+    rollout = _without_init(
+        vllm_engine.RolloutRayActor,
+        executor=gem_openrlhf.GemAgentExecutor(make_env=scenario.make_env(tokenizer)),
+        llm=ScriptedVLLM(script),
+        _mm_pad_token_ids=set(),
+    )
+    policy = _without_init(ppo_actor.PolicyModelActor, strategy=strategy, actor=Model(), trainer=ActorTrainer(strategy))
+    group = launcher.RayActorGroup.__new__(launcher.RayActorGroup)
+    group.duplicate_actors, group._actor_handlers = 1, [Remote(policy)]
+
+    rows = PromptDataset(
+        [gem_openrlhf.row(task, max_turns=scenario.max_turns) for task in scenario.tasks], tokenizer, strategy
+    )
+    loader = DataLoader(rows, collate_fn=rows.collate_fn)
+    generator = samples_generator.SamplesGenerator(strategy, loader, None, tokenizer, [Remote(rollout)])
+    samples, *_ = generator.generate_samples(max_len=args.data.max_len, max_new_tokens=args.rollout.max_new_tokens)
+    ppo_trainer.BasePPOTrainer(strategy, group, None, None, None, None, tokenizer).train_step(samples, 1)
+    found = []
+    for batch in policy.trainer.batches:
+        for i, length in enumerate(batch.attention_mask.sum(1).tolist()):
+            others = (batch.action_mask, batch.rollout_log_probs, batch.returns, batch.advantages)  # of ids[1:]
+            found.append((batch.sequences[i, :length].tolist(), *(row[i, : length - 1].tolist() for row in others)))
+    return found
+
+
+def _without_init(actor: Any, **attributes: Any) -> Any:
+    """Return one of a Ray actor's class, as it is below Ray, with these attributes."""
+    cls = actor.__ray_metadata__.modified_class
+    made = cls.__new__(cls)
+    vars(made).update(attributes)
+    return made
+
+
+class _ParsedError(Exception):
+    """Has the arguments."""
+
+
+def _arguments(scenario: Scenario, algorithm: str) -> Any:
+    """Return what OpenRLHF's command makes of the example's flags, with the limits of a scenario.
+
+    Its parser is in its main block, so that is run up to where the arguments are used.
+    """
+    size = len(scenario.rows)
+    args = train_openrlhf.Args(
+        steps=1,
+        batch_size=size,
+        group_size=scenario.copies,
+        max_new_tokens=scenario.max_new_tokens,
+        algorithm=algorithm,
+        validation=0,
+    )
+    args.fill_in()
+    model = str(embedded_model())
+
+    def stop(parsed: Any) -> None:
+        raise _ParsedError(parsed)
+
+    with tempfile.TemporaryDirectory() as folder:
+        flags = [
+            *train_openrlhf.gem_flags(args, Path(folder)),
+            *train_openrlhf.algorithm_flags(args, model),
+            *train_openrlhf.job_flags(args, model, Path(folder)),
+            *("--data.max_len", str(scenario.max_context)),
+            *("--rollout.micro_batch_size", "2"),  # several, so that there is something to put together
+            *("--reward.clip_range", "-1000000", "1000000"),
+        ]
+        with (
+            patch.object(sys, "argv", ["train_ppo_ray", *flags]),
+            patch("ray.is_initialized", return_value=True),
+            patch("openrlhf.utils.get_strategy", stop),
+        ):
+            try:
+                runpy.run_module("openrlhf.cli.train_ppo_ray", run_name="__main__")
+            except _ParsedError as parsed:
+                return parsed.args[0]
+    raise AssertionError("openrlhf.cli.train_ppo_ray has not asked for a strategy")
+
+
+if __name__ == "__main__":
+    main(OpenRLHFHarness())
