@@ -245,7 +245,9 @@ def resident(root: int) -> int:
 
 
 def quiet() -> dict[str, str]:
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "100"}
+    """Return the environment of all commands. One thread: the models are so small that more are slower."""
+    own = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "100", "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **own}
 
 
 def tail(log: Path) -> str:

@@ -1,15 +1,15 @@
 """Hold the OpenRLHF adapter to the conformance kit, in a training step of OpenRLHF's own trainer.
 
-OpenRLHF's are the command's arguments, the data set, the sampling (``SamplesGenerator``, the rollout actor and vLLM's
-parameters), and the trainer's step: experience, advantages, replay buffer and the actor's loop over its batches. Without
-Ray and a model there are stand-ins: calls in this process for Ray, a script for vLLM, zeros for the model's
-log-probabilities, and a training step that only keeps the batch it is handed. Without a GPU those of
-``ci/cpu/openrlhf`` are needed to import it.
+OpenRLHF's are the command's arguments, the data set, the sampling (``SamplesGenerator`` and the rollout actor), and the
+trainer's step: experience, advantages, replay buffer and the actor's loop over its batches. Without Ray and a model
+there are stand-ins: calls in this process for Ray, a script for vLLM, zeros for the model's log-probabilities, and a
+training step that only keeps the batch it is handed. Without a GPU those of ``ci/cpu/openrlhf`` are needed as well.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import runpy
 import sys
 import tempfile
@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-ROOT = Path(__file__).resolve().parents[2]
 if not torch.cuda.is_available():
-    runpy.run_path(str(ROOT / "ci" / "cpu" / "openrlhf" / "sitecustomize.py"))  # puts the stand-ins in their places
+    stand_ins = Path(__file__).resolve().parents[1] / "cpu" / "openrlhf" / "sitecustomize.py"
+    runpy.run_path(str(stand_ins))  # puts them in their places
 
 from openrlhf.datasets import PromptDataset
 from openrlhf.trainer import ppo_trainer
@@ -41,8 +41,10 @@ from gem.rollout import Episode
 from gem.testing.conformance import Difference, Harness, Lowered, Record, main, of_groups, one_scalar
 from gem.testing.scenarios import Scenario, Script
 
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import train_openrlhf
+
+logging.disable(logging.INFO)  # OpenRLHF prints a sample a step
 
 
 async def _all(calls: list[Coroutine[Any, Any, Any]]) -> list[Any]:
@@ -95,9 +97,9 @@ class ActorTrainer(ppo_actor.ActorPPOTrainer):
     """OpenRLHF's trainer of the actor, whose step keeps the batch."""
 
     def __init__(self, strategy: Any) -> None:  # the rest of it is about the model and vLLM
-        args = strategy.args
-        self.strategy, self.args, self.max_epochs, self.dataloader_pin_memory = strategy, args, 1, False
-        self.replay_buffer = NaiveReplayBuffer(args.train.micro_batch_size)
+        self.strategy, self.args, self.dataloader_pin_memory = strategy, strategy.args, False
+        self.max_epochs = self.args.train.max_epochs
+        self.replay_buffer = NaiveReplayBuffer(self.args.train.micro_batch_size)
         self.batches: list[Experience] = []
 
     def training_step(self, experience: Experience, *_: Any) -> dict[str, Any]:
@@ -116,6 +118,7 @@ class OpenRLHFHarness(Harness):
         Difference(
             "the adapter refuses it: an episode is one sequence",
             refuses=ValueError,
+            match="play without the wrapper that rewrites the history",
             only=frozenset({"a rewritten history"}),
         ),
         Difference("one scalar an episode, on its last sampled token", one_scalar),
@@ -184,9 +187,9 @@ def _step(scenario: Scenario, script: Script, algorithm: str, tokenizer: Any) ->
     return found
 
 
-def _without_init(actor: Any, **attributes: Any) -> Any:
+def _without_init(actor_class: Any, /, **attributes: Any) -> Any:
     """Return one of a Ray actor's class, as it is below Ray, with these attributes."""
-    cls = actor.__ray_metadata__.modified_class
+    cls = actor_class.__ray_metadata__.modified_class
     made = cls.__new__(cls)
     vars(made).update(attributes)
     return made
@@ -223,7 +226,7 @@ def _arguments(scenario: Scenario, algorithm: str) -> Any:
             *train_openrlhf.job_flags(args, model, Path(folder)),
             *("--data.max_len", str(scenario.max_context)),
             *("--rollout.micro_batch_size", "2"),  # several, so that there is something to put together
-            *("--reward.clip_range", "-1000000", "1000000"),
+            *("--reward.clip_range", "-1000000", "1000000"),  # by default -10 to 10
         ]
         with (
             patch.object(sys, "argv", ["train_ppo_ray", *flags]),

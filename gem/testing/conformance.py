@@ -29,6 +29,7 @@ import abc
 import argparse
 import asyncio
 import json
+import re
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -73,12 +74,14 @@ class Difference:
         why: in words, for the table.
         change: from the episodes to the records that are expected instead. None if the trainer refuses.
         refuses: the error that the trainer raises instead of learning.
+        match: a regular expression that is found in the error's message.
         only: names of the scenarios; None for all.
     """
 
     why: str
     change: Callable[[list[Episode]], list[Record]] | None = None
     refuses: type[Exception] | None = None
+    match: str = ""
     only: frozenset[str] | None = None
 
 
@@ -256,7 +259,8 @@ def check_scenario(harness: Harness, scenario: Scenario, tokenizer: Any) -> Cell
     try:
         got = harness.play(scenario, script)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is this cell's
-        if declared is not None and declared.refuses is not None and isinstance(error, declared.refuses):
+        refused = declared is not None and declared.refuses is not None and isinstance(error, declared.refuses)
+        if refused and declared is not None and re.search(declared.match, str(error)):
             return Cell(scenario.name, "declared", declared.why, time.perf_counter() - since)
         return Cell(scenario.name, "broken", _last_lines(error), time.perf_counter() - since)
     seconds = time.perf_counter() - since

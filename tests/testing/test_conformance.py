@@ -156,13 +156,15 @@ def test_a_refusal_must_be_the_declared_one(tokenizer, named):
 
         return change
 
-    def verdict(change, declared=ValueError):
+    def verdict(change):
         harness = ByTheDriver(tokenizer, change)
-        harness.differences = [Difference("refused", refuses=declared, only=frozenset({"several turns"}))]
+        only = frozenset({"several turns"})
+        harness.differences = [Difference("refused", refuses=ValueError, match="^no$", only=only)]
         return check_scenario(harness, named["several turns"], tokenizer).verdict
 
     assert verdict(refuse(ValueError("no"))) == "declared"
     assert verdict(refuse(KeyError("no"))) == "broken"
+    assert verdict(refuse(ValueError("no memory"))) == "broken"
     assert verdict(lambda records: records) == "broken"
 
 
