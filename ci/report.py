@@ -73,7 +73,8 @@ def draw_curves(axes: Any, report: dict[str, Any]) -> None:
     axes.set(xlabel="step", ylabel=f"success rate, mean of {WINDOW} steps", ylim=(0, 1.02))
     axes.set_title(f"{report['env']}, {seeds} seed{'s' if seeds > 1 else ''}", fontsize=10)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(fontsize=8, loc="lower right")
 
 
 def curves(report: dict[str, Any]) -> bytes:
@@ -99,7 +100,7 @@ def overview(report: dict[str, Any]) -> bytes:
     table.auto_set_font_size(False)
     table.set_fontsize(8)
     table.scale(0.72, 1.25)
-    left.set_title("=  the same as the episode     ~  differs exactly as declared     ✗  broken", fontsize=9)
+    left.set_title("=  the same as the episode     ~  differs exactly as declared     ✗  broken", fontsize=9, pad=12)
     draw_curves(right, report)
     versions = ", ".join(f"{name} {report['kit'][name]['version']}" for name in columns)
     figure.suptitle(f"{report['made']}: {versions}", fontsize=9)
