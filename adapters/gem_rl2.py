@@ -176,9 +176,11 @@ class GemEnv:
                 _put(sample.state_dict, 0, prompt_ids)
             sample.status = Sample.Status.RUNNING
             while (request := stepped.request) is not None:
+                own = sample.state_dict
+                first = len(own["states"]) - sample.previous_response_length  # where the turn began, before an abort
                 left = request.max_new_tokens - sample.previous_response_length
                 payload = {
-                    "input_ids": sample.state_dict["states"],
+                    "input_ids": own["states"],
                     "sampling_params": {**params, "max_new_tokens": left, "no_stop_trim": True},
                     "return_logprob": True,
                 }
@@ -186,10 +188,11 @@ class GemEnv:
                 add_llm_response(sample, answer)
                 if sample.status is Sample.Status.ABORTED:
                     return
-                first = len(request.prompt_ids)  # where the turn began, with what was sampled before an abort
-                ids, logprobs = sample.state_dict["states"][first:], sample.state_dict["logps"][first:]
+                ids, logprobs = own["states"][first:], own["logps"][first:]
                 response = Response(ids, logprobs, answer["meta_info"]["finish_reason"]["type"])
                 following = await stepped.answer(response)
+                if stepped.episode.turns:
+                    stepped.episode.turns[-1].prompt_ids = own["states"][:first]
                 made = _reward_and_end(stepped.episode, following)
                 if following is not None:
                     bridge = _bridge(request, response, following)
@@ -197,8 +200,10 @@ class GemEnv:
                     made["next_state"] = text if bridge is None else sample.state_text + sample.action_text + text
                 del made["score"]
                 add_env_response(tokenizer, sample, made)
-                if following is not None:
-                    _put(sample.state_dict, 0 if bridge is None else first + len(ids), following.prompt_ids)
+                if following is not None and bridge is not None:
+                    _put(own, first + len(ids), following.prompt_ids)
+                elif following is not None and sample.state_dict is not own:  # else RL2 has found that it is no new one
+                    _put(sample.state_dict, 0, following.prompt_ids)
             _keep(options, stepped.episode)
         finally:
             if sample.status is not Sample.Status.ABORTED:

@@ -30,6 +30,7 @@ from RL2.trainer import ppo
 from RL2.workers.rollout import Rollout
 
 import gem_rl2
+from gem.core import EnvWrapper
 from gem.rollout import group_advantages, read_episodes, rebn, replay
 from gem.tasks import Task, make_tasks
 from gem.testing.talk import RELEASE, Talk, talking
@@ -343,6 +344,29 @@ def test_histories_that_are_rewritten_are_sequences_of_one_trajectory(make_rollo
             assert rewards[-1] == turn.reward == i + 1
             assert sum(rewards) == turn.reward
             assert logps[-len(turn.response_ids) :] == turn.logprobs
+
+
+class AsText(EnvWrapper):
+    """Shows all so far as text: what was sampled is encoded anew, and may get other ids."""
+
+    observation_form = "prompt"
+
+    def reset(self, seed=None):
+        self.so_far, info = self.env.reset(seed)
+        return self.so_far, info
+
+    def step(self, action):
+        observation, *rest = self.env.step(action)
+        self.so_far += f"{action}\n{observation}"
+        return self.so_far, *rest
+
+
+def test_what_was_sampled_stays_where_only_the_text_goes_on(make_rollout, tokenizer, tmp_path):
+    letters = tokenizer.convert_tokens_to_ids(list("begin"))
+    rollout = make_rollout(lambda prompt: letters, env=gem_rl2.GemEnv(lambda task: AsText(task.make())))
+    tensor_dict, cu_seqs = rollout(rows([talking()]), True, 1)
+    assert tensor_dict["action_mask"].sum() == 4 * len(letters)
+    check_sequences(tensor_dict, cu_seqs, by_seed(tmp_path))
 
 
 def test_where_rl2_makes_other_ids_of_the_text_the_episode_has_those_and_it_is_counted(
@@ -694,6 +718,18 @@ def test_generate_begins_a_new_sequence_where_the_history_was_rewritten(head, to
         assert state_dict["states"] == turn.prompt_ids + turn.response_ids
         assert sum(state_dict["action_mask"]) == len(turn.response_ids)
         assert state_dict["rewards"][-1] == turn.reward
+
+
+def test_generate_keeps_what_was_sampled_where_only_the_text_goes_on(head, tokenizer, tmp_path):
+    letters = tokenizer.convert_tokens_to_ids(list("begin"))
+    assert letters != tokenizer("begin", add_special_tokens=False)["input_ids"]
+    env = gem_rl2.GemEnv(lambda task: AsText(task.make()))
+    (sample,) = head([talking()], lambda request: ("length", letters), env=env)
+    (episode,) = by_seed(tmp_path)
+    (state_dict,) = sample.state_dicts
+    assert sum(state_dict["action_mask"]) == 4 * len(letters)
+    assert sum(state_dict["rewards"]) == 10
+    check_sample(sample, episode)
 
 
 def test_generate_leaves_no_environment_behind(head, tokenizer):
