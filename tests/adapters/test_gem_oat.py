@@ -172,7 +172,7 @@ def test_of_16_episodes_those_that_misbehave_end_alone_and_are_counted(make_acto
     rows[3], rows[7], rows[11] = talking("raises"), talking("hangs"), talking("floods")
     path = tmp_path / "tasks.jsonl"
     path.write_text("".join(task.to_json() + "\n" for task in rows))
-    options = {"tasks": str(path), "num_envs": 16, "rollout_batch_size_per_device": 16, "step_timeout": 0.5}
+    options = {"tasks": str(path), "num_envs": 16, "rollout_batch_size_per_device": 16, "step_timeout": 2}
     since = time.perf_counter()
     played, metrics = make_actor(answer=say(own_tokenizer, "x"), **options).collect_experience()
     assert time.perf_counter() - since < 30

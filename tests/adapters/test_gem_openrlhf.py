@@ -269,7 +269,7 @@ def test_of_a_batch_of_16_those_that_misbehave_end_alone_and_are_counted(tokeniz
     rows = [row(talking(seed=seed)) for seed in range(16)]
     for place, how in ((3, "raises"), (7, "hangs"), (11, "floods")):
         rows[place] = row(talking(how))
-    executor = gem_openrlhf.GemAgentExecutor(step_timeout=0.5)
+    executor = gem_openrlhf.GemAgentExecutor(step_timeout=2)
     since = time.perf_counter()
     outputs = execute(tokenizer, ScriptedVLLM(*answers(tokenizer, "x")), *rows, executor=executor)
     assert time.perf_counter() - since < 30

@@ -307,7 +307,7 @@ def test_of_16_episodes_those_that_misbehave_end_alone_and_are_counted(make_roll
     tasks = [talking(seed=seed) for seed in range(16)]
     tasks[3], tasks[7], tasks[11] = talking("raises", 3), talking("hangs", 7), talking("floods", 11)
     logged = {}
-    rollout = make_rollout(say(tokenizer, "x"), step_timeout=0.5, max_context=512)
+    rollout = make_rollout(say(tokenizer, "x"), step_timeout=2, max_context=512)
     monkeypatch.setattr(wandb, "log", lambda row, step: logged.update(row))
     since = time.perf_counter()
     tensor_dict, cu_seqs = rollout(rows(tasks), True, 1)
@@ -422,10 +422,15 @@ def test_environments_are_closed_when_the_server_refuses(make_rollout, tokenizer
     refusal = {"error": {"message": "out of memory"}}
     env = gem_rl2.GemEnv(lambda task: Counted(**task.env_kwargs))
     rollout = make_rollout(lambda prompt: refusal if next(answers) > 4 else say(tokenizer, "x")(prompt), env=env)
+    loop = asyncio.get_event_loop()
     with pytest.raises(RuntimeError, match=r"sampled no token.*out of memory"):
         rollout(rows([talking(seed=seed) for seed in range(4)]), True, 1)
-    finish(asyncio.get_event_loop())
+    finish(loop)
     assert all_are_closed()
+    with pytest.raises(RuntimeError, match=r"sampled no token.*out of memory"):
+        loop.run_until_complete(rollout.rollout(rows([talking()])[0], True))
+    assert all_are_closed()  # with nothing left to cancel it
+    assert asyncio.all_tasks(loop) == set()
 
 
 def test_environments_are_closed_when_the_context_is_too_small(make_rollout, tokenizer):
