@@ -297,9 +297,11 @@ def test_metrics_and_scores(make_rollout, tokenizer, monkeypatch):
 
 
 def test_evaluation_is_greedy_and_plays_another_split(make_rollout, tokenizer, tmp_path):
-    rollout = make_rollout(say(tokenizer, "x"))
+    rollout = make_rollout(say(tokenizer, "one two three"))
+    rollout.test_sampling_params["max_new_tokens"] = 2
     assert rollout(rows(make_tasks(ENV, range(3), split="eval")), False, 1) is None
-    assert {asked["sampling_params"]["temperature"] for asked in rollout.server.asked} == {0.0}
+    asked = [request["sampling_params"] for request in rollout.server.asked]
+    assert {(params["temperature"], params["max_new_tokens"]) for params in asked} == {(0.0, 2)}
     assert len(by_seed(tmp_path, "eval")) == 3
 
 
