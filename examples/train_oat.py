@@ -34,7 +34,7 @@ try:
     from gem.rollout import ChatRenderer, read_episodes
     from gem.training_args import TrainingArgs
     from gem.training_log import TrainingLog
-    from gem.training_process import TrainerFailed, run_trainer
+    from gem.training_process import TrainerFailed, read_rows, run_trainer
 except ImportError as error:
     sys.exit(f"error: {error}. In this folder: python ci/venv.py oat, then .venvs/oat/bin/python {sys.argv[0]}")
 
@@ -182,9 +182,7 @@ def record_new_steps(log: TrainingLog, out: Path, recorded: list[int]) -> None:
 
 def oat_metrics(out: Path) -> list[dict]:
     """What Oat has logged: a row a step, and a row an evaluation."""
-    path = out / "oat.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return read_rows(out / "oat.jsonl")
 
 
 def validation_summary(args: Args, out: Path) -> str:

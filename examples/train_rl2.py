@@ -36,7 +36,7 @@ try:
     from gem.tasks import make_tasks
     from gem.training_args import TrainingArgs
     from gem.training_log import TrainingLog
-    from gem.training_process import TrainerFailed, run_trainer
+    from gem.training_process import TrainerFailed, read_rows, run_trainer
 except ImportError as error:
     sys.exit(f"error: {error}. In this folder: python ci/venv.py rl2, then .venvs/rl2/bin/python {sys.argv[0]}")
 
@@ -174,9 +174,7 @@ def record_new_steps(args: Args, log: TrainingLog, out: Path) -> None:
 
 def rl2_metrics(out: Path) -> list[dict]:
     """What RL2 has logged: a row a call of its own."""
-    path = out / "rl2.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return read_rows(out / "rl2.jsonl")
 
 
 def validation_summary(args: Args, out: Path) -> str:

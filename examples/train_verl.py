@@ -38,7 +38,7 @@ try:
     from gem.rollout import ChatRenderer, read_episodes
     from gem.training_args import TrainingArgs
     from gem.training_log import TrainingLog
-    from gem.training_process import TrainerFailed, run_trainer
+    from gem.training_process import TrainerFailed, read_rows, run_trainer
 except ImportError as error:
     sys.exit(f"error: {error}. In this folder: python ci/venv.py verl, then .venvs/verl/bin/python {sys.argv[0]}")
 
@@ -196,10 +196,7 @@ def train(args: Args, model: str, out: Path, ray_folder: str) -> TrainingLog:
 
 def verl_metrics(out: Path) -> dict[int, dict[str, float]]:
     """What verl has logged, by step; step 0 is the validation before the training."""
-    path = out / "verl.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    return {row["step"]: row["data"] for row in rows}
+    return {row["step"]: row["data"] for row in read_rows(out / "verl.jsonl")}
 
 
 def record_new_steps(log: TrainingLog, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 TAIL = 40
 """Lines of the output that an error shows."""
@@ -60,6 +62,16 @@ def run_trainer(
     if process.returncode != 0:
         last = output.read_text(errors="replace").splitlines()[-TAIL:]
         raise TrainerFailed("\n".join([*last, f"the trainer failed; all that it printed is in {output}"]))
+
+
+def read_rows(path: str | Path) -> list[Any]:
+    """Return the rows of a file of JSON lines that is still being written; [] if it is not there yet.
+
+    The last line may be half written, and is left out then.
+    """
+    path = Path(path)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

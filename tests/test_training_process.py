@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from gem.training_process import TrainerFailed, run_trainer
+from gem.training_process import TrainerFailed, read_rows, run_trainer
 
 
 def python(code):
@@ -62,3 +62,10 @@ def test_an_interrupt_ends_the_trainer(tmp_path):
     while alive(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not alive(pid)
+
+
+def test_rows_of_a_file_that_is_being_written(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    assert read_rows(path) == []
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert read_rows(path) == [{"step": 1}, {"step": 2}]

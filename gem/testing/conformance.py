@@ -198,11 +198,6 @@ def one_scalar(episodes: list[Episode]) -> list[Record]:
     return records
 
 
-def one_scalar_without_logprobs(episodes: list[Episode]) -> list[Record]:
-    """Return the same for a trainer that computes the log-probabilities itself."""
-    return [replace(record, logprobs=None) for record in one_scalar(episodes)]
-
-
 def every_turn(episodes: list[Episode]) -> list[Record]:
     """Return the records of a trainer that learns from turns."""
     return [record for episode in episodes for record in turns_of(episode)]

@@ -129,11 +129,6 @@ class Script(Engine):
             self._said[prompt] += 1
             return self._cut(answers[(self._said[prompt] - 1) % len(answers)], max_new_tokens)
 
-    def begin_again(self) -> None:
-        """Forget what was said to a trainer, for another."""
-        self._said.clear()
-        self.unknown.clear()
-
     def _cut(self, ids: list[int], limit: int) -> Response:
         kept = ids[:limit]
         logprobs = [-0.5 - (token % 64) / 128 - i / 64 for i, token in enumerate(kept)]  # exact in float32

@@ -24,17 +24,10 @@ from oat.args import default_args_validation
 import gem_oat
 from gem.rollout import discounted_returns, read_episodes, rebn, replay
 from gem.tasks import Task, make_tasks
-from gem.testing.talk import RELEASE, talking
+from gem.testing.talk import talking
 from gem.wrappers import get_wrapper_fns
 
 ENV = "game:Mastermind-v0-easy"
-
-
-@pytest.fixture(autouse=True)
-def _release():
-    RELEASE.clear()
-    yield
-    RELEASE.set()
 
 
 class Store:

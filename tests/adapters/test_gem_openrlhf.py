@@ -20,17 +20,10 @@ from openrlhf.utils.agent import AgentExecutorBase, MultiTurnAgentExecutor
 import gem_openrlhf
 from gem.rollout import ChatRenderer, discounted_returns, read_episodes, replay
 from gem.tasks import Task, make_tasks
-from gem.testing.talk import RELEASE, talking
+from gem.testing.talk import talking
 from gem.wrappers import TimeLimit, get_wrapper_fns
 
 ENV = "game:Mastermind-v0-easy"
-
-
-@pytest.fixture(autouse=True)
-def _release():
-    RELEASE.clear()
-    yield
-    RELEASE.set()
 
 
 @dataclass

@@ -33,17 +33,10 @@ import gem_rl2
 from gem.core import EnvWrapper
 from gem.rollout import group_advantages, read_episodes, rebn, replay
 from gem.tasks import Task, make_tasks
-from gem.testing.talk import RELEASE, Talk, talking
+from gem.testing.talk import Talk, talking
 from gem.wrappers import get_wrapper_fns
 
 ENV = "game:Mastermind-v0-easy"
-
-
-@pytest.fixture(autouse=True)
-def _release():
-    RELEASE.clear()
-    yield
-    RELEASE.set()
 
 
 @pytest.fixture(scope="module", autouse=True)

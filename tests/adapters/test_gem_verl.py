@@ -29,7 +29,7 @@ from verl.workers.rollout.replica import TokenOutput
 import gem_verl
 from gem.rollout import ChatRenderer, Response, discounted_returns, read_jsonl, rebn, replay, spread_over_tokens
 from gem.tasks import Task, make_tasks
-from gem.testing.talk import RELEASE, TALK, talking
+from gem.testing.talk import TALK, talking
 from gem.wrappers import TimeLimit, get_wrapper_fns
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_verl.py"
@@ -112,13 +112,6 @@ def play(config, server, *tasks, sampling_params=SAMPLING):
 
 def answers(tokenizer, *texts):
     return [tokenizer(text, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] for text in texts]
-
-
-@pytest.fixture(autouse=True)
-def _release():
-    RELEASE.clear()
-    yield
-    RELEASE.set()
 
 
 def chat(tokenizer):
