@@ -1,6 +1,7 @@
 r"""TowerofHanoi: move all disks from tower A to tower C.
 
-Reward: 1 for the solution; the last turn pays the share of the disks that stand on C.
+Reward: 1 for the solution. In v0 the last turn pays the share of the disks that stand on C, so a player that
+parks the smallest disk there and then stalls earns a third of an easy game; v1 pays for the solution only.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ class TowerofHanoiEnv(Game):
     Args:
         num_disks: disks on tower A.
         max_turns: moves.
+        shaped: whether the last turn pays for disks on C (v0).
     """
 
-    def __init__(self, num_disks: int | None = 3, max_turns: int | None = 100) -> None:
+    def __init__(self, num_disks: int | None = 3, max_turns: int | None = 100, shaped: bool = True) -> None:
         super().__init__(max_turns)
         if num_disks is not None and num_disks < 1:
             raise ValueError(f"num_disks must be at least 1, got {num_disks}")
         self._sizes: tuple[Any, ...] = (num_disks, max_turns)
+        self._shaped = shaped
 
     def deal(self) -> str:
         """Draw the sizes (if they are random) and stack the disks."""
@@ -66,8 +69,8 @@ class TowerofHanoiEnv(Game):
         return "".join(f"\n{name}: {' '.join(map(str, disks))}".rstrip() for name, disks in self.towers.items())
 
     def last_turn_reward(self, move: tuple[str, str], outcome: Outcome) -> float:
-        """Pay for the disks on C."""
-        return len(self.towers["C"]) / self.num_disks
+        """Pay for the disks on C in v0, nothing in v1."""
+        return len(self.towers["C"]) / self.num_disks if self._shaped else 0.0
 
     def random_move(self) -> str:
         """Return a legal move."""
