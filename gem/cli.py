@@ -11,8 +11,11 @@ import inspect
 import itertools
 import json
 import math
+import multiprocessing
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from enum import Enum
 from operator import attrgetter
 from pathlib import Path
@@ -26,12 +29,13 @@ from rich.table import Table
 from rich.text import Text
 
 from gem.core import Env
+from gem.envs.reasoning_gym import PAY_FOR_JUNK
 from gem.envs.registration import EnvSpec, all_specs, find_spec, make
 from gem.rollout.atif import to_atif, validate_atif
 from gem.rollout.diff import Difference, Tokens, episode_differences
 from gem.rollout.episode import Episode
 from gem.rollout.replay import replay as replay_episode
-from gem.testing.check_env import run_checks
+from gem.testing.check_env import CheckResult, run_checks
 
 app = typer.Typer(
     help="GEM, a gym for language-model agents.",
@@ -80,15 +84,20 @@ def play(
 @app.command()
 def check(
     env_ids: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="The environments.")] = None,
-    all_envs: Annotated[bool, typer.Option("--all", help="Check every environment.")] = False,
+    all_envs: Annotated[bool, typer.Option("--all", help="Check every environment that needs no hub.")] = False,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes that check; with --all, one a core.")] = None,
 ) -> None:
     """Check that environments keep the contract: determinism, state, any text, rewards and more."""
     if bool(env_ids) == all_envs:
         _stop("name the environments to check, or pass --all")
-    ids = list(all_specs()) if all_envs else list(env_ids or ())
+    left_out = {env_id: why for env_id, spec in all_specs().items() if (why := _why_left_out(spec))} if all_envs else {}
+    ids = [env_id for env_id in all_specs() if env_id not in left_out] if all_envs else list(env_ids or ())
     for env_id in ids:
         _find(env_id)
-    failed = [env_id for env_id in ids if not _passes(env_id)]
+    processes = jobs or ((os.cpu_count() or 1) if all_envs else 1)
+    failed = [env_id for env_id, results in _checked(ids, processes) if not _passed(env_id, results)]
+    for why, group in itertools.groupby(sorted(left_out, key=left_out.__getitem__), left_out.__getitem__):
+        _say(f"not checked, {why}: {', '.join(group)}")
     if failed:
         _say(f"{len(failed)} of {len(ids)} failed: {', '.join(failed)}")
         raise typer.Exit(1)
@@ -231,12 +240,34 @@ def _typed_action(env: Env) -> str:
     return text if "\\boxed" in text else f"\\boxed{{{text}}}"
 
 
-def _passes(env_id: str) -> bool:
+def _why_left_out(spec: EnvSpec) -> str:
+    """Return why ``gem check --all`` leaves an environment out; "" if it does not."""
+    if spec.id.removeprefix("rg:") in PAY_FOR_JUNK and spec.id.startswith("rg:"):
+        return "their scorers pay for junk"
+    return "they need a hub" if needs_hub(spec) else ""
+
+
+def _checked(ids: list[str], processes: int) -> Iterator[tuple[str, Iterable[CheckResult]]]:
+    """Yield the results of each environment's checks, in the order of ``ids``."""
+    if processes == 1:
+        yield from ((env_id, run_checks(env_id)) for env_id in ids)
+        return
+    context = multiprocessing.get_context("spawn")  # threads and forks do not go together
+    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+        yield from zip(ids, pool.map(_all_checks, ids), strict=True)
+
+
+def _all_checks(env_id: str) -> list[CheckResult]:
+    return list(run_checks(env_id))
+
+
+def _passed(env_id: str, results: Iterable[CheckResult]) -> bool:
     console = _console()
     console.print(env_id)
     passed = True
-    for result in run_checks(env_id):
-        console.print(f"  ✗ {result.error}" if result.error else f"  ✓ {result.name}", soft_wrap=True)
+    for result in results:
+        line = f"✗ {result.error}" if result.error else f"✓ {result.name}{f' ({result.note})' if result.note else ''}"
+        console.print(f"  {line}", soft_wrap=True)
         passed = passed and result.error is None
     return passed
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 
-from gem.core import Env, Info, ResetNeeded, StepResult
+from gem.core import Env, Info, ResetNeeded, StepResult, check_seed
 from gem.utils.constants import TERMINAL_STATE
 
 
@@ -64,7 +64,7 @@ class QuestionEnv(Env):
         """
         super().reset(seed)
         if idx is None:
-            first = self._first_seed if seed is None and self.idx < 0 else seed
+            first = check_seed(self._first_seed if seed is None and self.idx < 0 else seed)
             idx = self.rng.randrange(self.size) if first is None else first % self.size
         elif not 0 <= idx < self.size:
             raise IndexError(f"there are questions 0 to {self.size - 1}, not {idx}")

@@ -4,7 +4,7 @@
 >>> len(check_env("game:GuessTheNumber-v0-easy")) > 20
 True
 
-Each check is a function of a :class:`Subject` that raises :class:`CheckFailed`; a new one goes into
+Each check is a function of a :class:`Subject` that raises :class:`CheckFailed` or returns a note; a new one goes into
 :data:`CHECKS`. A check builds the environments that it plays, and compares an episode with itself
 wherever it can, so that one fault in an environment fails as few checks as possible.
 """
@@ -46,9 +46,19 @@ from gem.testing.recording import (
     replay_all,
     replay_in_processes,
 )
+from gem.testing.solvers import WIN_SHARES, Solver, find_solver, solve
 
 STEP_SECONDS = 2.0
 """The time a step may take on text of any kind."""
+
+EPISODES = 200
+"""Episodes of random play."""
+
+PLAY_SECONDS = 10.0
+"""Time for random play, after which there are fewer of them."""
+
+SOLVED = 10
+"""Episodes that a solver plays."""
 
 THREADS = 4
 ENDLESS = 1_000
@@ -66,10 +76,12 @@ class CheckResult:
     Attributes:
         name: the check's name.
         error: what it found; None if the environment passed.
+        note: what to know of a check that was passed.
     """
 
     name: str
     error: CheckFailed | None
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,10 +91,14 @@ class Subject:
     Attributes:
         make: builds it.
         seeds: of the episodes to play.
+        solver: plays it well; None if there is none.
+        win_share: share of its episodes that the solver is to win.
     """
 
     make: Callable[[], Env]
     seeds: tuple[int, ...]
+    solver: Solver | None = None
+    win_share: float = 1.0
 
     @cached_property
     def recordings(self) -> list[Recording]:
@@ -95,13 +111,17 @@ class Subject:
         return self.recordings[:3]
 
 
-def check_env(make_env: Callable[[], Env] | str, seeds: Sequence[int] = range(6)) -> list[str]:
+def check_env(
+    make_env: Callable[[], Env] | str, seeds: Sequence[int] = range(6), solver: Solver | None = None
+) -> list[str]:
     """Run every check.
 
     Args:
         make_env: an id, or a function without arguments that builds the environment. Other processes
             must be able to import it, to be tested with strings that hash otherwise.
         seeds: of the episodes to play.
+        solver: a scripted player (see :mod:`gem.testing.solvers`) that is to win; by default the one that
+            this package has for the id, if there is one.
 
     Returns:
         The names of the checks that the environment passed: all of them.
@@ -110,20 +130,25 @@ def check_env(make_env: Callable[[], Env] | str, seeds: Sequence[int] = range(6)
         CheckFailed: the environment fails; a line a check.
         ValueError: there is no environment of this id.
     """
-    results = list(run_checks(make_env, seeds))
+    results = list(run_checks(make_env, seeds, solver))
     errors = [str(result.error) for result in results if result.error]
     if errors:
         raise CheckFailed("\n".join(errors))
     return [result.name for result in results]
 
 
-def run_checks(make_env: Callable[[], Env] | str, seeds: Sequence[int] = range(6)) -> Iterator[CheckResult]:
+def run_checks(
+    make_env: Callable[[], Env] | str, seeds: Sequence[int] = range(6), solver: Solver | None = None
+) -> Iterator[CheckResult]:
     """Run every check and yield each result as it comes; arguments and errors as in :func:`check_env`.
 
     An environment that cannot be built, reset or stepped at all is spared the checks that follow.
     """
-    build = partial(_make_registered, find_spec(make_env)) if isinstance(make_env, str) else make_env
-    subject = Subject(build, tuple(seeds))
+    if isinstance(make_env, str):
+        build: Callable[[], Env] = partial(_make_registered, find_spec(make_env))
+        subject = Subject(build, tuple(seeds), solver or find_solver(make_env), WIN_SHARES.get(make_env, 1.0))
+    else:
+        subject = Subject(make_env, tuple(seeds), solver)
     for check in CHECKS:
         result = _run(check, subject)
         yield result
@@ -131,16 +156,16 @@ def run_checks(make_env: Callable[[], Env] | str, seeds: Sequence[int] = range(6
             return
 
 
-def _run(check: Callable[[Subject], None], subject: Subject) -> CheckResult:
+def _run(check: Callable[[Subject], str | None], subject: Subject) -> CheckResult:
     name = check.__name__.removeprefix("_check_")
     try:
-        check(subject)
+        note = check(subject)
     except CheckFailed as failure:
         found = str(failure)
     except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever the environment raises is the finding)
         found = f"{_raised(error)}. {check.__doc__}"
     else:
-        return CheckResult(name, None)
+        return CheckResult(name, None, note or "")
     return CheckResult(name, CheckFailed(f"{name}: {' '.join(found.split())}"))
 
 
@@ -193,6 +218,7 @@ def _require_replays(
         _require_same(recording.lines, lines, f"{where}, seed {recording.seed}", advice)
 
 
+_RANDOM_PLAY_SEED = 1_000
 _USE_RNG = "Draw everything from self.rng, which super().reset(seed) makes; keep no state outside of it"
 _CHECK_SEED = "Call super().reset(seed) first"
 _NEEDS_RESET = "Raise gem.ResetNeeded in it"
@@ -559,6 +585,63 @@ def _check_reward_range(subject: Subject) -> None:
             _require(within, seen, "Correct the reward, or reward_range")
 
 
+def _check_random_play(subject: Subject) -> str:
+    """Hundreds of episodes of random actions end without an exception, with rewards within ``reward_range``."""
+    begin = time.monotonic()
+    played = 0
+    with subject.make() as env:
+        while played < EPISODES and time.monotonic() - begin < PLAY_SECONDS:
+            env.reset(seed=_RANDOM_PLAY_SEED + played)
+            total = 0.0
+            for _ in range(ENDLESS):
+                turn = Turn(*env.step(random_action(env)))
+                total += turn.reward
+                if turn.ended:
+                    break
+            low, high = env.reward_range
+            within = low - 1e-9 <= total <= high + 1e-9
+            seen = f"seed {_RANDOM_PLAY_SEED + played} returned {total}, not within {low} to {high}"
+            _require(within, seen, "Correct the reward, or reward_range")
+            played += 1
+    return f"{played} episodes" + (f", all that {PLAY_SECONDS:.0f} s had room for" if played < EPISODES else "")
+
+
+def _check_solver(subject: Subject) -> str:
+    """A scripted player wins through the text alone, and a win pays the highest return."""
+    if subject.solver is None:
+        return "there is no solver"
+    with subject.make() as env:
+        results = [solve(env, seed, subject.solver) for seed in range(SOLVED)]
+        high = env.reward_range[1]
+    for seed, result in enumerate(results):
+        paid = not result.success or math.isclose(result.return_, high)
+        _require(paid, f"the win of seed {seed} returned {result.return_}, not {high}", "Pay a win in full")
+    wins = sum(result.success for result in results)
+    expected = subject.win_share if subject.win_share in (0.0, 1.0) else subject.win_share / 2  # few are played
+    seen = f"the solver won {wins} of {SOLVED}, where {subject.win_share:.0%} were expected"
+    _require(wins >= expected * SOLVED, seen, "Show all that the player needs to know")
+    return f"won {wins} of {SOLVED}"
+
+
+def _check_reference(subject: Subject) -> str:
+    """What the environment knows to be the right answer is graded as right, and pays the highest reward."""
+    known = 0
+    with subject.make() as env:
+        reference = getattr(env, "reference_action", None)
+        if reference is None:
+            return "there is none"
+        for seed in subject.seeds:
+            env.reset(seed=seed)
+            with contextlib.suppress(NotImplementedError):
+                action = reference()
+                known += 1
+                turn = Turn(*env.step(action))
+                right = turn.reward == env.reward_range[1] and turn.info.get("success", True)
+                seen = f"seed {seed}: the reference {action[:80]!r} earned {turn.reward}"
+                _require(right, seen, "Grade the reference as right")
+    return f"known for {known} of {len(subject.seeds)}"
+
+
 def _check_step_needs_reset(subject: Subject) -> None:
     """``step`` raises gem.ResetNeeded before the first ``reset``, and after an episode has ended."""
     with subject.make() as env:
@@ -590,7 +673,7 @@ def _check_close(subject: Subject) -> None:
         _require(entered is env, "`with env as e` gave something else", "Return self from __enter__")
 
 
-CHECKS: tuple[Callable[[Subject], None], ...] = (
+CHECKS: tuple[Callable[[Subject], str | None], ...] = (
     _check_make,
     _check_interface,
     _check_types,
@@ -614,6 +697,9 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     _check_hostile_text,
     _check_junk,
     _check_reward_range,
+    _check_random_play,
+    _check_solver,
+    _check_reference,
     _check_step_needs_reset,
     _check_close,
 )

@@ -10,26 +10,16 @@ from __future__ import annotations
 import json
 import multiprocessing
 import numbers
-import os
-import pickle
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from gem.core import Env
+from gem.testing.interpreters import JOB_SECONDS, CannotLeaveProcess, interpreters
 
 MAX_TURNS = 100
 """Turns after which a recording stops."""
-
-HASH_SEEDS = ("1", "2")
-"""``PYTHONHASHSEED`` of the processes that play again: two, since a small set may keep its order in one."""
-
-CHILD_SECONDS = 120.0
 
 
 class Turn(NamedTuple):
@@ -64,10 +54,6 @@ class Recording:
     start: tuple[Any, Any]
     turns: tuple[Turn, ...]
     lines: tuple[str, ...]
-
-
-class CannotLeaveProcess(Exception):
-    """Neither the factory nor its environment can be built in another process."""
 
 
 def as_line(result: Any) -> str:
@@ -145,7 +131,7 @@ def replay_all(make: Callable[[], Env], recordings: Sequence[Recording]) -> list
 
 
 def replay_in_processes(make: Callable[[], Env], recordings: Sequence[Recording]) -> list[list[list[str]]]:
-    """Play recordings again in fresh interpreters, in which strings hash differently.
+    """Play recordings again in other interpreters, in which strings hash differently.
 
     A factory that cannot be imported there (a lambda, say) is replaced by ``spawn`` of the environment that
     it returns. If that cannot be imported either, a fork of this process plays, in which strings hash alike.
@@ -157,51 +143,14 @@ def replay_in_processes(make: Callable[[], Env], recordings: Sequence[Recording]
         CannotLeaveProcess: the system has no fork.
         RuntimeError: the other process failed.
     """
+    scripts = [Recording(r.seed, r.actions, ("", {}), (), ()) for r in recordings]
     with make() as env:
         for factory in (make, env.spawn):
             try:
-                return [_replay_in_interpreter(factory, recordings, hash_seed) for hash_seed in HASH_SEEDS]
+                return [interpreter.call(replay_all, factory, scripts) for interpreter in interpreters()]
             except CannotLeaveProcess:
                 pass
     return [_replay_in_fork(make, recordings)]
-
-
-def _replay_in_interpreter(make: Callable[[], Env], recordings: Sequence[Recording], hash_seed: str) -> list[list[str]]:
-    scripts = [Recording(r.seed, r.actions, ("", {}), (), ()) for r in recordings]
-    try:
-        job = pickle.dumps((make, scripts))
-    except Exception as error:  # an object's own __reduce__ may raise anything
-        raise CannotLeaveProcess(str(error)) from error
-    code = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    code += "from gem.testing.recording import answer_job; answer_job(sys.argv[2])"
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "job").write_bytes(job)
-        child = subprocess.run(
-            [sys.executable, "-c", code, json.dumps(sys.path), folder],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            timeout=CHILD_SECONDS,
-            check=False,
-        )
-        if child.returncode:
-            raise RuntimeError(f"the other process failed: {_last_line(child.stderr)}")
-        answer = json.loads(Path(folder, "answer").read_text(encoding="utf-8"))
-    if answer["unloadable"]:
-        raise CannotLeaveProcess(answer["unloadable"])
-    return answer["replays"]
-
-
-def answer_job(folder: str) -> None:
-    """Do, in the new interpreter, what the other one left in ``folder``."""
-    replays, unloadable = [], ""
-    try:
-        make, scripts = pickle.loads(Path(folder, "job").read_bytes())
-    except (ImportError, AttributeError) as error:
-        unloadable = str(error)
-    else:
-        replays = replay_all(make, scripts)
-    answer = json.dumps({"replays": replays, "unloadable": unloadable})
-    Path(folder, "answer").write_text(answer, encoding="utf-8")
 
 
 def _replay_in_fork(make: Callable[[], Env], recordings: Sequence[Recording]) -> list[list[str]]:
@@ -213,8 +162,8 @@ def _replay_in_fork(make: Callable[[], Env], recordings: Sequence[Recording]) ->
     child.start()
     sender.close()  # else a child that dies would leave recv() waiting
     try:
-        if not receiver.poll(CHILD_SECONDS):
-            raise RuntimeError(f"the other process gave no answer in {CHILD_SECONDS:.0f} s")
+        if not receiver.poll(JOB_SECONDS):
+            raise RuntimeError(f"the other process gave no answer in {JOB_SECONDS:.0f} s")
         return receiver.recv()
     except EOFError:
         raise RuntimeError("the other process failed: its traceback is above") from None
@@ -225,8 +174,3 @@ def _replay_in_fork(make: Callable[[], Env], recordings: Sequence[Recording]) ->
 
 def _send_replays(sender: Connection, make: Callable[[], Env], recordings: Sequence[Recording]) -> None:
     sender.send(replay_all(make, recordings))
-
-
-def _last_line(output: bytes) -> str:
-    lines = output.decode(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it said nothing"
