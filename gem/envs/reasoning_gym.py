@@ -1,7 +1,8 @@
 r"""The data sets of reasoning_gym (https://github.com/open-thought/reasoning-gym), one question an episode.
 
 A question is made when it is asked, from its index alone; nothing is made beforehand and nothing is kept but the
-question. The answer is the last ``\boxed{...}``; the data set's own scorer grades it, from 0 to 1.
+question. The library itself runs in worker processes (:mod:`gem.envs.reasoning_gym_worker`), and is never imported
+here. The answer is the last ``\boxed{...}``; the data set's own scorer grades it, from 0 to 1.
 
 Some scorers pay for text that answers nothing:
 
@@ -10,24 +11,21 @@ Some scorers pay for text that answers nothing:
 * the full price: :data:`PAY_FOR_JUNK`. They are refused unless ``pay_for_junk=True`` asks for them.
 
 Some scorers evaluate the answer as Python: :data:`EVALUATING`. They are shown arithmetic only, and an answer with
-anything else in it is wrong.
+anything else in it is wrong. An answer that keeps a scorer busy for :data:`SCORE_SECONDS` is wrong too.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
-import itertools
+import importlib.util
 import json
-import random
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from gem.envs.question import QuestionEnv
+from gem.envs.reasoning_gym_worker import QUESTIONS, Entry, find_fault, load, make_entry, score
 from gem.utils.parsing import extract_last_boxed_answer
+from gem.workers import CallFailed, WorkerPool
 
 CONSOLATION = {
     "advanced_geometry": 0.05,
@@ -80,24 +78,19 @@ _NO_ARITHMETIC = re.compile(
 _LONGEST = 20_000
 """Characters of an answer, beyond which none is right: what a scorer computes is not bound."""
 
-_BLOCK = 10
-_PLANNED = ("acre", "gsm_symbolic", "list_functions")
-"""Data sets that plan all their questions when they are made: each ten questions are a data set of their own."""
-
-_GLOBAL = ("codeio", "list_functions", "pool_matrix")
-"""Data sets that draw from global random generators."""
-
 _MIXTURE = [
     {"name": name, "weight": 1.0, "config": {}}
     for name in ("chain_sum", "leg_counting", "letter_jumble", "propositional_logic", "simple_equations", "syllogism")
 ]
 """What ``rg:composite`` is made of unless it is told."""
 
-_QUESTIONS = 2**43
-"""More than the seeds of all splits, so that no two tasks have the same index."""
+MAKE_SECONDS = 60.0
+"""What making a question may take."""
 
-_making = threading.Lock()
-"""Questions are made one at a time: some generators keep their search in globals of their module."""
+SCORE_SECONDS = 3.0
+"""What grading an answer may take."""
+
+_workers = WorkerPool(size=2, prepare=load, variables={"PYTHONHASHSEED": "0"})
 
 
 class ReasoningGymEnv(QuestionEnv):
@@ -117,7 +110,7 @@ class ReasoningGymEnv(QuestionEnv):
         ValueError: there is no such data set, it pays for junk, or a configuration's value is out of range.
     """
 
-    blocking = True  # some generators take tens of milliseconds
+    blocking = True  # it waits for a worker
 
     def __init__(
         self,
@@ -136,18 +129,18 @@ class ReasoningGymEnv(QuestionEnv):
         self._name = name
         self._config = json.dumps(config, sort_keys=True)  # text, to share a data set among environments
         self._raw_scores = raw_scores
-        self._entry: dict[str, Any] = {}
+        self._entry: Entry = {}
         self._first_seed = seed
-        _dataset(name, self._config)  # refuses what it does not know
+        _refuse_faults(name, self._config)
 
     @property
     def size(self) -> int:
         """Practically without end."""
-        return _QUESTIONS
+        return QUESTIONS
 
     def ask(self, idx: int) -> str:
         """Make the question."""
-        self._entry = _make_entry(self._name, self._config, idx)
+        self._entry = self._make(idx)
         return f"{self._entry['question'].rstrip()}\n\nPut your final answer into \\boxed{{}}."
 
     def grade(self, action: str) -> tuple[float, bool]:
@@ -157,9 +150,9 @@ class ReasoningGymEnv(QuestionEnv):
             return 0.0, False
         if self._is_code(answer):
             return 0.0, False
-        score = self._score(answer)
+        reward = self._score(answer)
         floor = 0.0 if self._raw_scores else CONSOLATION.get(self._source, 0.0)
-        return (score if score > floor else 0.0), score >= 1.0
+        return (reward if reward > floor else 0.0), reward >= 1.0
 
     @property
     def _source(self) -> str:
@@ -170,14 +163,18 @@ class ReasoningGymEnv(QuestionEnv):
         return self._source in EVALUATING and bool(_NO_ARITHMETIC.search(answer))
 
     def _score(self, answer: str) -> float:
+        """Return the scorer's number; text at which it raises, or computes for ever, is no answer."""
         try:
-            return float(_dataset(self._name, self._config).score_answer(answer, self._entry))
-        except Exception:  # noqa: BLE001 (some scorers raise at what they cannot read: it is no answer)
+            return _workers.call(score, self._name, self._config, answer, self._entry, timeout=SCORE_SECONDS)
+        except CallFailed:
             return 0.0
+
+    def _make(self, idx: int) -> Entry:
+        return _workers.call(make_entry, self._name, self._config, idx, timeout=MAKE_SECONDS)
 
     def random_answer(self) -> str:
         """Return the answer to another question."""
-        entry = _make_entry(self._name, self._config, self.action_rng.randrange(_QUESTIONS))
+        entry = self._make(self.action_rng.randrange(QUESTIONS))
         return f"\\boxed{{{_right_answer(entry) or '0'}}}"
 
     def reference_action(self) -> str:
@@ -196,66 +193,22 @@ class ReasoningGymEnv(QuestionEnv):
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore, and make the question again."""
         super().set_state(state)
-        self._entry = _make_entry(self._name, self._config, self.idx) if self.idx >= 0 else {}
+        self._entry = self._make(self.idx) if self.idx >= 0 else {}
 
 
-def _right_answer(entry: dict[str, Any]) -> str | None:
+def _right_answer(entry: Entry) -> str | None:
     if entry["answer"] is not None:
         return entry["answer"]
     examples = (entry["metadata"].get(key) for key in ("example_correct_answer", "example_answer"))
     return next((example for example in examples if example), None)
 
 
-@functools.lru_cache(maxsize=256)
-def _dataset(name: str, config: str, seed: int = 0, size: int = 500) -> Any:
-    """Return the data set, one for all environments of the process."""
-    try:
-        import reasoning_gym
-        from reasoning_gym.composite import DatasetSpec
-    except ImportError as error:
-        raise ImportError(f"rg:{name} needs reasoning_gym ({error}): pip install 'gem-adapters[rg]'") from error
-    kwargs = json.loads(config)
-    if name == "composite":
-        kwargs["datasets"] = [DatasetSpec(**spec) for spec in kwargs["datasets"]]
-    try:
-        return reasoning_gym.create_dataset(name, seed=seed, size=size, **kwargs)
-    except AssertionError as error:
-        raise ValueError(f"rg:{name}: {error}") from error
-
-
-def _make_entry(name: str, config: str, idx: int) -> dict[str, Any]:
-    """Make question ``idx``, which depends on nothing else."""
-    seed = random.Random(idx).getrandbits(32)  # all that numpy takes
-    with _making, _global_random_state(seed) if name in _GLOBAL else nullcontext():
-        if name in _PLANNED:
-            return _dataset.__wrapped__(name, config, idx // _BLOCK, _BLOCK)[idx % _BLOCK]
-        if name == "pool_matrix":
-            return _dataset(name, config)[seed]
-        if name == "word_ladder":
-            return _ladder(_dataset(name, config), idx)
-        return _dataset(name, config)[idx]
-
-
-def _ladder(dataset: Any, idx: int) -> dict[str, Any]:
-    """Make a question of word_ladder: it refuses indices beyond its size, and some words have no ladder."""
-    for seed in itertools.count(idx, _QUESTIONS):
-        dataset = copy.copy(dataset)
-        dataset.seed, dataset.size = seed, 1
-        with suppress(IndexError):
-            return dataset[0]
-    raise AssertionError("count() has no end")
-
-
-@contextmanager
-def _global_random_state(seed: int) -> Iterator[None]:
-    """Seed the global generators, and put them back into the state that they were in."""
-    import numpy as np
-
-    states = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+@functools.cache
+def _refuse_faults(name: str, config: str) -> None:
+    """Raise what is wrong with a data set's name or configuration, if anything is."""
+    if importlib.util.find_spec("reasoning_gym") is None:
+        raise ImportError(f"rg:{name} needs reasoning_gym: pip install 'gem-adapters[rg]'")
+    fault = _workers.call(find_fault, name, config, timeout=MAKE_SECONDS)
+    if fault is not None:
+        kind = {"TypeError": TypeError, "ValueError": ValueError}[fault[0]]
+        raise kind(f"rg:{name}: {fault[1]}")

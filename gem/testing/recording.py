@@ -16,7 +16,8 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from gem.core import Env
-from gem.testing.interpreters import JOB_SECONDS, CannotLeaveProcess, interpreters
+from gem.testing.interpreters import JOB_SECONDS, interpreters
+from gem.workers import CallFailed, CallNotSent
 
 MAX_TURNS = 100
 """Turns after which a recording stops."""
@@ -140,22 +141,25 @@ def replay_in_processes(make: Callable[[], Env], recordings: Sequence[Recording]
         What :func:`replay_all` returned, a process each.
 
     Raises:
-        CannotLeaveProcess: the system has no fork.
-        RuntimeError: the other process failed.
+        CallNotSent: the system has no fork.
+        CallFailed: the other process failed.
     """
     scripts = [Recording(r.seed, r.actions, ("", {}), (), ()) for r in recordings]
     with make() as env:
         for factory in (make, env.spawn):
             try:
-                return [interpreter.call(replay_all, factory, scripts) for interpreter in interpreters()]
-            except CannotLeaveProcess:
+                return [
+                    interpreter.call(replay_all, factory, scripts, timeout=JOB_SECONDS)
+                    for interpreter in interpreters()
+                ]
+            except CallNotSent:
                 pass
     return [_replay_in_fork(make, recordings)]
 
 
 def _replay_in_fork(make: Callable[[], Env], recordings: Sequence[Recording]) -> list[list[str]]:
     if "fork" not in multiprocessing.get_all_start_methods():
-        raise CannotLeaveProcess
+        raise CallNotSent
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_send_replays, args=(sender, make, recordings))
@@ -163,10 +167,10 @@ def _replay_in_fork(make: Callable[[], Env], recordings: Sequence[Recording]) ->
     sender.close()  # else a child that dies would leave recv() waiting
     try:
         if not receiver.poll(JOB_SECONDS):
-            raise RuntimeError(f"the other process gave no answer in {JOB_SECONDS:.0f} s")
+            raise CallFailed(f"the other process gave no answer in {JOB_SECONDS:.0f} s")
         return receiver.recv()
     except EOFError:
-        raise RuntimeError("the other process failed: its traceback is above") from None
+        raise CallFailed("the other process failed: its traceback is above") from None
     finally:
         child.kill()
         child.join()

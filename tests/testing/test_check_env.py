@@ -305,7 +305,21 @@ class ClosesOnce(Walk):
             raise RuntimeError("closed already")
 
 
+class RaisesSeldom(Walk):
+    def reset(self, seed=None):
+        if seed == 150:
+            raise KeyError("a rare episode")
+        return super().reset(seed)
+
+
+class WrongReference(Walk):
+    def reference_action(self):
+        return "\\boxed{stay}"
+
+
 BROKEN = [
+    (RaisesSeldom, "random_play"),
+    (WrongReference, "reference"),
     (Unbuildable, "make"),
     (FourResults, "interface"),
     (NotANumber, "types"),
@@ -381,6 +395,40 @@ def test_a_wrapped_environment_passes(make_env):
 @pytest.mark.parametrize(("broken", "check"), BROKEN)
 def test_a_fault_fails_its_check_alone(broken, check, short_step_limit):
     assert list(failures(broken)) == [check]
+
+
+def walks_right(observation):
+    while True:
+        observation = yield "\\boxed{right}"
+
+
+def stands_still(observation):
+    while True:
+        observation = yield "\\boxed{stay}"
+
+
+class WinsForLess(Walk):
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, reward / 2, *rest
+
+
+def solver_result(make_env, solver):
+    return next(result for result in run_checks(make_env, solver=solver) if result.name == "solver")
+
+
+def test_a_solver_that_wins_passes_and_is_counted():
+    result = solver_result(partial(Walk, goal=2), walks_right)
+    assert result.error is None
+    assert result.note == "won 10 of 10"
+
+
+def test_a_solver_that_does_not_win_fails_the_environment():
+    assert "won 0 of 10, where 100% were expected" in str(solver_result(Walk, stands_still).error)
+
+
+def test_a_win_that_is_not_paid_in_full_fails_the_environment():
+    assert "returned 0.5, not 1.0" in str(solver_result(WinsForLess, walks_right).error)
 
 
 def test_an_environment_that_ignores_the_seed_fails_what_compares_new_instances():
@@ -468,5 +516,5 @@ def test_global_random_state_is_left_as_it_was():
 
 
 def test_every_check_has_an_environment_that_fails_it():
-    elsewhere = {"same_seed", "processes"}
+    elsewhere = {"same_seed", "processes", "solver"}
     assert {check for _, check in BROKEN} | elsewhere == {check.__name__.removeprefix("_check_") for check in CHECKS}

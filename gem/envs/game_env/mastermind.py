@@ -6,6 +6,7 @@ for the code, and a guess that is no better than an earlier one pays nothing, so
 
 from __future__ import annotations
 
+import operator
 import random
 import re
 from collections import Counter
@@ -62,24 +63,28 @@ class MastermindEnv(Game):
 
     def parse(self, answer: str) -> list[int] | None:
         """Read whole numbers with blanks between them."""
-        return [int(word) for word in answer.split()] if _DIGITS.fullmatch(answer) else None
+        return list(map(int, answer.split())) if _DIGITS.fullmatch(answer) else None
 
     def play(self, move: list[int]) -> Outcome:
         """Count the pegs."""
         if len(move) != self.code_length:
             return illegal(f"The code has {self.code_length} digits, your guess {len(move)}.")
-        if not all(1 <= digit <= self.num_numbers for digit in move):
+        if min(move) < 1 or max(move) > self.num_numbers:
             return illegal(f"The digits go from 1 to {self.num_numbers}.")
-        if not self._duplicates and len(set(move)) < len(move):
+        different = set(move)
+        if not self._duplicates and len(different) < len(move):
             return illegal("A digit may not appear twice.")
         guess = " ".join(map(str, move))
         if move in self.guesses:
             return illegal(f"You have guessed {guess} before.")
         self.guesses.append(move)
-        black = sum(a == b for a, b in zip(move, self.code, strict=True))
-        white = (Counter(move) & Counter(self.code)).total() - black
-        reward = max(0, black - self.best) / self.code_length
-        self.best = max(self.best, black)
+        black = sum(map(operator.eq, move, self.code))
+        common = (Counter(move) & Counter(self.code)).total() if self._duplicates else len(different & set(self.code))
+        white = common - black
+        reward = 0.0
+        if black > self.best:
+            reward = (black - self.best) / self.code_length
+            self.best = black
         if black == self.code_length:
             return Outcome(f"Yes, the code is {guess}. You win.", reward, "win")
         return Outcome(f"{guess}: {black} black, {white} white.", reward)

@@ -3,17 +3,25 @@ r"""Minesweeper: open every cell without a mine.
 Reward: the share of the safe cells that a move opens, 1 in all for the whole board. A mine ends the
 game and pays nothing. The mines are laid at the first reveal, outside the 3x3 block around it, so the
 first move is always safe; flags change nothing but what may be revealed, so they cannot pay.
+
+The mines are drawn again until :mod:`~gem.envs.game_env.mine_logic` can open the whole board from the first reveal
+on, so no guess is ever needed and a loss is a player's mistake. On boards denser than all registered ones
+(or on very large ones) such mines may be too rare: after a number of draws the last one stands, and the instructions
+promise nothing.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from gem.envs.game_env.game import Game, Outcome, illegal
+from gem.envs.game_env.mine_logic import can_be_solved, masks, neighbours
 
 _MOVE = re.compile(r"([a-zA-Z]{1,20})\s+([0-9]{1,18})\s+([0-9]{1,18})")
+_MOST_DRAWS = 300
+"""Of the mines. Where the instructions promise that no guess is needed, at least one draw in twenty is so."""
 
 
 class MinesweeperEnv(Game):
@@ -51,16 +59,16 @@ class MinesweeperEnv(Game):
             self.rows, self.cols, self.num_mines, self.max_turns = n, n, n * n // 5, n * n
         else:
             self.rows, self.cols, self.num_mines, self.max_turns = self._sizes
-        cells = self.rows * self.cols
         self.mines: list[int] = []
-        self.laid = False
-        self.opened = [False] * cells
-        self.flagged = [False] * cells
+        self.counts: list[int] = []  # of the mines around each cell, once they are laid
+        self.cells = ["."] * (self.rows * self.cols)  # as shown
+        self.left = len(self.cells) - self.num_mines  # safe cells to open
+        promise = " After the first one every board can be solved without guessing." if self._needs_no_guess() else ""
         return (
-            f"Minesweeper. {self.num_mines} of the {cells} cells hide a mine: open all the others. You have "
+            f"Minesweeper. {self.num_mines} of the {len(self.cells)} cells hide a mine: open all the others. You have "
             f"{self.max_turns} turns. '.' is a closed cell, 'F' a flag, and a digit counts the mines in the eight "
             "cells around. \\boxed{reveal 0 2} opens row 0, column 2; \\boxed{flag 0 2} sets or takes away a flag "
-            "there. A flagged cell cannot be opened."
+            f"there. A flagged cell cannot be opened.{promise}"
         )
 
     def parse(self, answer: str) -> tuple[str, int, int] | None:
@@ -76,69 +84,70 @@ class MinesweeperEnv(Game):
         if row >= self.rows or col >= self.cols:
             return illegal(f"There is no cell {row} {col}.")
         cell = row * self.cols + col
-        if self.opened[cell]:
+        symbol = self.cells[cell]
+        if symbol not in ".F":
             return illegal(f"Cell {row} {col} is open already.")
         if command == "flag":
-            self.flagged[cell] = not self.flagged[cell]
-            return Outcome(f"The flag on {row} {col} is {'set' if self.flagged[cell] else 'gone'}.")
-        if self.flagged[cell]:
+            self.cells[cell] = "F" if symbol == "." else "."
+            return Outcome(f"The flag on {row} {col} is {'set' if symbol == '.' else 'gone'}.")
+        if symbol == "F":
             return illegal(f"Cell {row} {col} is flagged: take the flag away first.")
-        if not self.laid:
+        if not self.counts:
             self._lay_mines(cell)
         if cell in self.mines:
             return Outcome(f"Cell {row} {col} is a mine. You lose.", end="loss")
         opened = self._open(cell)
-        safe = len(self.opened) - self.num_mines
-        if sum(self.opened) == safe:
-            return Outcome("All safe cells are open. You win.", opened / safe, "win")
-        return Outcome(f"You opened {opened} cell{'s' * (opened > 1)}.", opened / safe)
+        self.left -= opened
+        reward = opened / (len(self.cells) - self.num_mines)
+        if not self.left:
+            return Outcome("All safe cells are open. You win.", reward, "win")
+        return Outcome(f"You opened {opened} cell{'s' * (opened > 1)}.", reward)
 
     def show(self) -> str:
         """Draw the board under a header of column numbers."""
-        lines = ["\n  " + "".join(f"{col:>2}" for col in range(self.cols))]
-        for row in range(self.rows):
-            cells = range(row * self.cols, (row + 1) * self.cols)
-            lines.append(f"{row:>2}" + "".join(f" {self._symbol(cell)}" for cell in cells))
-        return "\n".join(lines)
+        return _template(self.rows, self.cols) % tuple(self.cells)
 
     def random_move(self) -> str:
         """Return a reveal, or one time in ten a flag, of a closed cell."""
-        closed = [cell for cell, is_open in enumerate(self.opened) if not is_open]
-        plain = [cell for cell in closed if not self.flagged[cell]]
+        closed = [cell for cell, symbol in enumerate(self.cells) if symbol in ".F"]
+        plain = [cell for cell in closed if self.cells[cell] == "."]
         reveal = bool(plain) and self.action_rng.random() < 0.9
         row, col = divmod(self.action_rng.choice(plain if reveal else closed), self.cols)
         return f"{'reveal' if reveal else 'flag'} {row} {col}"
 
-    def _symbol(self, cell: int) -> str:
-        if self.opened[cell]:
-            return str(self._count(cell))
-        return "F" if self.flagged[cell] else "."
-
-    def _around(self, cell: int) -> Iterator[int]:
-        row, col = divmod(cell, self.cols)
-        for r in range(max(0, row - 1), min(self.rows, row + 2)):
-            for c in range(max(0, col - 1), min(self.cols, col + 2)):
-                if (r, c) != (row, col):
-                    yield r * self.cols + c
-
-    def _count(self, cell: int) -> int:
-        return sum(neighbour in self.mines for neighbour in self._around(cell))
+    def _needs_no_guess(self) -> bool:
+        """Return whether mines that need no guess are common enough on boards of this size to be found."""
+        cells = len(self.cells)
+        return min(self.rows, self.cols) >= 4 and cells <= 400 and self.num_mines * 5 <= cells
 
     def _lay_mines(self, first: int) -> None:
-        safe = {first, *self._around(first)}
-        self.mines = sorted(self.rng.sample([c for c in range(len(self.opened)) if c not in safe], self.num_mines))
-        self.laid = True
+        around = masks(self.rows, self.cols)
+        near = around[first] | 1 << first
+        room = [cell for cell in range(len(self.cells)) if not near >> cell & 1]
+        for _ in range(_MOST_DRAWS):
+            self.mines = sorted(self.rng.sample(room, self.num_mines))
+            mines = sum(1 << cell for cell in self.mines)
+            self.counts = [(mask & mines).bit_count() for mask in around]
+            if can_be_solved(self.rows, self.cols, self.counts, mines, first):
+                return
 
     def _open(self, cell: int) -> int:
         """Open a cell and, where it counts no mine, all around it, and so on; return how many were opened."""
-        before = sum(self.opened)
-        self.opened[cell] = True
+        around = neighbours(self.rows, self.cols)
+        opened = 0
         todo = [cell]
         while todo:
             cell = todo.pop()
-            if self._count(cell) == 0:
-                new = [n for n in self._around(cell) if not self.opened[n] and not self.flagged[n]]
-                for n in new:
-                    self.opened[n] = True
-                todo += new
-        return sum(self.opened) - before
+            if self.cells[cell] == ".":
+                self.cells[cell] = str(self.counts[cell])
+                opened += 1
+                if not self.counts[cell]:
+                    todo += around[cell]
+        return opened
+
+
+@functools.lru_cache
+def _template(rows: int, cols: int) -> str:
+    lines = ["\n  " + "".join(f"{col:>2}" for col in range(cols))]
+    lines += [f"{row:>2}" + " %s" * cols for row in range(rows)]
+    return "\n".join(lines)

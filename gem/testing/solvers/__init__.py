@@ -36,6 +36,14 @@ SOLVERS = {
 """Modules of this package whose function ``solve`` plays a game, by the id without version and variant."""
 
 
+WIN_SHARES = {
+    "game:Game2048-v0": 0.0,
+    "game:Game2048-v0-hard": 0.0,
+    "game:Game2048-v0-extreme-hard": 0.0,
+}
+"""Share of episodes that the solver wins, where it cannot win all: these targets are out of reach in their turns."""
+
+
 class SolverResult(NamedTuple):
     """How a solver's episode ended.
 

@@ -9,7 +9,8 @@ def solve(observation: str) -> Generator[str, str, None]:
     """Make the shortest solution's next move, whatever the position."""
     while True:
         towers = {line[0]: [int(disk) for disk in line[2:].split()] for line in observation.splitlines()[-3:]}
-        observation = yield f"\\boxed{{{_next_move(towers, max(sum(towers.values(), [])), 'C')}}}"
+        disks = sum(map(len, towers.values()))
+        observation = yield f"\\boxed{{{_next_move(towers, disks, 'C')}}}"
 
 
 def _next_move(towers: dict[str, list[int]], disk: int, target: str) -> str:

@@ -4,7 +4,9 @@ import re
 import pytest
 
 import gem
+from gem.envs.game_env.mine_logic import Deduction, can_be_solved, cells_of, masks, neighbours
 from gem.envs.game_env.minesweeper import MinesweeperEnv
+from gem.testing.solvers import solve as solve_by_proof
 
 ALL = [f"game:Minesweeper-v0{variant}" for variant in ("-easy", "-hard", "-random")]
 
@@ -84,6 +86,98 @@ def test_deducing_from_the_text_alone_wins_boards_with_return_one(env_id):
             assert reward == 0
             assert sum(rewards) < 1
     assert won > 3
+
+
+@pytest.mark.parametrize("env_id", ALL)
+def test_proving_from_the_text_alone_always_wins_with_return_one(env_id):
+    env = gem.make(env_id)
+    for seed in range(60):
+        result = solve_by_proof(env, seed)
+        assert (result.return_, result.success) == (pytest.approx(1.0, abs=1e-9), True)
+
+
+@pytest.mark.parametrize("env_id", ALL)
+def test_board_needs_no_guess_wherever_it_is_opened_first(env_id):
+    env, rng = gem.make(env_id), random.Random(0)
+    for seed in range(350):
+        env.reset(seed=seed)
+        first = rng.randrange(env.rows), rng.randrange(env.cols)
+        move(env, "reveal", first)
+        counts = [
+            sum(cell in mines(env) for cell in around([[0] * env.cols] * env.rows, r, c))
+            for r in range(env.rows)
+            for c in range(env.cols)
+        ]
+        laid = sum(1 << cell for cell in env.mines)
+        assert can_be_solved(env.rows, env.cols, counts, laid, first[0] * env.cols + first[1])
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "numbers", "num_mines", "safe", "mined"),
+    [
+        (1, 4, {1: 1, 0: 0}, 1, set(), {2}),
+        (2, 3, {3: 1, 4: 1, 5: 1}, 1, {0, 2}, {1}),
+        (2, 4, {4: 1, 5: 2, 6: 2, 7: 1}, 2, {0, 3}, {1, 2}),
+        (1, 5, {0: 1}, 1, {2, 3, 4}, {1}),
+        (1, 5, {2: 1}, 3, set(), {0, 4}),
+        (1, 5, {2: 1}, 1, {0, 4}, set()),
+        (2, 2, {0: 1}, 1, set(), set()),
+    ],
+    ids=[
+        "one number",
+        "two numbers",
+        "1-2-2-1",
+        "all mines found",
+        "mines are missing",
+        "no mine is missing",
+        "a guess",
+    ],
+)
+def test_rules_prove_what_follows_from_the_numbers(rows, cols, numbers, num_mines, safe, mined):
+    deduction = Deduction(rows, cols, num_mines)
+    for cell, count in numbers.items():
+        deduction.open(cell, count)
+    proven = set(cells_of(deduction.deduce()))
+    assert proven <= safe
+    assert bool(proven) == bool(safe)
+    assert set(cells_of(deduction.mines)) <= mined
+    if not safe:
+        assert set(cells_of(deduction.mines)) == mined
+
+
+def test_proofs_hold_whatever_the_mines_are():
+    rng = random.Random(0)
+    around_each = masks(4, 4)
+    for _ in range(300):
+        laid = rng.sample(range(16), 4)
+        layout = sum(1 << cell for cell in laid)
+        deduction = Deduction(4, 4, 4)
+        for cell in rng.sample([cell for cell in range(16) if cell not in laid], 7):
+            deduction.open(cell, (around_each[cell] & layout).bit_count())
+        assert deduction.deduce() & layout == 0
+        assert deduction.mines & ~layout == 0
+
+
+def test_instructions_promise_that_no_guess_is_needed_where_it_holds():
+    sentence = "can be solved without guessing"
+    for env_id in ALL:
+        assert sentence in gem.make(env_id).reset(seed=1)[0]
+    assert sentence not in MinesweeperEnv(5, 5, 16).reset(seed=1)[0]
+
+
+def test_dense_board_that_needs_a_guess_can_still_be_played():
+    env, rows = started(first=(0, 0), num_mines=16)
+    assert len(mines(env)) == 16
+    while cells := [cell for cell in closed(rows) if cell not in mines(env)]:
+        step = move(env, "reveal", cells[0])
+        rows = board(step[0])
+    assert step[2] and step[4]["success"]
+
+
+def test_neighbours_are_the_cells_around():
+    assert neighbours(3, 4)[5] == (0, 1, 2, 4, 6, 8, 9, 10)
+    assert neighbours(3, 4)[0] == (1, 4, 5)
+    assert cells_of(masks(3, 4)[11]) == [6, 7, 10]
 
 
 @pytest.mark.parametrize("env_id", ALL)

@@ -107,3 +107,15 @@ def test_last_turn_pays_the_share_of_disks_on_c_legal_or_not(last):
 
 def test_earlier_turns_pay_nothing():
     assert moves(start(num_disks=4, max_turns=3), "A C, A B")[1:4] == (0, False, False)
+
+
+@pytest.mark.parametrize("last", ["A B", "B B"])
+def test_last_turn_of_v1_pays_nothing(last):
+    env = start(num_disks=4, max_turns=2, shaped=False)
+    assert moves(env, f"A C, {last}")[1:4] == (0, False, True)
+
+
+def test_solution_of_v1_pays_one():
+    env = gem.make("game:TowerofHanoi-v1-easy")
+    env.reset(seed=1)
+    assert moves(env, "A C, A B, C B, A C, B A, B C, A C")[1:4] == (1, True, False)

@@ -1,0 +1,238 @@
+r"""Sokoban: push every box onto a target.
+
+Reward: 1 for the solution. In v0 the last turn pays the share of the boxes that stand on targets, so a player that
+pushes the nearest box home and then walks to and fro earns a part of the game; v1 pays for the solution only. At the
+start no box stands on a target.
+
+A room is made by playing backwards: the boxes begin on the targets, and the player pulls them away in at most
+``max_turns`` moves, walks included. The same moves in the opposite order and direction solve the room.
+"""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from gem.envs.game_env.game import Game, Outcome, illegal
+
+_BACK = {"up": "down", "down": "up", "left": "right", "right": "left"}
+_RANDOM_SIZES = (((6, 6), 2, 20), ((8, 8), 5, 50))
+_ENTERED = {"_": "P", "O": "S", "X": "P", "√": "S"}
+"""What a cell shows when the player has stepped onto it."""
+_VACATED = {"P": "_", "S": "O"}
+_FILLED = {"_": "X", "O": "√"}
+"""What a cell shows when a box has been pushed onto it; there is nothing for one that takes none."""
+
+
+class SokobanEnv(Game):
+    r"""Walk, and push boxes, with ``\boxed{up}``, ``down``, ``left`` or ``right``.
+
+    If any of the sizes is None, all three are drawn at each reset: ((6, 6), 2, 20) or ((8, 8), 5, 50) for room, boxes
+    and turns.
+
+    Args:
+        dim_room: rows and columns of the room, outer walls included.
+        max_turns: moves.
+        num_boxes: boxes, and targets.
+        shaped: whether the last turn pays for boxes on targets (v0).
+    """
+
+    def __init__(
+        self,
+        dim_room: Sequence[int] | None = (6, 6),
+        max_turns: int | None = 100,
+        num_boxes: int | None = 3,
+        shaped: bool = True,
+    ) -> None:
+        super().__init__(max_turns)
+        if num_boxes is not None and num_boxes < 1:
+            raise ValueError(f"num_boxes must be at least 1, got {num_boxes}")
+        self._sizes: tuple[Any, ...] = (dim_room, num_boxes, max_turns)
+        if dim_room is not None and num_boxes is not None and max_turns is not None:
+            rows, cols = dim_room
+            if not _is_possible(rows, cols, num_boxes, max_turns):
+                raise ValueError(
+                    f"found no room of {rows}x{cols} cells with {num_boxes} boxes that can be solved in {max_turns} "
+                    "turns: make the room larger, or the boxes fewer"
+                )
+        self._shaped = shaped
+
+    def deal(self) -> str:
+        """Draw the sizes (if they are random) and the room."""
+        sizes = self.rng.choice(_RANDOM_SIZES) if None in self._sizes else self._sizes
+        (rows, cols), self.num_boxes, self.max_turns = sizes
+        assert self.max_turns is not None
+        self.cols = cols
+        room = None
+        while room is None:
+            room = draw_room(self.rng, rows, cols, self.num_boxes, self.max_turns)
+        self.board = room.board
+        self.player = room.player
+        return (
+            f"Sokoban. Push all {self.num_boxes} boxes onto the targets in at most {self.max_turns} turns. # is a wall, "
+            "_ floor, O a target, X a box, √ a box on a target, P you, and S you on a target. \\boxed{up}, "
+            "\\boxed{down}, \\boxed{left} and \\boxed{right} move you by one cell; a box in the way is pushed along, if "
+            "the cell behind it holds neither a wall nor a box. Boxes cannot be pulled."
+        )
+
+    def parse(self, answer: str) -> str | None:
+        """Read a direction."""
+        direction = answer.lower()
+        return direction if direction in _BACK else None
+
+    def play(self, move: str) -> Outcome:
+        """Walk or push."""
+        board = self.board
+        step = _steps(self.cols)[move]
+        cell = self.player + step
+        entered = board[cell]
+        if entered == "#":
+            return illegal(f"There is a wall: you cannot move {move}.")
+        pushes = entered not in _FILLED
+        if pushes:
+            behind = board[cell + step]
+            if behind not in _FILLED:
+                obstacle = "wall" if behind == "#" else "box"
+                return illegal(f"The box cannot be pushed {move}: there is a {obstacle} behind it.")
+            board[cell + step] = _FILLED[behind]
+        board[self.player] = _VACATED[board[self.player]]
+        board[cell] = _ENTERED[entered]
+        self.player = cell
+        if pushes and "X" not in board:
+            return Outcome("All boxes are on targets. You win.", 1.0, "win")
+        return Outcome(f"You push a box {move}." if pushes else f"You move {move}.")
+
+    def show(self) -> str:
+        """Draw the room."""
+        return _template(len(self.board) // self.cols, self.cols) % tuple(self.board)
+
+    def last_turn_reward(self, move: str, outcome: Outcome) -> float:
+        """Pay for boxes on targets in v0, nothing in v1."""
+        return self.board.count("√") / self.num_boxes if self._shaped else 0.0
+
+    def random_move(self) -> str:
+        """Return a legal move; the cell that the player came from is free, so there is one."""
+        legal = []
+        for move, step in _steps(self.cols).items():
+            entered = self.board[self.player + step]
+            if entered in _FILLED or (entered != "#" and self.board[self.player + 2 * step] in _FILLED):
+                legal.append(move)
+        return self.action_rng.choice(legal)
+
+
+@functools.lru_cache
+def _steps(cols: int) -> dict[str, int]:
+    return {"up": -cols, "down": cols, "left": -1, "right": 1}
+
+
+@functools.lru_cache
+def _template(rows: int, cols: int) -> str:
+    return ("\n" + " ".join(["%s"] * cols)) * rows
+
+
+class Room(NamedTuple):
+    """A room, and moves that solve it.
+
+    Attributes:
+        board: the symbols, row by row.
+        player: the player's cell.
+        solution: a direction a move.
+    """
+
+    board: list[str]
+    player: int
+    solution: list[str]
+
+
+@functools.lru_cache
+def _is_possible(rows: int, cols: int, num_boxes: int, max_turns: int) -> bool:
+    """Return whether any of some tries gives a room."""
+    rng = random.Random(0)
+    return any(draw_room(rng, rows, cols, num_boxes, max_turns) for _ in range(500))
+
+
+def draw_room(rng: random.Random, rows: int, cols: int, num_boxes: int, max_turns: int) -> Room | None:
+    """Draw a room that can be solved in ``max_turns`` moves; return None if this try gives none."""
+    floor = _draw_floor(rng, rows, cols)
+    steps = _steps(cols)
+    open_cells = [c for c in sorted(floor) if any(c + s in floor and c + 2 * s in floor for s in steps.values())]
+    if len(open_cells) < num_boxes or len(floor) <= num_boxes:
+        return None
+    targets = rng.sample(open_cells, num_boxes)  # a box can be pulled from each, once the others are out of its way
+    play = _play_backwards(rng, floor, targets, steps, max_turns)
+    if play is None:
+        return None
+    boxes, player, moves = play
+    board = ["_" if cell in floor else "#" for cell in range(rows * cols)]
+    for cell in targets:
+        board[cell] = "O"
+    for cell in boxes:
+        board[cell] = "X"
+    board[player] = "S" if board[player] == "O" else "P"
+    return Room(board, player, [_BACK[move] for move in reversed(moves)])
+
+
+def _draw_floor(rng: random.Random, rows: int, cols: int) -> set[int]:
+    """Wall up to a quarter of the cells inside, leaving the others connected."""
+    inside = [row * cols + col for row in range(1, rows - 1) for col in range(1, cols - 1)]
+    floor = set(inside)
+    for cell in rng.sample(inside, rng.randint(len(inside) // 8, len(inside) // 4)):
+        floor.discard(cell)
+        if floor and len(_walk(next(iter(floor)), floor, _steps(cols))) < len(floor):
+            floor.add(cell)
+    return floor
+
+
+def _walk(start: int, free: set[int], steps: dict[str, int]) -> dict[int, tuple[str, ...]]:
+    """Return the shortest walk to each cell that can be reached."""
+    walks: dict[int, tuple[str, ...]] = {start: ()}
+    queue = [start]
+    for cell in queue:
+        walk = walks[cell]
+        for move, step in steps.items():
+            new = cell + step
+            if new in free and new not in walks:
+                walks[new] = (*walk, move)
+                queue.append(new)
+    return walks
+
+
+def _play_backwards(
+    rng: random.Random, floor: set[int], targets: list[int], steps: dict[str, int], max_turns: int
+) -> tuple[list[int], int, list[str]] | None:
+    """Pull boxes away from the targets.
+
+    Returns:
+        Boxes, player and all moves up to the last time that every target was bare; None if there was none.
+    """
+    boxes = list(targets)
+    free = floor.difference(boxes)
+    player = rng.choice(sorted(free))
+    moves: list[str] = []
+    found = None
+    while True:
+        walks = _walk(player, free, steps)
+        pulls, weights = [], []
+        for i, box in enumerate(boxes):
+            for move, step in steps.items():
+                walk = walks.get(box + step)
+                if walk is not None and box + 2 * step in free:
+                    pulls.append((i, walk, move))
+                    # Boxes at home first; and rather what is near, so that more pulls fit into the turns.
+                    weights.append((20 if box in targets else 1) / (2 + len(walk)))
+        if not pulls:
+            return found
+        [(i, walk, move)] = rng.choices(pulls, weights)
+        if moves:  # what is walked before the first pull is walked after the win
+            moves += walk
+        moves.append(move)
+        if len(moves) > max_turns:
+            return found
+        box, step = boxes[i], steps[move]
+        boxes[i], player = box + step, box + 2 * step
+        free.add(box)
+        free.discard(box + step)
+        if not any(box in targets for box in boxes):
+            found = list(boxes), player, list(moves)

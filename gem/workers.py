@@ -1,0 +1,195 @@
+"""Other Python processes that call functions for this one.
+
+For what may hang, crash, or depend on the process: a worker is killed when its time is up, and the next call starts
+another. A worker is a fresh interpreter (not a fork, which does not go together with threads), it serves one call at
+a time, and it ends with the process that started it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import pickle
+import queue
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from functools import partial
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+START_SECONDS = 60.0
+MEMORY_LIMIT = 4 << 30
+"""Bytes of address space that a worker may take."""
+
+
+class CallNotSent(Exception):
+    """A function, or what it is to be called with, cannot be sent to another process, or not be imported there."""
+
+
+class CallFailed(RuntimeError):
+    """A function raised in another process, or ended it."""
+
+
+class CallTimeout(CallFailed):
+    """A function took longer than it was given; its process was killed."""
+
+
+class Worker:
+    """A Python process that calls what it is sent.
+
+    Args:
+        prepare: is called there first: it may import what the calls need, which counts as starting the process.
+        variables: environment variables, beside this process's own.
+    """
+
+    def __init__(self, prepare: Callable[[], object] | None = None, variables: Mapping[str, str] | None = None) -> None:
+        self._prepare = prepare
+        self._variables = dict(variables or {})
+        self._forget()
+        atexit.register(self.stop)
+
+    def _forget(self) -> None:
+        """Begin without a process: in a fork, the one that was started, its pipe and the lock are the parent's."""
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._pipe: Connection | None = None
+        self._owner = os.getpid()
+
+    def call(self, function: Callable[..., Any], *args: Any, timeout: float) -> Any:
+        """Call a function there, and return its result.
+
+        Args:
+            function: importable by its name.
+            *args: its arguments, which pickle takes.
+            timeout: seconds for the call; what a new process takes to import what it needs first is not counted.
+
+        Raises:
+            CallNotSent: the function or an argument cannot be sent, or not be imported there.
+            CallTimeout: the time was up.
+            CallFailed: it raised, or ended the process.
+        """
+        try:
+            job = pickle.dumps((function, args))
+        except Exception as error:  # an object's own __reduce__ may raise anything
+            raise CallNotSent(str(error)) from error
+        if self._owner != os.getpid():
+            self._forget()
+        with self._lock:
+            if self._start() and self._prepare:
+                self._send(pickle.dumps((self._prepare, ())), START_SECONDS)  # what it raises, the call will raise
+            answer, value = self._send(job, timeout)
+        if answer == "unloadable":
+            raise CallNotSent(value)
+        if answer == "raised":
+            raise CallFailed(value)
+        return value
+
+    def _send(self, job: bytes, timeout: float) -> tuple[str, Any]:
+        assert self._pipe is not None, "the process was started"
+        try:
+            self._pipe.send((list(sys.path), job))
+            if not self._pipe.poll(timeout):
+                self.stop()
+                raise CallTimeout(f"it gave no answer in {timeout:g} s")
+            return self._pipe.recv()
+        except (EOFError, ConnectionError):
+            self.stop()
+            raise CallFailed("the process ended") from None
+
+    def _start(self) -> bool:
+        """Start the process unless it is there; return whether it was started."""
+        if self._process is not None and self._process.poll() is not None:
+            self.stop()
+        if self._pipe is not None:
+            return False
+        self._pipe, theirs = Pipe()
+        code = "import sys; sys.path[:] = eval(sys.argv[1]); from gem.workers import serve; serve(int(sys.argv[2]))"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", code, repr(sys.path), str(theirs.fileno())],
+            env={**os.environ, **self._variables},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        theirs.close()  # else the end of the process would not be noticed
+        return True
+
+    def stop(self) -> None:
+        """End the process; the next call starts another."""
+        if self._owner != os.getpid():
+            return
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._pipe is not None:
+            self._pipe.close()
+        self._pipe = self._process = None
+
+
+class WorkerPool:
+    """Workers that share the calls of any number of threads; each is started when it is first needed.
+
+    Args:
+        size: how many calls may run at once.
+        prepare: as in :class:`Worker`.
+        variables: as in :class:`Worker`.
+    """
+
+    def __init__(
+        self, size: int, prepare: Callable[[], object] | None = None, variables: Mapping[str, str] | None = None
+    ) -> None:
+        self._size = size
+        self._new = partial(Worker, prepare, variables)
+        self._fill()
+
+    def _fill(self) -> None:
+        self._owner = os.getpid()
+        self._free: queue.LifoQueue[Worker] = queue.LifoQueue()  # the one used last has all that it needs in its cache
+        for _ in range(self._size):
+            self._free.put(self._new())
+
+    def call(self, function: Callable[..., Any], *args: Any, timeout: float) -> Any:
+        """Call a function in a free worker, waiting for one; arguments and errors as in :meth:`Worker.call`."""
+        if self._owner != os.getpid():  # a fork: some may have been busy, in threads that are not here
+            self._fill()
+        worker = self._free.get()
+        try:
+            return worker.call(function, *args, timeout=timeout)
+        finally:
+            self._free.put(worker)
+
+
+def serve(handle: int) -> None:
+    """Answer calls, in the new process, until the other side of the pipe is gone."""
+    import resource  # which not every system has
+
+    pipe = Connection(handle)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(pipe, jobs), daemon=True).start()
+    while True:
+        path, job = jobs.get()
+        sys.path[:] = path
+        try:
+            function, args = pickle.loads(job)
+        except (ImportError, AttributeError) as error:
+            pipe.send(("unloadable", str(error)))
+            continue
+        try:
+            answer = ("returned", function(*args))
+        except BaseException as error:  # noqa: BLE001 (whatever it raises is the caller's to know)
+            answer = ("raised", "".join(traceback.format_exception_only(type(error), error)).strip())
+        pipe.send(answer)
+
+
+def _receive(pipe: Connection, jobs: queue.SimpleQueue[Any]) -> None:
+    """Take calls as they come; end the process, whatever it computes, when the other side is gone."""
+    while True:
+        try:
+            jobs.put(pipe.recv())
+        except (EOFError, OSError):
+            os._exit(0)

@@ -1,0 +1,120 @@
+"""Processes that call functions for this one."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from gem.workers import CallFailed, CallNotSent, CallTimeout, Worker, WorkerPool
+
+
+@pytest.fixture(scope="module")
+def worker():
+    worker = Worker()
+    yield worker
+    worker.stop()
+
+
+def test_a_call_returns_what_the_function_does_from_another_process(worker):
+    assert worker.call(divmod, 7, 2, timeout=20) == (3, 1)
+    pid = worker.call(os.getpid, timeout=20)
+    assert pid != os.getpid()
+    assert worker.call(os.getpid, timeout=20) == pid
+
+
+def test_what_a_function_raises_is_told(worker):
+    with pytest.raises(CallFailed, match="ZeroDivisionError"):
+        worker.call(divmod, 1, 0, timeout=20)
+    assert worker.call(divmod, 7, 2, timeout=20) == (3, 1)
+
+
+def test_a_call_that_hangs_is_killed_in_time_and_the_next_one_answered(worker):
+    pid = worker.call(os.getpid, timeout=20)
+    begin = time.monotonic()
+    with pytest.raises(CallTimeout, match=r"no answer in 0.5 s"):
+        worker.call(time.sleep, 60, timeout=0.5)
+    assert time.monotonic() - begin < 2
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert worker.call(divmod, 7, 2, timeout=20) == (3, 1)
+
+
+def test_a_call_that_ends_its_process_is_told(worker):
+    with pytest.raises(CallFailed, match="the process ended"):
+        worker.call(os._exit, 3, timeout=20)
+    with pytest.raises(CallFailed, match="SystemExit"):
+        worker.call(sys.exit, 3, timeout=20)
+    assert worker.call(divmod, 7, 2, timeout=20) == (3, 1)
+
+
+def test_what_cannot_be_sent_is_told(worker):
+    with pytest.raises(CallNotSent):
+        worker.call(lambda: 1, timeout=20)
+    with pytest.raises(CallNotSent):
+        worker.call(len, threading.Lock(), timeout=20)
+
+
+def test_a_call_that_takes_all_memory_costs_its_own_process_only(worker):
+    with pytest.raises(CallFailed, match="MemoryError"):
+        worker.call(bytearray, 64 << 30, timeout=20)
+
+
+def test_preparing_does_not_count_towards_the_calls_time():
+    worker = Worker(prepare=partial(time.sleep, 1.5))
+    assert worker.call(divmod, 7, 2, timeout=1.0) == (3, 1)
+    worker.stop()
+
+
+def test_variables_are_those_of_the_process():
+    worker = Worker(variables={"PYTHONHASHSEED": "0"})
+    assert worker.call(os.getenv, "PYTHONHASHSEED", timeout=20) == "0"
+    worker.stop()
+
+
+def test_a_pool_answers_any_number_of_threads():
+    pool = WorkerPool(2)
+    with ThreadPoolExecutor(8) as threads:
+        pids = set(threads.map(lambda _: pool.call(os.getpid, timeout=20), range(40)))
+        assert 1 <= len(pids) <= 2
+        squares = threads.map(lambda n: pool.call(pow, n, 2, timeout=20), range(40))
+        assert list(squares) == [n**2 for n in range(40)]
+
+
+def test_a_fork_has_workers_of_its_own():
+    code = """
+import os
+from gem.workers import WorkerPool
+pool = WorkerPool(1)
+first = pool.call(os.getpid, timeout=20)
+child = os.fork()
+if child == 0:
+    os._exit(0 if pool.call(os.getpid, timeout=20) != first else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert pool.call(os.getpid, timeout=20) == first
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_worker_ends_with_its_parent_even_while_it_computes():
+    code = """
+import os, threading, time
+from gem.workers import Worker
+worker = Worker()
+print(worker.call(os.getpid, timeout=20), flush=True)
+threading.Thread(target=worker.call, args=(time.sleep, 60), kwargs={"timeout": 60}, daemon=True).start()
+time.sleep(0.3)
+os._exit(0)
+"""
+    pid = int(subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True).stdout)
+    for _ in range(100):
+        stat = Path(f"/proc/{pid}/stat")
+        if not stat.exists() or " Z " in stat.read_text():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it goes on without its parent")
