@@ -112,5 +112,63 @@ def _register_reasoning_gym() -> None:
         register(f"rg:{name}", "gem.envs.reasoning_gym:ReasoningGymEnv", name=name)
 
 
+def _register_question(
+    env_id: str, entry_point: str, dataset_name: str, split: str | None = None, **kwargs: Any
+) -> None:
+    register(env_id, f"gem.envs.{entry_point}", dataset_name=dataset_name, split=split, **kwargs)
+
+
+def _register_questions() -> None:
+    maths, code, qa = "math_env:MathEnv", "code_env:CodeEnv", "qa_env:QaEnv"
+    for name, dataset in {
+        "ASDiv2K": "ASDIV-2k",
+        "GSM8K": "GSM-8k",
+        "Math12K": "MATH-12k",
+        "Math8K-3to5": "MATH-lvl3to5-8k",
+        "Orz57K": "ORZ-57k",
+        "DeepScaleR40K": "DeepScaleR-40K",
+    }.items():
+        _register_question(f"math:{name}", maths, f"axon-rl/{dataset}")
+    _register_question("math:Geometry3K", "math_env:MathVisualEnv", "axon-rl/geometry3k", "train")
+    for name, dataset in {
+        "CodeContest": "CodeContest",
+        "Taco8k": "TACO-8k",
+        "PrimeIntellect15k": "PrimeIntellect-15k",
+    }.items():
+        _register_question(f"code:{name}", code, f"axon-rl/{dataset}", "train")
+    for depth in (0, 1, 2, 3, 5):
+        _register_question(
+            f"logic:RuleTaker-d{depth}", "logic_env:LogicEnv", f"axon-rl/RuleTaker-d{depth}-70k", "train"
+        )
+    for name in ("NaturalQuestions", "HotpotQA"):
+        _register_question(f"qa:{name}", qa, f"axon-rl/{name}", "train", question_key="problem")
+
+    for name, split in {
+        "MATH500": "math",
+        "AMC": "amc",
+        "OlympiadBench": "olympiad_bench",
+        "Minerva": "minerva",
+        "AIME24": "aime24",
+    }.items():
+        _register_question(f"eval:{name}", maths, "axon-rl/math-eval", split)
+    _register_question("eval:CodeContest", code, "axon-rl/CodeContest", "test")
+    _register_question("eval:QaOpen", qa, "google-research-datasets/nq_open", "validation")
+    for name, split in {
+        "2Wiki": "2wiki",
+        "PopQA": "popqa",
+        "TriviaQA": "tq",
+        "HotpotQA": "hotpotqa",
+        "Bamboogle": "bamboogle",
+        "NaturalQuestions": "nq",
+        "Musique": "musique",
+    }.items():
+        _register_question(f"eval:{name}", qa, "axon-rl/search-eval", split)
+
+    for family, entry_point in {"math": maths, "code": code, "qa": qa, "logic": "logic_env:LogicEnv"}.items():
+        _register_question(f"{family}:Sample", entry_point, f"sample:{family}")
+    register("code:HumanEval", "gem.envs.human_eval:HumanEvalEnv")
+
+
 _register_games()
+_register_questions()
 _register_reasoning_gym()

@@ -12,6 +12,7 @@ which are published, cannot be won; their returns tell how far a player came.
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 from gem.envs.game_env.game import Game, Outcome, illegal
@@ -98,7 +99,7 @@ class Game2048Env(Game):
 
     def _can_move(self) -> bool:
         rows = [*self.board, *zip(*self.board, strict=True)]
-        return any(0 in row or any(a == b for a, b in zip(row, row[1:], strict=False)) for row in rows)
+        return any(0 in row or any(a == b for a, b in itertools.pairwise(row)) for row in rows)
 
 
 def _doublings(low: int, high: int) -> int:

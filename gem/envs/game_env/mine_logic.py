@@ -59,22 +59,32 @@ class Deduction:
     Attributes:
         safe: the cells proven safe and not open yet, as a set of bits.
         mines: the cells proven to be mines.
+        unknown: the cells that are neither open nor proven.
     """
 
     def __init__(self, rows: int, cols: int, num_mines: int) -> None:
         self._masks = masks(rows, cols)
         self._num_mines = num_mines
-        self._unknown = (1 << rows * cols) - 1  # neither open nor proven
+        self.unknown = (1 << rows * cols) - 1
         self._numbers: dict[int, int] = {}  # cells with unknown ones around them
         self.safe = 0
         self.mines = 0
 
-    def open(self, cell: int, count: int) -> None:
-        """Take note of an open cell and its number."""
-        bit = 1 << cell
-        self._unknown &= ~bit
-        self.safe &= ~bit
-        self._numbers[cell] = count
+    def open(self, cells: int, counts: Sequence[int]) -> None:
+        """Take note of open cells.
+
+        Args:
+            cells: the cells, as a set of bits.
+            counts: the number of each cell of the board; those that are not open are not looked at.
+        """
+        self.unknown &= ~cells
+        for cell in cells_of(cells):
+            if counts[cell]:
+                self._numbers[cell] = counts[cell]
+            else:
+                self.safe |= self._masks[cell] & self.unknown
+        self.safe &= ~cells
+        self.unknown &= ~self.safe
 
     def deduce(self) -> int:
         """Apply the rules until they prove a cell safe, or nothing; return the cells proven safe."""
@@ -90,11 +100,11 @@ class Deduction:
             self.mines |= cells
         else:
             return False
-        self._unknown &= ~cells
+        self.unknown &= ~cells
         return True
 
     def _from_one_number(self) -> bool:
-        masks, unknown, safe, mines = self._masks, self._unknown, self.safe, self.mines
+        masks, unknown, safe, mines = self._masks, self.unknown, self.safe, self.mines
         for cell, count in list(self._numbers.items()):
             around = masks[cell]
             cells = around & unknown
@@ -108,15 +118,15 @@ class Deduction:
             elif missing == cells.bit_count():
                 mines |= cells
                 unknown ^= cells
-        proven = unknown != self._unknown
-        self._unknown, self.safe, self.mines = unknown, safe, mines
+        proven = unknown != self.unknown
+        self.unknown, self.safe, self.mines = unknown, safe, mines
         return proven
 
     def _from_two_numbers(self) -> bool:
         sets = {}
         for cell, count in self._numbers.items():
             around = self._masks[cell]
-            sets[around & self._unknown] = count - (around & self.mines).bit_count()
+            sets[around & self.unknown] = count - (around & self.mines).bit_count()
         for small, few in sets.items():
             for large, many in sets.items():
                 if small & ~large == 0 and small != large and self._prove(large & ~small, many - few):
@@ -126,12 +136,12 @@ class Deduction:
     def _from_all_mines(self) -> bool:
         """Compare the whole with the largest parts that numbers tell of and that do not overlap."""
         missing = self._num_mines - self.mines.bit_count()
-        if not self._unknown:
+        if not self.unknown:
             return False
-        rest = self._unknown
+        rest = self.unknown
         for cell, count in sorted(self._numbers.items()):  # not by when they were opened: a proof must not depend on it
             around = self._masks[cell]
-            part = around & self._unknown
+            part = around & self.unknown
             if part and part & ~rest == 0:
                 rest &= ~part
                 missing -= count - (around & self.mines).bit_count()
@@ -148,20 +158,8 @@ def can_be_solved(rows: int, cols: int, counts: Sequence[int], mines: int, first
         mines: the cells with mines, as a set of bits.
         first: the cell that is opened first.
     """
-    around = neighbours(rows, cols)
     deduction = Deduction(rows, cols, mines.bit_count())
-    closed = (1 << rows * cols) - 1 ^ mines
-    safe = 1 << first
-    while safe:
-        closed ^= safe
-        todo = cells_of(safe)
-        for cell in todo:
-            count = counts[cell]
-            deduction.open(cell, count)
-            if count == 0:
-                for near in around[cell]:
-                    if closed >> near & 1:
-                        closed ^= 1 << near
-                        todo.append(near)
-        safe = deduction.deduce()
-    return not closed
+    deduction.open(1 << first, counts)
+    while deduction.deduce():
+        deduction.open(deduction.safe, counts)
+    return not deduction.unknown

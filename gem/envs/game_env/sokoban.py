@@ -71,10 +71,10 @@ class SokobanEnv(Game):
         self.board = room.board
         self.player = room.player
         return (
-            f"Sokoban. Push all {self.num_boxes} boxes onto the targets in at most {self.max_turns} turns. # is a wall, "
-            "_ floor, O a target, X a box, √ a box on a target, P you, and S you on a target. \\boxed{up}, "
-            "\\boxed{down}, \\boxed{left} and \\boxed{right} move you by one cell; a box in the way is pushed along, if "
-            "the cell behind it holds neither a wall nor a box. Boxes cannot be pulled."
+            f"Sokoban. Push all {self.num_boxes} boxes onto the targets in at most {self.max_turns} turns. # is a "
+            "wall, _ floor, O a target, X a box, √ a box on a target, P you, and S you on a target. \\boxed{up}, "
+            "\\boxed{down}, \\boxed{left} and \\boxed{right} move you by one cell; a box in the way is pushed along, "
+            "if the cell behind it holds neither a wall nor a box. Boxes cannot be pulled."
         )
 
     def parse(self, answer: str) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Generator
 
@@ -79,7 +80,7 @@ def _order(board: Board) -> float:
 @functools.lru_cache(1 << 16)
 def _order_of_line(line: tuple[int, ...]) -> float:
     ranks = [math.log2(tile) if tile else 0 for tile in line]
-    pairs = list(zip(ranks, ranks[1:], strict=False))
+    pairs = list(itertools.pairwise(ranks))
     rises = sum(max(0, b**2 - a**2) for a, b in pairs)
     falls = sum(max(0, a**2 - b**2) for a, b in pairs)
     merges = sum(a == b > 0 for a, b in pairs)

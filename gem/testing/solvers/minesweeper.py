@@ -16,14 +16,14 @@ def solve(observation: str) -> Generator[str, str, None]:
     rows, cols = len(board), len(board[0])
     deduction = Deduction(rows, cols, int(num_mines[1]))
     row, col = rows // 2, cols // 2
-    opened = set()
+    opened = 0
     while True:
         observation = yield f"\\boxed{{reveal {row} {col}}}"
         symbols = [symbol for line in _read(observation) for symbol in line]
-        for cell, symbol in enumerate(symbols):
-            if symbol.isdigit() and cell not in opened:
-                opened.add(cell)
-                deduction.open(cell, int(symbol))
+        numbers = [int(symbol) if symbol.isdigit() else -1 for symbol in symbols]
+        new = sum(1 << cell for cell, number in enumerate(numbers) if number >= 0) & ~opened
+        opened |= new
+        deduction.open(new, numbers)
         safe = cells_of(deduction.deduce())
         guesses = [cell for cell, symbol in enumerate(symbols) if symbol == "." and not deduction.mines >> cell & 1]
         row, col = divmod((safe or guesses)[0], cols)

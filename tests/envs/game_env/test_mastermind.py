@@ -5,6 +5,8 @@ import pytest
 
 import gem
 from gem.envs.game_env.mastermind import MastermindEnv
+from gem.testing.solvers import find_solver
+from gem.testing.solvers import solve as play_solver
 
 ALL = [f"game:Mastermind-v0{variant}" for variant in ("-easy", "-hard", "-random")]
 
@@ -131,3 +133,17 @@ def test_code_longer_than_its_digits_allow_is_refused():
     with pytest.raises(ValueError, match="no code of 4 different digits"):
         MastermindEnv(code_length=4, num_numbers=3)
     start(num_numbers=3, duplicate_numbers=True)
+
+
+@pytest.mark.parametrize("env_id", ALL)
+def test_solver_wins_every_episode_with_return_one(env_id):
+    env = gem.make(env_id)
+    for seed in range(40):
+        result = play_solver(env, seed)
+        assert (result.return_, result.success) == (pytest.approx(1.0, abs=1e-9), True)
+
+
+def test_solver_wins_with_digits_that_appear_twice():
+    env = MastermindEnv(4, 4, duplicate_numbers=True, max_turns=20)
+    for seed in range(20):
+        assert play_solver(env, seed, find_solver("game:Mastermind-v0")).success

@@ -176,6 +176,7 @@ def test_filled_cell_is_illegal_given_or_filled_later():
 @pytest.mark.parametrize("answer", ["0 1 1", "1 0 1", "5 1 1", "1 5 1", "1 1 0", "1 1 5", "-1 1 1", "1 1 -2"])
 def test_number_out_of_range_is_illegal_and_no_format_error(answer):
     env = start()
+    env.board = [0] * 16
     assert env.step(f"\\boxed{{{answer}}}")[1:] == (0, False, False, {"success": False, "move": "illegal"})
 
 

@@ -1,0 +1,194 @@
+r"""Programming: a problem, and a program in a Markdown code block that is run against tests.
+
+Reward: 1 if every test passes, 0 if one fails, -0.1 without a code block. The expected results never enter the process
+that runs the program, so there is nothing in it to find: a program that ends early, prints a lot, or raises, fails.
+
+The program runs by :mod:`gem.utils.sandbox`, whose text says what it keeps out, and that the default keeps out nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from gem.envs.datasets import DatasetEnv
+from gem.utils.parsing import extract_code_from_model
+from gem.utils.sandbox import FunctionProcess, run_python
+
+NO_CODE = -0.1
+
+
+@dataclass(frozen=True)
+class CodeTest:
+    """A test: a program reads ``given`` and writes ``expected``, or a function of ``given`` returns it.
+
+    Attributes:
+        given: text, or a list of arguments.
+        expected: text, or a value.
+        function: name of the function; "" where the whole program is run.
+    """
+
+    given: Any
+    expected: Any
+    function: str = ""
+
+
+def read_tests(value: Any) -> list[CodeTest]:
+    """Return the tests that a column holds, in any of the usual forms, as data or as JSON text.
+
+    * ``{"inputs": [...], "outputs": [...]}``: text, or lists of lines; with ``"fn_name"``, arguments and values;
+    * a list of ``{"input": ..., "output": ...}``, with ``"fn_name"`` where a function is called.
+
+    Raises:
+        ValueError: it is in another form.
+    """
+    if isinstance(value, str):
+        value = json.loads(value or "null")
+    if not value:
+        return []
+    if isinstance(value, Mapping):
+        rows: Iterable[Any] = zip(value["inputs"], value["outputs"], strict=True)
+        return [_read_test(given, expected, value.get("fn_name") or "") for given, expected in rows]
+    return [_read_test(each["input"], each["output"], each.get("fn_name") or "") for each in value]
+
+
+def _read_test(given: Any, expected: Any, function: str) -> CodeTest:
+    if not function:
+        return CodeTest(_text(given), _text(expected))
+    if isinstance(given, str):
+        given = [json.loads(line) for line in given.splitlines() if line.strip()]
+    return CodeTest(given, json.loads(expected) if isinstance(expected, str) else expected, function)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "\n".join(map(str, value))
+
+
+class CodeEnv(DatasetEnv):
+    r"""Answer a problem with a program in a Markdown code block; the last one counts.
+
+    Problems without tests are passed over: the one after them is asked.
+
+    Args:
+        dataset_name: what to load: see :func:`gem.envs.datasets.load_rows`.
+        split: which split of it.
+        dataset: rows to ask from instead.
+        question_key: column of the problem.
+        test_key: column of the tests: see :func:`read_tests`.
+        solution_key: column of a program that passes, where there is one.
+        seed: question of the first ``reset()`` that is called without a seed.
+        max_workers: tests that run at once.
+        max_tests: tests that are run: those of the longest input.
+        timeout: seconds a test.
+        verbose: accepted, as published, and without effect.
+        sandbox_type: what the program runs in: see :func:`gem.utils.sandbox.run_python`.
+
+    Raises:
+        ImportError: what loads the data set is not installed.
+        ValueError: the data set has no such split or column.
+    """
+
+    blocking = True
+    reward_range = (NO_CODE, 1.0)
+
+    def __init__(
+        self,
+        dataset_name: str | None = "",
+        split: str | None = None,
+        dataset: Any = None,
+        question_key: str = "problem",
+        test_key: str = "tests",
+        solution_key: str = "solution",
+        seed: int | None = None,
+        max_workers: int = 5,
+        max_tests: int = 12,
+        timeout: float = 10.0,
+        verbose: bool = False,
+        sandbox_type: str = "none",
+    ) -> None:
+        super().__init__(dataset_name, split, dataset, [question_key, test_key], seed)
+        self._keys = question_key, test_key, solution_key
+        self._max_workers = max_workers
+        self._max_tests = max_tests
+        self._timeout = timeout
+        self._sandbox_type = sandbox_type
+        run_python("", sandbox_type)  # raises if there is no such sandbox here
+
+    def ask(self, idx: int) -> str:
+        """Return the problem, and how to answer."""
+        candidates = (*range(idx, self.size), *range(idx))
+        self.idx = next((index for index in candidates if self._tests(index)), -1)
+        if self.idx < 0:
+            raise ValueError("the data set has no tests")
+        tests = self._tests(self.idx)
+        if tests[0].function:
+            form = f"the function `{tests[0].function}`"
+        else:
+            form = "a program that reads standard input and writes standard output"
+        return f"{str(self.row[self._keys[0]]).rstrip()}\n\nAnswer with {form}, in Python, in a ```python code block."
+
+    def grade(self, action: str) -> tuple[float, bool]:
+        """Run the program against the tests."""
+        code = extract_code_from_model(action)
+        if not code:
+            return NO_CODE, False
+        correct = self.passes(code)
+        return float(correct), correct
+
+    def passes(self, code: str) -> bool:
+        """Return whether a program passes the tests."""
+        tests = sorted(self._tests(self.idx), key=lambda test: len(str(test.given)), reverse=True)[: self._max_tests]
+        if tests[0].function:
+            return self._functions_pass(code, tests)
+        passes = partial(self._program_passes, code)
+        if not passes(tests[0]):  # most programs that fail fail here, and the other tests need not run
+            return False
+        with ThreadPoolExecutor(self._max_workers) as pool:
+            return all(pool.map(passes, tests[1:]))
+
+    def _tests(self, idx: int) -> list[CodeTest]:
+        return read_tests(self._rows[idx][self._keys[1]])
+
+    def _program_passes(self, code: str, test: CodeTest) -> bool:
+        ended_well, output, _ = run_python(code, self._sandbox_type, test.given, self._timeout)
+        return ended_well and _lines(output) == _lines(test.expected)
+
+    def _functions_pass(self, code: str, tests: list[CodeTest]) -> bool:
+        timeout = self._timeout
+        with FunctionProcess(code, tests[0].function, self._sandbox_type, timeout) as function:
+            try:
+                return all(_same(function.call(*test.given), test.expected) for test in tests)
+            except (RuntimeError, TimeoutError, ValueError):
+                return False
+
+    def random_answer(self) -> str:
+        """Return a program that prints a number."""
+        return f"```python\nprint({self.action_rng.randrange(100)})\n```"
+
+    def reference_action(self) -> str:
+        """Return the solution, where the data has one."""
+        solution = self.row.get(self._keys[2])
+        return super().reference_action() if solution is None else f"```python\n{solution}\n```"
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.strip().splitlines()]
+
+
+def _same(value: Any, expected: Any) -> bool:
+    """Compare as JSON does, which has no tuples; some data sets put a value into a list of one."""
+    value = _listed(value)
+    expected = _listed(expected)
+    if type(value) is bool or type(expected) is bool:
+        return type(value) is type(expected) and value == expected
+    return value == expected or (isinstance(expected, list) and len(expected) == 1 and value == expected[0])
+
+
+def _listed(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_listed(each) for each in value]
+    return {str(key): _listed(each) for key, each in value.items()} if isinstance(value, dict) else value

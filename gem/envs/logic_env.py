@@ -1,0 +1,27 @@
+r"""Logic: does a statement follow from facts and rules? ``\boxed{True}`` or ``\boxed{False}``.
+
+Reward: 1 for the right one of the two, else 0, so guessing earns about 0.5 and nothing else earns anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gem.envs.qa_env import QaEnv
+
+
+class LogicEnv(QaEnv):
+    r"""Answer with ``\boxed{True}`` or ``\boxed{False}``. Arguments are those of :class:`gem.envs.qa_env.QaEnv`."""
+
+    def __init__(self, *args: Any, extract_boxed: bool = True, **kwargs: Any) -> None:
+        super().__init__(*args, extract_boxed=extract_boxed, **kwargs)
+
+    def ask(self, idx: int) -> str:
+        """Return facts, rules and the statement, and how to answer."""
+        true, false = self._formatted("True"), self._formatted("False")
+        question = str(self._rows[idx][self._question_key]).rstrip()
+        return f"{question}\n\nDoes it follow? End with {true} or {false}."
+
+    def random_answer(self) -> str:
+        """Return either answer."""
+        return self._formatted(self.action_rng.choice(["True", "False"]))

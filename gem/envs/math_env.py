@@ -1,0 +1,137 @@
+r"""Maths: a question, and an answer in ``\boxed{}``.
+
+Reward: 1 for an answer that is the same as the reference, as math-verify sees it, else 0. What is not a value is no
+answer: text, an equation whose sides differ (``41=42``), several values where one is asked for, or more than
+:data:`LONGEST` characters.
+
+math-verify computes, and may compute for ever: it runs in worker processes of its own, which are killed after
+:data:`GRADE_SECONDS`, and an answer that takes longer is wrong. There are no signal handlers, so environments may be
+stepped in any thread.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from gem.core import Info
+from gem.envs.datasets import DatasetEnv, gold_answers
+from gem.envs.math_grading import is_same, load
+from gem.utils.parsing import extract_last_boxed_answer
+from gem.workers import CallFailed, WorkerPool
+
+GRADE_SECONDS = 3.0
+LONGEST = 1_000
+
+_workers = WorkerPool(size=2, prepare=load)
+
+
+class MathEnv(DatasetEnv):
+    r"""Answer a question with ``\boxed{...}``.
+
+    Args:
+        dataset_name: what to load: see :func:`gem.envs.datasets.load_rows`.
+        split: which split of it.
+        dataset: rows to ask from instead.
+        question_key: column of the question.
+        answer_key: column of the answer, or of a list of answers that are all right.
+        seed: question of the first ``reset()`` that is called without a seed.
+        use_mp: accepted, as published, and without effect: answers are always graded in other processes.
+        eval: accepted, as published, and without effect: the order of the questions is the data set's own.
+
+    Raises:
+        ImportError: math-verify is not installed, or what loads the data set is not.
+        ValueError: the data set has no such split or column.
+    """
+
+    blocking = True
+
+    def __init__(
+        self,
+        dataset_name: str | None = "",
+        split: str | None = None,
+        dataset: Any = None,
+        question_key: str = "problem",
+        answer_key: str = "answer",
+        seed: int | None = None,
+        use_mp: bool = True,
+        eval: bool = False,
+    ) -> None:
+        if importlib.util.find_spec("math_verify") is None:
+            raise ImportError(
+                "grading needs math-verify: pip install 'gem-adapters[math]' (or 'math-verify[antlr4_9_3]' beside a "
+                "package that pins antlr 4.9.3, as omegaconf does)"
+            )
+        super().__init__(dataset_name, split, dataset, [question_key, answer_key], seed)
+        self._question_key = question_key
+        self._answer_key = answer_key
+
+    def ask(self, idx: int) -> str:
+        """Return the question, with a word on the form of the answer."""
+        return f"{self._rows[idx][self._question_key].rstrip()}\n\nPut your final answer into \\boxed{{}}."
+
+    def grade(self, action: str) -> tuple[float, bool]:
+        """Compare the answer with the reference."""
+        correct = self.check_correct(action, self.row[self._answer_key])
+        return float(correct), correct
+
+    @staticmethod
+    def check_correct(model_answer: str, gt_answer: Any) -> bool:
+        r"""Return whether the last ``\boxed{}`` of a text is the reference, or one of a list of them."""
+        answer = (extract_last_boxed_answer(model_answer) or "").strip()
+        golds = [gold.strip() for gold in gold_answers(gt_answer)]
+        if not answer or len(answer) > LONGEST:
+            return False
+        if answer in golds:
+            return True
+        try:
+            return _workers.call(is_same, answer, golds, timeout=GRADE_SECONDS)
+        except CallFailed:
+            return False
+
+    def random_answer(self) -> str:
+        """Return the answer to another question."""
+        return _boxed(self._random_row()[self._answer_key])
+
+    def reference_action(self) -> str:
+        """Return the reference."""
+        return _boxed(self.row[self._answer_key])
+
+
+def _boxed(answers: Any) -> str:
+    return f"\\boxed{{{gold_answers(answers)[0]}}}"
+
+
+class MathVisualEnv(MathEnv):
+    """A question with pictures, which ``reset`` gives in ``info["images"]``, as base64 of PNG files.
+
+    Args:
+        image_key: column of the pictures.
+        *args: as for :class:`MathEnv`.
+        **kwargs: as for :class:`MathEnv`.
+    """
+
+    def __init__(self, *args: Any, image_key: str = "images", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._image_key = image_key
+        if image_key not in self._rows[0]:
+            raise ValueError(f"the data set has no column {image_key!r}; it has {', '.join(map(repr, self._rows[0]))}")
+
+    def reset(self, seed: int | None = None, idx: int | None = None) -> tuple[str, Info]:
+        """Ask a question, and give its pictures."""
+        observation, info = super().reset(seed, idx)
+        return observation, {**info, "images": [_png(image) for image in self.row[self._image_key]]}
+
+
+def _png(image: Any) -> str:
+    """Return a picture (of PIL, as bytes of a PNG file, or as a mapping with such bytes) as base64."""
+    import base64
+    import io
+
+    if isinstance(image, dict):
+        image = image["bytes"]
+    if not isinstance(image, bytes):
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        image = buffer.getvalue()
+    return base64.b64encode(image).decode("ascii")

@@ -1,0 +1,113 @@
+r"""Question answering: a short answer in ``<answer>...</answer>``.
+
+Reward: 1 for an answer that is the same text as one of the references, else 0. Case, articles, quotation marks, and
+the punctuation around an answer do not count; what can change the meaning does: signs, points in numbers, symbols.
+So an empty answer is never right, ``35`` is not ``3.5``, ``5`` is not ``-5``, and ``C`` is not ``C++``.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Any
+
+from gem.envs.datasets import DatasetEnv, gold_answers
+from gem.utils.parsing import extract_last_boxed_answer, extract_last_tagged_answer
+
+LONGEST = 2_000
+"""Characters of an answer, beyond which none is right."""
+
+_QUOTES = re.compile(r"[\"'`´‘’“”«»]")
+_DASHES = re.compile(r"[‐‑‒–—−]")
+_GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_BETWEEN_WORDS = re.compile(r"(?<=[^\W\d])[-/](?=[^\W\d])|,(?!\d)|[;:!?()\[\]{}](?=\s|$)|(?<!\S)[;:!?()\[\]{}]")
+_AFTER_LETTER = re.compile(r"(?<=\b[^\W\d])\.")
+_ARTICLES = re.compile(r"\b(a|an|the)\b(?![-+#.])")
+
+
+class QaEnv(DatasetEnv):
+    r"""Answer a question with ``<answer>...</answer>``, or with ``\boxed{...}``.
+
+    Args:
+        dataset_name: what to load: see :func:`gem.envs.datasets.load_rows`.
+        split: which split of it.
+        dataset: rows to ask from instead.
+        question_key: column of the question.
+        answer_key: column of the answer, or of a list of answers that are all right.
+        seed: question of the first ``reset()`` that is called without a seed.
+        extract_boxed: ask for, and grade, ``\boxed{...}``.
+        load_from_cache_file: accepted, as published, and without effect: no copy of the data set is made.
+
+    Raises:
+        ImportError: what loads the data set is not installed.
+        ValueError: the data set has no such split or column.
+    """
+
+    blocking = False
+
+    def __init__(
+        self,
+        dataset_name: str | None = "",
+        split: str | None = None,
+        dataset: Any = None,
+        question_key: str = "question",
+        answer_key: str = "answer",
+        seed: int | None = None,
+        extract_boxed: bool = False,
+        load_from_cache_file: bool = True,
+    ) -> None:
+        super().__init__(dataset_name, split, dataset, [question_key, answer_key], seed)
+        self._question_key = question_key
+        self._answer_key = answer_key
+        self._boxed = extract_boxed
+
+    def ask(self, idx: int) -> str:
+        """Return the question, and how to answer it."""
+        form = "\\boxed{...}" if self._boxed else "<answer>...</answer>"
+        return (
+            f"Answer the question. Think first, inside <think>...</think>; then give the answer alone, as short as it "
+            f"can be, inside {form}.\n\nQuestion: {self._rows[idx][self._question_key]}"
+        )
+
+    def grade(self, action: str) -> tuple[float, bool]:
+        """Compare the answer with the references."""
+        answer = extract_last_boxed_answer(action) if self._boxed else extract_last_tagged_answer(action)
+        correct = answer is not None and self.check_correct(answer, self.row[self._answer_key])
+        return float(correct), correct
+
+    @staticmethod
+    def check_correct(model_answer: str, gt_answer: Any) -> bool:
+        """Return whether an answer is the same text as the reference, or as one of a list of them."""
+        if len(model_answer) > LONGEST:
+            return False
+        answer = normalize(model_answer)
+        return bool(answer) and answer in map(normalize, gold_answers(gt_answer))
+
+    def random_answer(self) -> str:
+        """Return the answer to another question."""
+        return self._formatted(self._random_row()[self._answer_key])
+
+    def reference_action(self) -> str:
+        """Return the reference."""
+        return self._formatted(self.row[self._answer_key])
+
+    def _formatted(self, answers: Any) -> str:
+        answer = gold_answers(answers)[0]
+        return f"\\boxed{{{answer}}}" if self._boxed else f"<answer>{answer}</answer>"
+
+
+def normalize(text: str) -> str:
+    """Return a text without what does not change its meaning.
+
+    >>> normalize("The Beatles."), normalize("U.S."), normalize("1,000"), normalize("A")
+    ('beatles', 'us', '1000', 'a')
+    >>> normalize("-5"), normalize("3.5"), normalize("C++"), normalize("New-York, USA")
+    ('-5', '3.5', 'c++', 'new york usa')
+    """
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = _QUOTES.sub("", _DASHES.sub("-", text))
+    text = _BETWEEN_WORDS.sub(" ", _AFTER_LETTER.sub("", _GROUPED.sub("", text)))
+    text = " ".join(word.rstrip(".") for word in text.split()).strip()
+    if not any(character.isalnum() for character in text):
+        return ""
+    return " ".join(_ARTICLES.sub(" ", text).split()) or text
