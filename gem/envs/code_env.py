@@ -9,7 +9,7 @@ The program runs by :mod:`gem.utils.sandbox`, whose text says what it keeps out,
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +41,7 @@ def read_tests(value: Any) -> list[CodeTest]:
     """Return the tests that a column holds, in any of the usual forms, as data or as JSON text.
 
     * ``{"inputs": [...], "outputs": [...]}``: text, or lists of lines; with ``"fn_name"``, arguments and values;
-    * a list of ``{"input": ..., "output": ...}``, with ``"fn_name"`` where a function is called.
+    * a list of ``{"input": ..., "output": ...}``; with ``"fn_name"``, values as JSON text, an argument a line.
 
     Raises:
         ValueError: it is in another form.
@@ -51,12 +51,17 @@ def read_tests(value: Any) -> list[CodeTest]:
     if not value:
         return []
     if isinstance(value, Mapping):
-        rows: Iterable[Any] = zip(value["inputs"], value["outputs"], strict=True)
-        return [_read_test(given, expected, value.get("fn_name") or "") for given, expected in rows]
-    return [_read_test(each["input"], each["output"], each.get("fn_name") or "") for each in value]
+        function = value.get("fn_name") or ""
+        pairs = zip(value["inputs"], value["outputs"], strict=True)
+        return [
+            CodeTest(given, expected, function) if function else CodeTest(_text(given), _text(expected))
+            for given, expected in pairs
+        ]
+    return [_read_row(each["input"], each["output"], each.get("fn_name") or "") for each in value]
 
 
-def _read_test(given: Any, expected: Any, function: str) -> CodeTest:
+def _read_row(given: Any, expected: Any, function: str) -> CodeTest:
+    """Read a test of a list of them; the values of a function's are JSON text, an argument a line."""
     if not function:
         return CodeTest(_text(given), _text(expected))
     if isinstance(given, str):
