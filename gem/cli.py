@@ -29,6 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gem.core import Env
+from gem.envs.datasets import needs_hub
 from gem.envs.reasoning_gym import PAY_FOR_JUNK
 from gem.envs.registration import EnvSpec, all_specs, find_spec, make
 from gem.rollout.atif import to_atif, validate_atif

@@ -63,7 +63,7 @@ def moves(game: str, size: int, rng: random.Random) -> Callable[[], str]:
         return rng.choice(("up", "down", "left", "right"))
 
     return {
-        "GuessTheNumber": lambda: str(number(1, 51)),
+        "GuessTheNumber": lambda: str(number(1, size + 1)),
         "Mastermind": lambda: " ".join(rng.sample("12345678"[: 6 if size == 2 else 8], size)),
         "Minesweeper": lambda: f"{rng.choice(('reveal', 'reveal', 'flag'))} {number(size)} {number(size)}",
         "Wordle": lambda: rng.choice(WORDS[size]),
@@ -89,7 +89,9 @@ def size_of(game: str, env: Any) -> int:
         return env.rows
     if game == "Sudoku":
         return env.scale
-    return len(env.secret_word) if game == "Wordle" else 0
+    if game == "GuessTheNumber":
+        return env.max_number
+    return env.word_length if game == "Wordle" else 0
 
 
 def time_steps(env_id: str, game: str, seconds: float, first_seed: int) -> float:

@@ -20,10 +20,13 @@ def extract_last_boxed_answer(text: str) -> str | None:
     >>> extract_last_boxed_answer(r"\boxed{3} and \boxed{4") is None
     True
     """
-    start = text.rfind(_BOXED)
-    if start < 0:
+    _, found, rest = text.rpartition(_BOXED)
+    if not found:
         return None
-    start += len(_BOXED)
+    answer, closed, _ = rest.partition("}")
+    if "{" not in answer:  # nearly always; what follows is for braces in the box
+        return answer if closed else None
+    start = len(text) - len(rest)
     depth = 1
     for i in range(start, len(text)):
         if text[i] == "{":

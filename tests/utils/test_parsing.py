@@ -1,3 +1,4 @@
+import itertools
 import re
 import time
 
@@ -112,3 +113,23 @@ def test_a_megabyte_of_one_piece_takes_linear_time(extract, piece):
     begin = time.process_time()
     extract("\\boxed{<answer>```python\n" + text)
     assert time.process_time() - begin < 2  # quadratic time would be minutes
+
+
+def balanced(text):
+    """The rule, a character at a time."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth = 0
+    for i, character in enumerate(text[start + 6 :], start + 6):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return text[start + 7 : i]
+    return None
+
+
+def test_every_arrangement_of_boxes_and_braces_is_read_by_the_rule():
+    for length in range(6):
+        for parts in itertools.product(["a", "{", "}", "\\boxed{", " "], repeat=length):
+            text = "".join(parts)
+            assert extract_last_boxed_answer(text) == balanced(text), text

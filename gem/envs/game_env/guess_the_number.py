@@ -57,6 +57,8 @@ class GuessTheNumberEnv(Game):
 
     def parse(self, answer: str) -> int | None:
         """Read a whole number of at most 18 digits."""
+        if answer.isdecimal() and answer.isascii() and len(answer) <= 18:
+            return int(answer)
         return int(answer) if _NUMBER.fullmatch(answer) else None
 
     def play(self, move: int) -> Outcome:

@@ -6,15 +6,14 @@ for the code, and a guess that is no better than an earlier one pays nothing, so
 
 from __future__ import annotations
 
+import functools
 import operator
 import random
-import re
 from collections import Counter
 from typing import Any
 
 from gem.envs.game_env.game import Game, Outcome, illegal
 
-_DIGITS = re.compile(r"[0-9]{1,18}(\s+[0-9]{1,18})*")
 _RANDOM_SIZES = ((2, 4, 10), (4, 6, 20), (4, 8, 30))
 
 
@@ -63,24 +62,30 @@ class MastermindEnv(Game):
 
     def parse(self, answer: str) -> list[int] | None:
         """Read whole numbers with blanks between them."""
-        return list(map(int, answer.split())) if _DIGITS.fullmatch(answer) else None
+        words = answer.split()
+        digits = "".join(words)
+        if not (digits.isdecimal() and digits.isascii()) or (len(digits) > 18 and max(map(len, words)) > 18):
+            return None
+        return list(map(int, words))
 
     def play(self, move: list[int]) -> Outcome:
         """Count the pegs."""
         if len(move) != self.code_length:
             return illegal(f"The code has {self.code_length} digits, your guess {len(move)}.")
-        if min(move) < 1 or max(move) > self.num_numbers:
-            return illegal(f"The digits go from 1 to {self.num_numbers}.")
         different = set(move)
+        if not different <= _digits(self.num_numbers):
+            return illegal(f"The digits go from 1 to {self.num_numbers}.")
         if not self._duplicates and len(different) < len(move):
             return illegal("A digit may not appear twice.")
-        guess = " ".join(map(str, move))
+        guess = " ".join([str(digit) for digit in move])
         if move in self.guesses:
             return illegal(f"You have guessed {guess} before.")
         self.guesses.append(move)
         black = sum(map(operator.eq, move, self.code))
-        common = (Counter(move) & Counter(self.code)).total() if self._duplicates else len(different & set(self.code))
-        white = common - black
+        if self._duplicates:
+            white = (Counter(move) & Counter(self.code)).total() - black
+        else:
+            white = len(different.intersection(self.code)) - black
         reward = 0.0
         if black > self.best:
             reward = (black - self.best) / self.code_length
@@ -99,3 +104,8 @@ class MastermindEnv(Game):
     def _draw(self, rng: random.Random) -> list[int]:
         digits = range(1, self.num_numbers + 1)
         return rng.choices(digits, k=self.code_length) if self._duplicates else rng.sample(digits, self.code_length)
+
+
+@functools.cache
+def _digits(num_numbers: int) -> frozenset[int]:
+    return frozenset(range(1, num_numbers + 1))

@@ -6,12 +6,14 @@ parks the smallest disk there and then stalls earns a third of an easy game; v1 
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
 from gem.envs.game_env.game import Game, Outcome, illegal
 
 _MOVE = re.compile(r"([ABCabc])\s*,?\s*([ABCabc])")
+_USUAL = {f"{a} {b}": (a, b) for a in "ABC" for b in "ABC"}
 _RANDOM_SIZES = ((3, 10), (4, 20), (5, 35))
 
 
@@ -46,6 +48,8 @@ class TowerofHanoiEnv(Game):
 
     def parse(self, answer: str) -> tuple[str, str] | None:
         """Read two towers."""
+        if answer in _USUAL:
+            return _USUAL[answer]
         match = _MOVE.fullmatch(answer)
         return (match[1].upper(), match[2].upper()) if match else None
 
@@ -66,7 +70,8 @@ class TowerofHanoiEnv(Game):
 
     def show(self) -> str:
         """Draw the towers, a line each."""
-        return "".join(f"\n{name}: {' '.join(map(str, disks))}".rstrip() for name, disks in self.towers.items())
+        a, b, c = self.towers.values()
+        return f"\nA:{_row(*a)}\nB:{_row(*b)}\nC:{_row(*c)}"
 
     def last_turn_reward(self, move: tuple[str, str], outcome: Outcome) -> float:
         """Pay for the disks on C in v0, nothing in v1."""
@@ -76,3 +81,8 @@ class TowerofHanoiEnv(Game):
         """Return a legal move."""
         tops = {name: disks[-1] if disks else float("inf") for name, disks in self.towers.items()}
         return self.action_rng.choice([f"{a} {b}" for a in "ABC" for b in "ABC" if tops[a] < tops[b]])
+
+
+@functools.lru_cache(maxsize=4096)
+def _row(*disks: int) -> str:
+    return "".join(f" {disk}" for disk in disks)

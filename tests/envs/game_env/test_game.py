@@ -12,15 +12,34 @@ import gem
 from gem.envs.registration import all_specs
 from gem.utils.constants import LanguageGameReward
 
-CLASSES = ("guess_the_number:", "mastermind:", "minesweeper:", "tower_of_hanoi:")
-GAMES = sorted(
-    env_id for env_id, spec in all_specs().items() if str(spec.entry_point).split(".")[-1].startswith(CLASSES)
-)
+GAMES = sorted(env_id for env_id in all_specs() if env_id.startswith("game:"))
+ILLEGAL = {
+    "Crosswords": "99 99 a",
+    "GuessTheNumber": "0",
+    "Hangman": "ab",
+    "Mastermind": "9 9",
+    "Minesweeper": "reveal 99 0",
+    "Sudoku": "0 1 1",
+    "TowerofHanoi": "A A",
+    "WordSearch": "0 0 1 1",
+    "Wordle": "ab",
+}
+"""What is illegal in every position; the games of directions have nothing that is, and tests of their own."""
+
+
+def name_of(env_id):
+    return env_id.split(":")[1].split("-")[0]
+
+
 FAMILIES = [env_id for env_id in GAMES if env_id.endswith("-easy")]
 ANSWERS = st.text() | st.from_regex(
-    r"[-+ ]*[0-9]{1,30}( [0-9]{1,25}){0,5}|(reveal|flag) -?[0-9]+ [0-9]+|[A-Da-d],? ?[A-D]"
+    r"[-+ ]*[0-9]{1,30}( [0-9]{1,25}){0,5}|(reveal|flag) -?[0-9]+ [0-9]+|[A-Da-d],? ?[A-D]|[0-9]+ [0-9]+ [a-z]"
+    r"|up|down|left|right|[a-z]{1,8}"
 )
 TEXTS = st.text() | st.builds("{} \\boxed{{{}}}".format, st.text(max_size=5), ANSWERS)
+
+
+WITH_ILLEGAL = [env_id for env_id in GAMES if name_of(env_id) in ILLEGAL]
 
 
 def finish(env):
@@ -38,14 +57,7 @@ def play(env, seed):
 
 def illegal_move(env):
     """A move of the right form that the rules forbid, whatever the position."""
-    name = env.env_id.split(":")[1].split("-")[0]
-    answers = {
-        "GuessTheNumber": "0",
-        "Mastermind": "9 9",
-        "Minesweeper": "reveal 99 0",
-        "TowerofHanoi": "A A",
-    }
-    return f"\\boxed{{{answers[name]}}}"
+    return f"\\boxed{{{ILLEGAL[name_of(env.env_id)]}}}"
 
 
 @pytest.mark.parametrize("env_id", GAMES)
@@ -96,7 +108,7 @@ def test_unparseable_text_costs_a_tenth_and_ends_the_episode(env_id):
         assert info == {"success": False, "move": "unparseable"}
 
 
-@pytest.mark.parametrize("env_id", GAMES)
+@pytest.mark.parametrize("env_id", WITH_ILLEGAL)
 def test_illegal_move_pays_nothing_and_spends_a_turn(env_id):
     env = gem.make(env_id, max_turns=3) if "random" not in env_id else gem.make(env_id)
     env.reset(seed=1)
@@ -108,7 +120,7 @@ def test_illegal_move_pays_nothing_and_spends_a_turn(env_id):
     assert env.step(illegal_move(env))[1:4] == (0, False, True)
 
 
-@pytest.mark.parametrize("env_id", FAMILIES)
+@pytest.mark.parametrize("env_id", [i for i in FAMILIES if i in WITH_ILLEGAL])
 def test_unparseable_text_at_the_last_turn_terminates_and_does_not_truncate(env_id):
     env = gem.make(env_id, max_turns=2)
     env.reset(seed=1)
@@ -116,7 +128,7 @@ def test_unparseable_text_at_the_last_turn_terminates_and_does_not_truncate(env_
     assert env.step("I give up")[1:4] == (-0.1, True, False)
 
 
-@pytest.mark.parametrize("env_id", FAMILIES)
+@pytest.mark.parametrize("env_id", [i for i in FAMILIES if i in WITH_ILLEGAL])
 def test_last_box_counts_and_blanks_in_it_do_not(env_id):
     a, b = gem.make(env_id), gem.make(env_id)
     a.reset(seed=1)
@@ -142,7 +154,7 @@ def test_any_text_gives_a_result_within_the_promised_ranges(env_id, actions):
     assert len(steps) <= env.max_turns
 
 
-@pytest.mark.parametrize("env_id", FAMILIES)
+@pytest.mark.parametrize("env_id", [i for i in FAMILIES if i in WITH_ILLEGAL])
 def test_step_before_reset_and_after_the_end_is_refused(env_id):
     env = gem.make(env_id)
     with pytest.raises(gem.ResetNeeded):
@@ -187,4 +199,4 @@ def test_random_variant_tells_the_turns_it_drew(env_id):
         observation, _ = env.reset(seed=seed)
         assert f" {env.max_turns} turns" in observation
         drawn.add(env.max_turns)
-    assert len(drawn) > 1
+    assert len(drawn) > 1 or name_of(env_id) in ("Crosswords", "WordSearch")  # they have 20 turns, as published
