@@ -399,12 +399,12 @@ def test_a_fault_fails_its_check_alone(broken, check, short_step_limit):
 
 def walks_right(observation):
     while True:
-        observation = yield "\\boxed{right}"
+        yield "\\boxed{right}"
 
 
 def stands_still(observation):
     while True:
-        observation = yield "\\boxed{stay}"
+        yield "\\boxed{stay}"
 
 
 class WinsForLess(Walk):

