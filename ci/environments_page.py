@@ -162,8 +162,8 @@ def reasoning_gym(specs: list[EnvSpec], episodes: int, good: int) -> str:
         """
         ## reasoning_gym
 
-        One question an episode, made from the seed when it is asked; the answer is the last `\\boxed{...}`, graded from 0
-        to 1 by the data set's own scorer. A random action is the right answer to another question. *Junk* is what the
+        One question an episode, made from the seed when it is asked; the answer is the last `\\boxed{...}`, graded from
+        0 to 1 by the data set's own scorer. A random action is the right answer to another question. *Junk* is what the
         scorer gives to text that answers nothing: a score that is no better is worth 0 here, unless `raw_scores=True`.
         Arguments of the data set are arguments of `gem.make`, such as `gem.make("rg:chain_sum", max_terms=3)`.
 

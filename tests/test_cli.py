@@ -140,6 +140,26 @@ def test_check_shows_what_failed_and_exits_with_1(run, registered):
     assert result.stdout.endswith("1 of 2 failed: test:Unfinished-v0\n")
 
 
+def test_check_all_says_what_it_leaves_out_and_why(run, monkeypatch):
+    specs = {
+        i: all_specs()[i] for i in ("math:GSM8K", "game:TowerofHanoi-v0-easy", "rg:game_of_life_halting", "qa:Sample")
+    }
+    monkeypatch.setattr("gem.cli.all_specs", lambda: specs)
+    result = run("check", "--all", "--jobs", "1")
+    assert result.exit_code == 0
+    assert "not checked, their scorers pay for junk: rg:game_of_life_halting\n" in result.stdout
+    assert "not checked, they need a hub: math:GSM8K\n" in result.stdout
+    assert result.stdout.endswith("2 of 2 passed\n")
+
+
+def test_checks_in_other_processes_say_what_checks_here_say(run):
+    ids = ["game:TowerofHanoi-v0-easy", "game:GuessTheNumber-v1-easy"]
+    here, there = run("check", *ids), run("check", *ids, "--jobs", "2")
+    assert there.exit_code == 0
+    assert there.stdout == here.stdout
+    assert "✓ solver (won 10 of 10)" in there.stdout
+
+
 def test_python_m_gem_is_the_command_line():
     done = subprocess.run([sys.executable, "-m", "gem", "play", "no:Such-v0"], capture_output=True, text=True)
     assert done.returncode == 2

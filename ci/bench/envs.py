@@ -47,6 +47,8 @@ GOALS = {
 WORST_RESET = 0.020
 MEMORY = {"game:Wordle-v0-hard": 8.0, "rg:letter_counting": 20.0}
 """MB for 1,000 environments, each reset once."""
+NLTK_BASIC, NLTK_ALL = 850, 236_736
+"""Words in the two lists that gem-llm reads."""
 
 
 # --- In either side's process: nothing here knows which side it is on. ---
@@ -226,15 +228,17 @@ def install_theirs() -> str:
 
 
 def write_words(folder: Path) -> dict[int, list[str]]:
-    """Write our common words in the form in which gem-llm reads its own; return them by length."""
-    from gem.envs.game_env.words import common
+    """Write our words in the form, and of the number, in which gem-llm reads its own; return the common ones."""
+    from gem.envs.game_env.words import ACCEPTED_LENGTHS, COMMON_LENGTHS, accepted, common
 
-    lists = {length: list(common(length)) for length in range(3, 10)}
+    lists = {length: list(common(length)) for length in COMMON_LENGTHS}
+    everyday = [word for words in lists.values() for word in words]
+    everything = [word for length in ACCEPTED_LENGTHS for word in accepted(length)]
     target = folder / "corpora" / "words"
     target.mkdir(parents=True, exist_ok=True)
-    text = "\n".join(word for words in lists.values() for word in words) + "\n"
-    for name in ("en", "en-basic", "README"):
-        (target / name).write_text(text)
+    (target / "README").write_text("")
+    (target / "en-basic").write_text("\n".join(everyday[:: len(everyday) // NLTK_BASIC]) + "\n")
+    (target / "en").write_text("\n".join(itertools.islice(itertools.cycle(everything), NLTK_ALL)) + "\n")
     return lists
 
 

@@ -28,7 +28,7 @@ _lock = threading.Lock()
 
 def needs_hub(spec: EnvSpec) -> bool:
     """Return whether an environment's questions are on a hub, without loading anything."""
-    name = spec.kwargs.get("dataset_name")
+    name = str(spec.kwargs.get("dataset_name") or "")
     return bool(name) and not name.startswith(SAMPLE) and not Path(name).exists()
 
 

@@ -13,8 +13,10 @@ from gem.envs.qa_env import QaEnv
 class LogicEnv(QaEnv):
     r"""Answer with ``\boxed{True}`` or ``\boxed{False}``. Arguments are those of :class:`gem.envs.qa_env.QaEnv`."""
 
-    def __init__(self, *args: Any, extract_boxed: bool = True, **kwargs: Any) -> None:
-        super().__init__(*args, extract_boxed=extract_boxed, **kwargs)
+    def __init__(
+        self, dataset_name: str | None = "", split: str | None = None, dataset: Any = None, **kwargs: Any
+    ) -> None:
+        super().__init__(dataset_name, split, dataset, **{"extract_boxed": True, **kwargs})
 
     def ask(self, idx: int) -> str:
         """Return facts, rules and the statement, and how to answer."""

@@ -78,7 +78,7 @@ _NO_ARITHMETIC = re.compile(
 _LONGEST = 20_000
 """Characters of an answer, beyond which none is right: what a scorer computes is not bound."""
 
-_MIXTURE = [
+_MIXTURE: list[dict[str, Any]] = [
     {"name": name, "weight": 1.0, "config": {}}
     for name in ("chain_sum", "leg_counting", "letter_jumble", "propositional_logic", "simple_equations", "syllogism")
 ]

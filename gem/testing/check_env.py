@@ -60,7 +60,7 @@ PLAY_SECONDS = 10.0
 SOLVED = 10
 """Episodes that a solver plays, unless they take longer than :data:`PLAY_SECONDS`."""
 
-THREADS = 4
+THREADS = 8
 ENDLESS = 1_000
 """Turns after which an episode is taken to have no end."""
 

@@ -50,7 +50,7 @@ class MastermindEnv(Game):
         sizes = self.rng.choice(_RANDOM_SIZES) if None in self._sizes else self._sizes
         self.code_length, self.num_numbers, self.max_turns = sizes
         self.code = self._draw(self.rng)
-        self.guesses: list[list[int]] = []
+        self.guesses: dict[str, int] = {}  # with their black pegs
         self.best = 0
         example = " ".join(str(i % self.num_numbers + 1) for i in range(self.code_length))
         return (
@@ -78,10 +78,9 @@ class MastermindEnv(Game):
         if not self._duplicates and len(different) < len(move):
             return illegal("A digit may not appear twice.")
         guess = " ".join([str(digit) for digit in move])
-        if move in self.guesses:
+        if guess in self.guesses:
             return illegal(f"You have guessed {guess} before.")
-        self.guesses.append(move)
-        black = sum(map(operator.eq, move, self.code))
+        self.guesses[guess] = black = sum(map(operator.eq, move, self.code))
         if self._duplicates:
             white = (Counter(move) & Counter(self.code)).total() - black
         else:
@@ -96,10 +95,10 @@ class MastermindEnv(Game):
 
     def random_move(self) -> str:
         """Return a guess that was not made yet; the code is one, so there is one while the game goes on."""
-        guess = self._draw(self.action_rng)
-        while guess in self.guesses:
-            guess = self._draw(self.action_rng)
-        return " ".join(map(str, guess))
+        while True:
+            guess = " ".join(map(str, self._draw(self.action_rng)))
+            if guess not in self.guesses:
+                return guess
 
     def _draw(self, rng: random.Random) -> list[int]:
         digits = range(1, self.num_numbers + 1)

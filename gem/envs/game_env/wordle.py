@@ -43,7 +43,7 @@ class WordleEnv(Game):
             self.max_turns = self.word_length * _TURNS_A_LETTER
         secrets = words.common(self.word_length)
         self.secret = self.rng.choice(secrets)
-        self.guesses: list[str] = []
+        self.guesses: dict[str, str] = {}  # with their marks
         self.green: list[int] = []
         rule = "must be an English word" if self._only_real_words else "may be any letters"
         return (
@@ -56,7 +56,7 @@ class WordleEnv(Game):
 
     def parse(self, answer: str) -> str | None:
         """Read letters; blanks between them do not count."""
-        word = "".join(answer.split())
+        word = answer if answer.isalpha() else "".join(answer.split())
         return word.lower() if word.isascii() and word.isalpha() else None
 
     def play(self, move: str) -> Outcome:
@@ -67,11 +67,15 @@ class WordleEnv(Game):
             return illegal(f"You have guessed {move} before.")
         if self._only_real_words and not words.is_word(move):
             return illegal(f"{move} is not in my list of English words.")
-        self.guesses.append(move)
-        marks = mark(move, self.secret)
-        new = [i for i, symbol in enumerate(marks) if symbol == "G" and i not in self.green]
-        self.green += new
-        reward = 0.5 * len(new) / self.word_length
+        self.guesses[move] = marks = mark(move, self.secret)
+        reward = 0.0
+        if "G" in marks:
+            new = 0
+            for i, symbol in enumerate(marks):
+                if symbol == "G" and i not in self.green:
+                    self.green.append(i)
+                    new += 1
+            reward = 0.5 * new / self.word_length
         text = f"{' '.join(move.upper())}\n{' '.join(marks)}\n"
         if move == self.secret:
             return Outcome(f"{text}Yes, the word is {move}. You win.", reward + 0.5, "win")
@@ -96,14 +100,20 @@ def mark(guess: str, secret: str) -> str:
     >>> mark("eerie", "these")
     'YXXXG'
     """
-    marks = ["X"] * len(guess)
-    rest = list(secret)
-    for i, letter in enumerate(guess):
-        if letter == secret[i]:
-            marks[i] = "G"
-            rest.remove(letter)
-    for i, letter in enumerate(guess):
-        if letter in rest and marks[i] == "X":
-            marks[i] = "Y"
-            rest.remove(letter)
-    return "".join(marks)
+    marks = ""
+    for letter, there in zip(guess, secret, strict=True):
+        if letter == there:
+            marks += "G"
+        elif letter in secret:
+            marks += "Y"
+        else:
+            marks += "X"
+    if "Y" in marks and len(set(guess)) < len(guess):  # a letter that is there twice may be marked too often
+        rest = [there for there, mark in zip(secret, marks, strict=True) if mark != "G"]
+        for i, letter in enumerate(guess):
+            if marks[i] == "Y":
+                if letter in rest:
+                    rest.remove(letter)
+                else:
+                    marks = f"{marks[:i]}X{marks[i + 1 :]}"
+    return marks
