@@ -69,7 +69,7 @@ def play(
 ) -> None:
     r"""Play an environment in the terminal.
 
-    Type an action and press Enter: text without \boxed is put into \boxed{...}.
+    Type an action and press Enter: a bare answer is put into the form that is asked for, \boxed{...} say.
 
     Ctrl-D or Ctrl-C leaves the game.
     """
@@ -202,7 +202,7 @@ def _describe(spec: EnvSpec) -> tuple[str, str, str]:
         return "", "", str(error)
     low, high = getattr(entry, "reward_range", Env.reward_range)
     rewards = f"{low:g} to {high:g}" if math.isfinite(low) and math.isfinite(high) else "any"
-    return _turns(spec, entry), rewards, ""
+    return _turns(spec, entry), rewards, "a hub" if needs_hub(spec) else ""
 
 
 def _turns(spec: EnvSpec, entry: Any) -> str:
@@ -214,12 +214,12 @@ def _turns(spec: EnvSpec, entry: Any) -> str:
     return "" if turns is None else str(turns)
 
 
-def _play(env: Env, seed: int | None, act: Callable[[Env], str]) -> None:
+def _play(env: Env, seed: int | None, act: Callable[[Env, str], str]) -> None:
     observation, _ = env.reset(seed=seed)
     total = 0.0
     for turn in itertools.count(1):
         _say(f"\n{observation}\n")
-        observation, reward, terminated, truncated, info = env.step(act(env))
+        observation, reward, terminated, truncated, info = env.step(act(env, observation))
         total += reward
         _say(f"turn {turn}: reward {reward:g}, return {total:g}")
         if terminated or truncated:
@@ -228,17 +228,19 @@ def _play(env: Env, seed: int | None, act: Callable[[Env], str]) -> None:
     _say(f"\n{observation}\n\n{'Terminated' if terminated else 'Truncated'}{outcome}. Return {total:g}.")
 
 
-def _random_action(env: Env) -> str:
+def _random_action(env: Env, observation: str) -> str:
     action = env.sample_random_action()
     _say(f"> {action}")
     return action
 
 
-def _typed_action(env: Env) -> str:
+def _typed_action(env: Env, observation: str) -> str:
     text = ""
     while not text.strip():  # Enter alone is no action
         text = input("> ")
-    return text if "\\boxed" in text else f"\\boxed{{{text}}}"
+    if any(form in text for form in ("\\boxed", "<answer>", "```")):
+        return text
+    return f"<answer>{text}</answer>" if "<answer>" in observation else f"\\boxed{{{text}}}"
 
 
 def _why_left_out(spec: EnvSpec) -> str:

@@ -42,9 +42,10 @@ def test_envs_lists_every_id_with_turns_and_rewards(run):
     assert set(table) == set(all_specs())
     assert table["game:GuessTheNumber-v0-easy"] == ["4", "-0.1", "to", "1"]
     assert table["game:Mastermind-v0-random"][0] == "varies"
+    assert table["math:GSM8K"][-2:] == ["a", "hub"]
 
 
-@pytest.mark.parametrize("pattern", ["hanoi", "game:Tower*", "TowerofHanoi-v?"])
+@pytest.mark.parametrize("pattern", ["towerofhanoi", "game:Tower*", "TowerofHanoi-v?"])
 def test_envs_lists_the_ids_that_match(run, pattern):
     assert set(rows(run("envs", pattern).stdout)) == {env_id for env_id in all_specs() if "Hanoi" in env_id}
 
@@ -108,6 +109,11 @@ def test_bad_input_is_one_line_on_stderr(run, arguments, message):
     assert result.stdout == ""
     assert result.stderr.startswith(f"gem: {message}")
     assert result.stderr.count("\n") == 1
+
+
+def test_a_typed_answer_is_put_into_the_form_that_is_asked_for(run):
+    for typed in ("au", "<answer>Au</answer>"):
+        assert "Terminated, solved. Return 1." in run("play", "qa:Sample", "--seed", "0", typed=f"{typed}\n").stdout
 
 
 def test_play_says_what_cannot_be_imported(run, registered):
