@@ -38,6 +38,10 @@ class CallTimeout(CallFailed):
     """A function took longer than it was given; its process was killed."""
 
 
+class NotReady(RuntimeError):
+    """A process could not be prepared for calls: no call was made, so nothing is known about any."""
+
+
 class Worker:
     """A Python process that calls what it is sent.
 
@@ -71,6 +75,7 @@ class Worker:
             CallNotSent: the function or an argument cannot be sent, or not be imported there.
             CallTimeout: the time was up.
             CallFailed: it raised, or ended the process.
+            NotReady: ``prepare`` raised, or took longer than :data:`START_SECONDS`.
         """
         try:
             job = pickle.dumps((function, args))
@@ -80,13 +85,22 @@ class Worker:
             self._forget()
         with self._lock:
             if self._start() and self._prepare:
-                self._send(pickle.dumps((self._prepare, ())), START_SECONDS)  # what it raises, the call will raise
+                self._make_ready(self._prepare)
             answer, value = self._send(job, timeout)
         if answer == "unloadable":
             raise CallNotSent(value)
         if answer == "raised":
             raise CallFailed(value)
         return value
+
+    def _make_ready(self, prepare: Callable[[], object]) -> None:
+        try:
+            answer, value = self._send(pickle.dumps((prepare, ())), START_SECONDS)
+        except CallFailed as error:
+            answer, value = "raised", error
+        if answer != "returned":
+            self.stop()
+            raise NotReady(f"{prepare.__module__}.{getattr(prepare, '__qualname__', prepare)} failed: {value}")
 
     def _send(self, job: bytes, timeout: float) -> tuple[str, Any]:
         assert self._pipe is not None, "the process was started"
@@ -134,15 +148,18 @@ class WorkerPool:
     """Workers that share the calls of any number of threads; each is started when it is first needed.
 
     Args:
-        size: how many calls may run at once.
+        size: how many calls may run at once; None: one a core, from 2 to 8.
         prepare: as in :class:`Worker`.
         variables: as in :class:`Worker`.
     """
 
     def __init__(
-        self, size: int, prepare: Callable[[], object] | None = None, variables: Mapping[str, str] | None = None
+        self,
+        size: int | None = None,
+        prepare: Callable[[], object] | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> None:
-        self._size = size
+        self._size = size or min(8, max(2, os.cpu_count() or 2))
         self._new = partial(Worker, prepare, variables)
         self._fill()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gem.workers import CallFailed, CallNotSent, CallTimeout, Worker, WorkerPool
+from gem.workers import CallFailed, CallNotSent, CallTimeout, NotReady, Worker, WorkerPool
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,14 @@ def test_preparing_does_not_count_towards_the_calls_time():
     worker = Worker(prepare=partial(time.sleep, 1.5))
     assert worker.call(divmod, 7, 2, timeout=1.0) == (3, 1)
     worker.stop()
+
+
+def test_a_process_that_cannot_be_prepared_is_no_failed_call():
+    worker = Worker(prepare=partial(divmod, 1, 0))
+    for _ in range(2):
+        with pytest.raises(NotReady, match="ZeroDivisionError"):
+            worker.call(divmod, 7, 2, timeout=20)
+    assert not issubclass(NotReady, CallFailed)
 
 
 def test_variables_are_those_of_the_process():

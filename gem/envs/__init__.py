@@ -137,7 +137,7 @@ def _register_questions() -> None:
         "DeepScaleR40K": "DeepScaleR-40K",
     }.items():
         _register_question(f"math:{name}", maths, f"axon-rl/{dataset}")
-    _register_question("math:Geometry3K", "math_env:MathVisualEnv", "axon-rl/geometry3k", "train")
+    _register_question("math:Geometry3K", "math_visual_env:MathVisualEnv", "axon-rl/geometry3k", "train")
     for name, dataset in {
         "CodeContest": "CodeContest",
         "Taco8k": "TACO-8k",

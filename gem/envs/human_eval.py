@@ -19,7 +19,7 @@ from gem.utils.parsing import extract_code_from_model
 from gem.utils.sandbox import FunctionProcess, run_python
 from gem.workers import CallFailed, WorkerPool
 
-_workers = WorkerPool(size=2)
+_workers = WorkerPool()
 
 
 @functools.cache

@@ -14,7 +14,6 @@ from __future__ import annotations
 import importlib.util
 from typing import Any
 
-from gem.core import Info
 from gem.envs.datasets import DatasetEnv, gold_answers
 from gem.envs.math_grading import is_same, load
 from gem.utils.parsing import extract_last_boxed_answer
@@ -23,7 +22,7 @@ from gem.workers import CallFailed, WorkerPool
 GRADE_SECONDS = 3.0
 LONGEST = 1_000
 
-_workers = WorkerPool(size=2, prepare=load)
+_workers = WorkerPool(prepare=load)
 
 
 class MathEnv(DatasetEnv):
@@ -100,38 +99,3 @@ class MathEnv(DatasetEnv):
 
 def _boxed(answers: Any) -> str:
     return f"\\boxed{{{gold_answers(answers)[0]}}}"
-
-
-class MathVisualEnv(MathEnv):
-    """A question with pictures, which ``reset`` gives in ``info["images"]``, as base64 of PNG files.
-
-    Args:
-        image_key: column of the pictures.
-        *args: as for :class:`MathEnv`.
-        **kwargs: as for :class:`MathEnv`.
-    """
-
-    def __init__(self, *args: Any, image_key: str = "images", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._image_key = image_key
-        if image_key not in self._rows[0]:
-            raise ValueError(f"the data set has no column {image_key!r}; it has {', '.join(map(repr, self._rows[0]))}")
-
-    def reset(self, seed: int | None = None, idx: int | None = None) -> tuple[str, Info]:
-        """Ask a question, and give its pictures."""
-        observation, info = super().reset(seed, idx)
-        return observation, {**info, "images": [_png(image) for image in self.row[self._image_key]]}
-
-
-def _png(image: Any) -> str:
-    """Return a picture (of PIL, as bytes of a PNG file, or as a mapping with such bytes) as base64."""
-    import base64
-    import io
-
-    if isinstance(image, dict):
-        image = image["bytes"]
-    if not isinstance(image, bytes):
-        buffer = io.BytesIO()
-        image.save(buffer, format="PNG")
-        image = buffer.getvalue()
-    return base64.b64encode(image).decode("ascii")

@@ -1,5 +1,45 @@
-"""The published place of :class:`gem.envs.math_env.MathVisualEnv`."""
+"""Maths with pictures: the question is text, and its pictures are in the info of ``reset``.
 
-from gem.envs.math_env import MathVisualEnv
+Reward and grading are those of :mod:`gem.envs.math_env`.
+"""
 
-__all__ = ["MathVisualEnv"]
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+from gem.core import Info
+from gem.envs.math_env import MathEnv
+
+
+class MathVisualEnv(MathEnv):
+    """A question with pictures, which ``reset`` gives in ``info["images"]``, as base64 of PNG files.
+
+    Args:
+        image_key: column of the pictures.
+        *args: as for :class:`MathEnv`.
+        **kwargs: as for :class:`MathEnv`.
+    """
+
+    def __init__(self, *args: Any, image_key: str = "images", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._image_key = image_key
+        if image_key not in self._rows[0]:
+            raise ValueError(f"the data set has no column {image_key!r}; it has {', '.join(map(repr, self._rows[0]))}")
+
+    def reset(self, seed: int | None = None, idx: int | None = None) -> tuple[str, Info]:
+        """Ask a question, and give its pictures."""
+        observation, info = super().reset(seed, idx)
+        return observation, {**info, "images": [_png(image) for image in self.row[self._image_key]]}
+
+
+def _png(image: Any) -> str:
+    """Return a picture (of PIL, as bytes of a PNG file, or as a mapping with such bytes) as base64."""
+    if isinstance(image, dict):
+        image = image["bytes"]
+    if not isinstance(image, bytes):
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        image = buffer.getvalue()
+    return base64.b64encode(image).decode("ascii")

@@ -90,7 +90,7 @@ MAKE_SECONDS = 60.0
 SCORE_SECONDS = 3.0
 """What grading an answer may take."""
 
-_workers = WorkerPool(size=2, prepare=load, variables={"PYTHONHASHSEED": "0"})
+_workers = WorkerPool(prepare=load, variables={"PYTHONHASHSEED": "0"})
 
 
 class ReasoningGymEnv(QuestionEnv):

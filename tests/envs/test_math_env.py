@@ -9,7 +9,8 @@ import pytest
 
 import gem
 from gem.envs import math_env as module
-from gem.envs.math_env import MathEnv, MathVisualEnv
+from gem.envs.math_env import MathEnv
+from gem.envs.math_visual_env import MathVisualEnv
 from gem.testing import check_env
 
 pytest.importorskip("math_verify")

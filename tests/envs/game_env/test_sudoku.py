@@ -83,7 +83,7 @@ def test_solving_from_the_text_alone_wins_with_return_one(env_id):
         assert (result.return_, result.success) == (pytest.approx(1.0, abs=1e-9), True)
 
 
-@pytest.mark.parametrize(("scale", "clues", "seeds"), [(4, 10, 1000), (4, 4, 300), (9, 50, 300), (9, 32, 20)])
+@pytest.mark.parametrize(("scale", "clues", "seeds"), [(4, 10, 1000), (4, 4, 300), (9, 50, 1000), (9, 32, 20)])
 def test_puzzle_has_one_solution(scale, clues, seeds):
     env = SudokuEnv(clues=clues, max_turns=100, scale=scale)
     for seed in range(seeds):
