@@ -54,6 +54,12 @@ def test_a_question_depends_on_its_index_alone_and_its_answer_pays(name):
         assert env.step(action)[1:3] == (1.0, True)
 
 
+@pytest.mark.parametrize("name", ["acre", "gsm_symbolic", "list_functions", "word_ladder", "pool_matrix", "chain_sum"])
+def test_seeds_far_apart_ask_different_questions(name):
+    env = make(name)
+    assert len({env.reset(seed=seed)[0] for seed in range(0, 60, 10)}) == 6
+
+
 @pytest.mark.parametrize("name", QUICK)
 def test_junk_pays_nothing(name):
     env = make(name)

@@ -13,7 +13,13 @@ from gem.wrappers import TimeLimit
 GUESS = ("min_number", "max_number", "max_turns", "shaped")
 MASTERMIND = ("code_length", "num_numbers", "max_turns")
 MINESWEEPER = ("rows", "cols", "num_mines", "max_turns")
-HANOI = ("num_disks", "max_turns")
+HANOI = ("num_disks", "max_turns", "shaped")
+WORDS = ("word_length", "max_turns")
+FIFTEEN = ("num_rows", "max_turns", "shaped")
+SUDOKU = ("scale", "clues", "max_turns")
+GAME_2048 = ("target_tile", "max_turns")
+SOKOBAN = ("dim_room", "num_boxes", "max_turns", "shaped")
+HIDDEN = ("hardcore", "num_words", "max_turns")
 PUBLISHED = {
     "game:GuessTheNumber-v0": (GUESS, (1, 50, 7, True)),
     "game:GuessTheNumber-v0-hard": (GUESS, (1, 50, 7, True)),
@@ -29,9 +35,35 @@ PUBLISHED = {
     "game:Minesweeper-v0-hard": (MINESWEEPER, (8, 8, 12, 64)),
     "game:Minesweeper-v0-easy": (MINESWEEPER, (5, 5, 5, 25)),
     "game:Minesweeper-v0-random": (MINESWEEPER, (None, None, None, None)),
-    "game:TowerofHanoi-v0-hard": (HANOI, (5, 35)),
-    "game:TowerofHanoi-v0-easy": (HANOI, (3, 10)),
-    "game:TowerofHanoi-v0-random": (HANOI, (None, None)),
+    "game:Wordle-v0-hard": (WORDS, (5, 25)),
+    "game:Wordle-v0-easy": (WORDS, (3, 15)),
+    "game:Wordle-v0-random": (WORDS, (None, None)),
+    "game:FifteenPuzzle-v0-hard": (FIFTEEN, (4, 50, True)),
+    "game:FifteenPuzzle-v0-easy": (FIFTEEN, (2, 10, True)),
+    "game:FifteenPuzzle-v0-random": (FIFTEEN, (None, None, True)),
+    "game:Hangman-v0-hard": (WORDS, (7, 20)),
+    "game:Hangman-v0-easy": (WORDS, (3, 10)),
+    "game:Hangman-v0-random": (WORDS, (None, None)),
+    "game:Sudoku-v0-hard": (SUDOKU, (9, 50, 50)),
+    "game:Sudoku-v0-easy": (SUDOKU, (4, 10, 15)),
+    "game:Sudoku-v0-random": (SUDOKU, (None, None, None)),
+    "game:TowerofHanoi-v0-hard": (HANOI, (5, 35, True)),
+    "game:TowerofHanoi-v0-easy": (HANOI, (3, 10, True)),
+    "game:TowerofHanoi-v0-random": (HANOI, (None, None, True)),
+    "game:TowerofHanoi-v1-easy": (HANOI, (3, 10, False)),
+    "game:Game2048-v0-easy": (GAME_2048, (64, 50)),
+    "game:Game2048-v0-hard": (GAME_2048, (512, 50)),
+    "game:Game2048-v0-extreme-hard": (GAME_2048, (2048, 100)),
+    "game:Game2048-v0-random": (GAME_2048, (None, None)),
+    "game:Sokoban-v0-hard": (SOKOBAN, ((8, 8), 4, 50, True)),
+    "game:Sokoban-v0-easy": (SOKOBAN, ((6, 6), 2, 20, True)),
+    "game:Sokoban-v0-random": (SOKOBAN, (None, None, None, True)),
+    "game:Crosswords-v0-hard": (HIDDEN, (True, 3, 40)),
+    "game:Crosswords-v0-easy": (HIDDEN, (False, 3, 30)),
+    "game:Crosswords-v0-random": (HIDDEN, (None, None, None)),
+    "game:WordSearch-v0-hard": (HIDDEN, (True, 5, 20)),
+    "game:WordSearch-v0-easy": (HIDDEN, (False, 5, 20)),
+    "game:WordSearch-v0-random": (HIDDEN, (None, None, None)),
 }
 
 
@@ -81,7 +113,7 @@ def test_published_id_has_its_parameters(env_id):
 def test_plain_ids_of_games_are_the_hard_ones():
     specs = registration.all_specs()
     for env_id in specs:
-        if env_id.startswith("game:") and env_id.endswith("-hard"):
+        if env_id.startswith("game:") and env_id.endswith("-hard") and not env_id.endswith("-extreme-hard"):
             assert specs[env_id.removesuffix("-hard")].kwargs == specs[env_id].kwargs
 
 

@@ -3,6 +3,7 @@ r"""Scripted players that win a game through its text alone.
 A solver proves two things about a game: its observations say enough to win, and winning pays. It is a generator
 function: it is given the first observation, yields what it says, and is sent the observation that follows.
 
+>>> import gem
 >>> from gem.testing.solvers import solve
 >>> env = gem.make("game:TowerofHanoi-v0-easy")
 >>> solve(env, seed=7)
