@@ -78,6 +78,11 @@ def test_a_program_that_ends_by_sys_exit_can_be_right():
     assert reward(STDIN, f"import sys\n{ADD}\nsys.exit()") == 1.0
 
 
+@pytest.mark.parametrize("end", ["raise ValueError", "import sys; sys.exit(3)", "import os; os.abort()"])
+def test_a_program_that_prints_what_is_right_and_fails_is_wrong(end):
+    assert reward(STDIN, f"{ADD}\nprint(end='', flush=True)\n{end}") == 0.0
+
+
 def test_blanks_at_the_ends_of_lines_do_not_count_and_others_do():
     tests = {"inputs": [""], "outputs": ["a  b\nc\n"]}
     assert reward(tests, "print('a  b ')\nprint('c')\nprint()") == 1.0

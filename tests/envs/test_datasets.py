@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -128,7 +129,13 @@ def test_a_data_set_is_loaded_once_also_by_threads_at_once(tmp_path, monkeypatch
     path = write_jsonl(tmp_path / "rows.jsonl")
     loads = []
     load = module._load
-    monkeypatch.setattr(module, "_load", lambda *args: loads.append(args) or load(*args))
+
+    def slow_load(*args):
+        loads.append(args)
+        time.sleep(0.05)  # so that threads that do not wait for one another would all load
+        return load(*args)
+
+    monkeypatch.setattr(module, "_load", slow_load)
     with ThreadPoolExecutor(8) as pool:
         envs = list(pool.map(lambda _: QaEnv(path), range(100)))
     assert loads == [(path, None)]
