@@ -122,10 +122,12 @@ class ReasoningGymEnv(QuestionEnv):
         **config: Any,
     ) -> None:
         super().__init__()
-        if name in PAY_FOR_JUNK and not pay_for_junk:
-            raise ValueError(f"rg:{name} pays for junk: {PAY_FOR_JUNK[name]}. pay_for_junk=True makes it all the same")
         if name == "composite":
             config.setdefault("datasets", _MIXTURE)
+        for used in (name, *(part["name"] for part in config.get("datasets", ()))):
+            if used in PAY_FOR_JUNK and not pay_for_junk:
+                why = PAY_FOR_JUNK[used]
+                raise ValueError(f"rg:{used} pays for junk: {why}. pay_for_junk=True makes rg:{name} all the same")
         self._name = name
         self._config = json.dumps(config, sort_keys=True)  # text, to share a data set among environments
         self._raw_scores = raw_scores

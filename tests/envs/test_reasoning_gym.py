@@ -176,6 +176,13 @@ def test_a_mixture_asks_what_it_is_made_of_and_grades_by_its_rules():
     assert sources == {"countdown", "chain_sum"}
 
 
+def test_a_mixture_with_a_data_set_that_pays_for_junk_is_refused_unless_asked_for():
+    mixture = [{"name": name, "weight": 1.0, "config": {}} for name in ("complex_arithmetic", "chain_sum")]
+    with pytest.raises(ValueError, match="rg:complex_arithmetic pays for junk"):
+        make("composite", datasets=mixture)
+    make("composite", datasets=mixture, pay_for_junk=True)
+
+
 def test_train_and_eval_share_no_question():
     def questions(split):
         env = make("pool_matrix")
