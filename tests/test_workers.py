@@ -94,17 +94,36 @@ def test_a_pool_answers_any_number_of_threads():
         assert list(squares) == [n**2 for n in range(40)]
 
 
-def test_a_fork_has_workers_of_its_own():
-    code = """
+@pytest.mark.parametrize("workers", ["Worker()", "WorkerPool(1)"])
+def test_a_fork_has_workers_of_its_own(workers):
+    code = f"""
 import os
-from gem.workers import WorkerPool
-pool = WorkerPool(1)
-first = pool.call(os.getpid, timeout=20)
+from gem.workers import Worker, WorkerPool
+workers = {workers}
+first = workers.call(os.getpid, timeout=20)
 child = os.fork()
 if child == 0:
-    os._exit(0 if pool.call(os.getpid, timeout=20) != first else 1)
+    os._exit(0 if workers.call(os.getpid, timeout=20) != first else 1)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-assert pool.call(os.getpid, timeout=20) == first
+assert workers.call(os.getpid, timeout=20) == first
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_fork_does_not_wait_for_calls_of_its_parents_threads():
+    code = """
+import os, threading, time
+from gem.workers import WorkerPool
+pool = WorkerPool(1)
+pool.call(os.getpid, timeout=20)
+threading.Thread(target=pool.call, args=(time.sleep, 3), kwargs={"timeout": 20}).start()
+time.sleep(0.3)
+child = os.fork()
+if child == 0:
+    begin = time.monotonic()
+    pool.call(os.getpid, timeout=20)
+    os._exit(0 if time.monotonic() - begin < 2.5 else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
