@@ -11,12 +11,16 @@ _NAMED = re.compile(r"\\?[A-Za-z]\w*(_\{?\w+\}?)?'?(\([\w, ]+\))?\s*=(?P<value>[
 
 
 _NUMBER = re.compile(r"[-+]?\$?(\d[\d,]*)?\.?\d+")
-_UNIT = re.compile(r"\\(text|mathrm|mbox)\{[^{}]*\}(\s*\^\s*\{?\d\}?)?")
-_TEN_TO_THE = re.compile(r"((\\times|\\cdot|\*)\s*)?10\s*\^")
-_TO_BE_WORKED_OUT = re.compile(r"[+*!^]|\S\s*-|\\(times|cdot|div|int|sum|prod|binom|log|ln|sin|cos|tan)\b")
+_UNIT = re.compile(r"\\(text|mathrm|mbox)\{[^{}]*\}(\s*\^\s*\{?\d\}?)?|\^\s*\{?\\circ\}?")
+_POWER = re.compile(r"((\\times|\\cdot|\*)\s*)?\d+\s*\^\s*(\{\s*-?\d+\s*\}|-?\d)")
+_TO_BE_WORKED_OUT = re.compile(r"[+*!^]|\S\s*-|\\(times|cdot|div|int|sum|prod|binom|log|ln|sin|cos|tan)(?![A-Za-z])")
 _SEVERAL = re.compile(r"\d\s+\d")
-_MIXED_NUMBER = re.compile(r"-?\d+\s+\d+/\d+")
-_RELATION = re.compile(r"[<>≤≥≠]|\\(lt|le|leq|gt|ge|geq|ne|neq|approx)\b")
+_GROUPED = re.compile(r"-?\d{1,3}((\\,|\\ |\s|\{,\})\d{3})+")
+_MIXED_NUMBER = re.compile(r"(-?)(\d+)\s+(\d+)/(\d+)")
+_RELATION = re.compile(
+    r"[<>≤≥≠→⇒]|\\(lt|le|leq|gt|ge|geq|ne|neq|approx|to|rightarrow|longrightarrow|Rightarrow|implies|iff|mapsto)(?![A-Za-z])"
+)
+_DENIAL = re.compile(r"\\(text|mathrm|mbox)\{[^{}]*\b(not?|never|is|isn|wrong)\b")
 
 
 def load() -> None:
@@ -33,12 +37,11 @@ def is_same(answer: str, golds: list[str]) -> bool:
 def _is_same(answer: str, gold: str) -> bool:
     from math_verify import verify
 
-    answer = answer.removesuffix(".")
-    named = _NAMED.fullmatch(answer)
-    if named and "=" not in gold:
-        answer = named["value"].strip()
+    answer = _plain(answer)
     if _is_no_value(answer, gold):
         return False
+    if "=" in answer:
+        return _is_same_equation(answer, gold)
     expected, found = _parse(gold), _parse(answer)
     if not expected or not found:
         return False
@@ -46,18 +49,53 @@ def _is_same(answer: str, gold: str) -> bool:
     return bool(verify(expected, found, strict=True, timeout_seconds=None))
 
 
+def _plain(answer: str) -> str:
+    """Write numbers in the way that math-verify reads."""
+    answer = answer.removesuffix(".")
+    if _GROUPED.fullmatch(answer):
+        return re.sub(r"[^-\d]", "", answer)
+    mixed = _MIXED_NUMBER.fullmatch(answer)
+    if mixed:
+        sign, whole, part, of = mixed.groups()
+        return f"{sign}\\frac{{{int(whole) * int(of) + int(part)}}}{{{int(of)}}}"
+    return answer
+
+
 def _is_no_value(answer: str, gold: str) -> bool:
     """Return whether an answer is of a form that the reference is not, and that math-verify would read too kindly."""
-    if "=" in answer and "=" not in gold:  # it would take what is on the right
-        return True
     if _RELATION.search(answer) and not _RELATION.search(gold):
         return True
-    if _SEVERAL.search(answer) and not _SEVERAL.search(gold) and not _MIXED_NUMBER.fullmatch(answer):  # it would add
+    if _SEVERAL.search(answer) and not _SEVERAL.search(gold):  # it would add them up
+        return True
+    if _DENIAL.search(answer) and not _DENIAL.search(gold):  # it would take the text for a unit
         return True
     # where a number is asked for, the question itself (17 * 23) is no answer to it
-    return bool(
-        _NUMBER.fullmatch(gold) and _TO_BE_WORKED_OUT.search(_TEN_TO_THE.sub("", _UNIT.sub("", answer.lstrip("+"))))
-    )
+    named = _NAMED.fullmatch(answer)
+    value = named["value"].strip() if named else answer
+    return bool(_NUMBER.fullmatch(gold) and _TO_BE_WORKED_OUT.search(_POWER.sub("", _UNIT.sub("", value.lstrip("+")))))
+
+
+def _is_same_equation(answer: str, gold: str) -> bool:
+    """Compare an equation with a value that it gives to a name, or with an equation that says the same.
+
+    math-verify would take what is on the right, or compare solutions, of which many equations have none.
+    """
+    from sympy import simplify
+
+    named = _NAMED.fullmatch(answer)
+    if "=" not in gold:
+        return named is not None and _is_same(named["value"].strip(), gold)
+    if answer.count("=") != 1 or gold.count("=") != 1:
+        return answer.replace(" ", "") == gold.replace(" ", "")
+    sides = [_parse(side) for side in (*answer.split("="), *gold.split("="))]
+    if not all(sides):
+        return False
+    left, right, gold_left, gold_right = (side[0] for side in sides)
+    try:
+        ratio = simplify((left - right) / (gold_left - gold_right))
+    except TypeError:  # sets, intervals: nothing to subtract
+        return False
+    return bool(ratio.is_number and ratio.is_finite and ratio != 0)
 
 
 def _parse(text: str) -> list[Any]:
