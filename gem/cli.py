@@ -105,6 +105,24 @@ def check(
     _say(f"{len(ids)} of {len(ids)} passed")
 
 
+@app.command()
+def serve_search(
+    corpus: Annotated[
+        Path | None, typer.Argument(help="JSON lines; without it, the small corpus of the package.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+) -> None:
+    """Serve a corpus to SearchTool, and to whatever speaks the protocols of gem-llm or Search-R1."""
+    from gem.tools.corpus import SHIPPED
+    from gem.tools.search_server import serve
+
+    try:
+        serve(corpus or SHIPPED, host, port)
+    except (ImportError, OSError, ValueError) as error:
+        _stop(str(error))
+
+
 _Episodes = Annotated[Path, typer.Argument(metavar="EPISODES", help="A file of episodes, a JSON line each.")]
 _Limit = Annotated[int, typer.Option(min=1, help="How many episodes to show at most.")]
 

@@ -194,7 +194,7 @@ def _folder(code: str) -> tempfile.TemporaryDirectory[str]:
 
 
 def _command(sandbox_type: str, folder: str, program: str) -> list[str]:
-    python = [sys.executable, "-I", "-B", "-X", "utf8", "-c", program]
+    python = [sys.executable, "-s", "-B", "-X", "utf8", "-c", program]
     if sandbox_type == "none":
         return python
     if sandbox_type != "bwrap":
@@ -211,13 +211,14 @@ def _command(sandbox_type: str, folder: str, program: str) -> list[str]:
 def _start(command: list[str], folder: str, stdin: Any, stdout: Any, stderr: Any) -> subprocess.Popen[bytes]:
     variables = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": folder, "TMPDIR": folder}
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    hashes = {"PYTHONHASHSEED": "0"}  # the same program writes the same
     return subprocess.Popen(
         command,
         cwd=folder,
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
-        env={**variables, **threads},
+        env={**variables, **threads, **hashes},
         start_new_session=True,  # a group of its own, to be killed as a whole
     )
 

@@ -7,10 +7,26 @@ from functools import partial
 from typing import Any
 
 from gem.core import Env
+from gem.tools.base_tool import BaseTool
+from gem.tools.python_code_tool import PythonCodeTool
+from gem.tools.search_tool import SearchTool
+from gem.tools.tool_env_wrapper import ToolEnvWrapper
 from gem.wrappers.episode_tracking_wrapper import EpisodeTrackingWrapper
 from gem.wrappers.observation_wrapper import ObservationWrapper
 
+
+def _with(tool: BaseTool, reward: float = 0.0, success_reward: float = 0.0) -> Callable[..., Env]:
+    return partial(
+        ToolEnvWrapper, tools=[tool], tool_reward=reward, tool_success_reward=success_reward, max_tool_uses=5
+    )
+
+
 WRAPPER_FACTORY: dict[str, Callable[..., Env]] = {
+    "python_tool": _with(PythonCodeTool(timeout=5), 0.05, 0.25),
+    "python_tool_no_int_reward": _with(PythonCodeTool(timeout=5)),
+    "python_tool_no_int_reward_last_line_error": _with(PythonCodeTool(timeout=5, keep_error_last_line=True)),
+    "search_tool": _with(SearchTool(topk=3, timeout=5), 0.3),
+    "search_tool_no_int_reward": _with(SearchTool(topk=3, timeout=5)),
     "concat": partial(ObservationWrapper, include_action=False, include_chat_template=False),
     "concat_with_action": partial(ObservationWrapper, include_action=True, include_chat_template=False),
     "concat_chat": partial(ObservationWrapper, include_action=True, include_chat_template=True),
@@ -22,7 +38,7 @@ WRAPPER_FACTORY: dict[str, Callable[..., Env]] = {
     ),
     "episode_tracking": EpisodeTrackingWrapper,
 }
-"""A function of an environment by name. One history at most; ``episode_tracking`` goes last."""
+"""A function of an environment by name. Tools come first, then one history at most; ``episode_tracking`` goes last."""
 
 TOKENIZER_REQUIRED = ("concat_chat", "concat_chat_on_reset")
 

@@ -105,7 +105,8 @@ def test_the_example_trains_and_nothing_is_left_running(small_model, tmp_path, v
         assert f"val-aux/{env_id}/environment_errors/mean@1" in of_verl[step]
         (file,) = (out / "episodes").glob(f"eval-{step}-*.jsonl")
         assert {episode.task.split for episode in read_jsonl(file)} == {"eval"}
-    assert [process.pid for process in psutil.process_iter() if "gem-ray-" in " ".join(process.cmdline())] == []
+    running = [process.info for process in psutil.process_iter(["pid", "cmdline"])]  # None: it has just ended
+    assert [info["pid"] for info in running if "gem-ray-" in " ".join(info["cmdline"] or ())] == []
 
 
 def test_turns_as_samples_and_environments_that_misbehave(example, small_model, tmp_path, variables):

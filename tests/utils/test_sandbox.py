@@ -22,6 +22,11 @@ def test_a_program_reads_and_writes():
     assert run_python("print(input()[::-1])", "none", "abc") == (True, "cba\n", "")
 
 
+def test_the_same_program_writes_the_same():
+    code = "print({'apple', 'pear', 'plum', 'fig', 'quince'}, hash('a'))"
+    assert len({run_python(code) for _ in range(4)}) == 1
+
+
 def test_an_error_is_told_and_no_success():
     ended_well, out, err = run_python("print(1)\nraise ValueError('no')")
     assert (ended_well, out) == (False, "1\n")

@@ -26,7 +26,7 @@ def test_no_name_gives_no_wrapper(names):
 
 
 def test_unknown_name_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match=r"no wrapper 'history'; there are concat, "):
+    with pytest.raises(ValueError, match=r"no wrapper 'history'; there are python_tool, "):
         get_wrapper_fns("concat,history")
 
 

@@ -1,0 +1,91 @@
+"""PythonCodeTool: run Python code that the model writes."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+
+from gem.tools.base_tool import BaseTool, Block, ToolResult, cut_middle, find_block
+from gem.utils.sandbox import SANDBOX_TYPES, run_python
+
+MAX_CHARS = 4_000
+"""Characters of a program's output that the model is shown."""
+
+_MARKS = (
+    (re.compile(r"<python>"), re.compile(r"</python>")),
+    (re.compile(r"```\n?(?:python3?|py)\b"), re.compile(r"```")),
+)
+
+_PROGRAM = re.compile(r'File "(?:[^"\n]*/)?main\.py"')
+_TRACEBACK = "Traceback (most recent call last):\n"
+
+
+class PythonCodeTool(BaseTool):
+    """Runs the first block of Python code in a text: ``<python>...</python>``, or a fence of ``python`` or ``py``.
+
+    Each program runs in a process of its own, see :mod:`gem.utils.sandbox`. Nothing is kept between programs.
+
+    Args:
+        timeout: seconds.
+        sandbox_type: how the program is isolated, as for :func:`gem.utils.sandbox.run_python`.
+        keep_error_last_line: show only the last line of what a program writes to stderr.
+        max_chars: of the output, at most; the middle of a longer one is left out.
+
+    Raises:
+        ValueError: there is no such kind of sandbox.
+    """
+
+    tool_type = "python_code"
+
+    def __init__(
+        self,
+        timeout: float = 5,
+        sandbox_type: str = "none",
+        keep_error_last_line: bool = False,
+        max_chars: int = MAX_CHARS,
+    ) -> None:
+        super().__init__()
+        if sandbox_type not in SANDBOX_TYPES:
+            raise ValueError(f"sandbox_type must be one of {', '.join(SANDBOX_TYPES)}, got {sandbox_type!r}")
+        self.timeout = timeout
+        self.sandbox_type = sandbox_type
+        self.keep_error_last_line = keep_error_last_line
+        self.max_chars = max_chars
+
+    def instruction_string(self) -> str:
+        """Return how to run code."""
+        return (
+            "You can run Python code while you think. Write a complete program, with its imports, into "
+            "<python>...</python> or a ```python block, let it print what you want to know, and stop: you will be "
+            f'told what it wrote, after "Code execution result: ". It may take {self.timeout:g} seconds, and each '
+            "program starts afresh. Give your final answer in the form that the task asks for, with no code beside it."
+        )
+
+    def find_action(self, action: str) -> int | None:
+        """Return where the first block begins."""
+        block = self._find(action)
+        return None if block is None else block.start
+
+    def execute_action(self, action: str) -> ToolResult:
+        """Run the first block."""
+        block = self._find(action)
+        if block is None:
+            return False, True, "", action
+        code = textwrap.dedent(block.content).strip()
+        success, stdout, stderr = run_python(code, self.sandbox_type, timeout=self.timeout)
+        stderr = _own_frames(stderr.strip())
+        if self.keep_error_last_line:
+            stderr = stderr.rpartition("\n")[2]
+        output = "\n".join(filter(None, (stdout.rstrip("\n"), stderr))).lstrip(" \n")
+        return True, not success, f"Code execution result: {cut_middle(output, self.max_chars)}\n", action[: block.end]
+
+    def _find(self, action: str) -> Block | None:
+        return find_block(action, _MARKS)
+
+
+def _own_frames(stderr: str) -> str:
+    """Name the program without its folder, which differs each time; leave what ran it out of the last traceback."""
+    stderr = _PROGRAM.sub('File "main.py"', stderr)
+    start = stderr.rfind(_TRACEBACK)
+    program = stderr.find('  File "main.py"', start)
+    return stderr if min(start, program) < 0 else stderr[: start + len(_TRACEBACK)] + stderr[program:]
