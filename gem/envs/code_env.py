@@ -17,7 +17,7 @@ from typing import Any
 
 from gem.envs.datasets import DatasetEnv
 from gem.utils.parsing import extract_code_from_model
-from gem.utils.sandbox import FunctionProcess, run_python
+from gem.utils.sandbox import FunctionProcess, check_sandbox, run_python
 
 NO_CODE = -0.1
 
@@ -121,15 +121,17 @@ class CodeEnv(DatasetEnv):
         self._max_tests = max_tests
         self._timeout = timeout
         self._sandbox_type = sandbox_type
-        run_python("", sandbox_type)  # raises if there is no such sandbox here
+        check_sandbox(sandbox_type)
 
     def ask(self, idx: int) -> str:
         """Return the problem, and how to answer."""
-        candidates = (*range(idx, self.size), *range(idx))
-        self.idx = next((index for index in candidates if self._tests(index)), -1)
-        if self.idx < 0:
+        for candidate in (*range(idx, self.size), *range(idx)):
+            tests = self._tests(candidate)
+            if tests:
+                break
+        else:
             raise ValueError("the data set has no tests")
-        tests = self._tests(self.idx)
+        self.idx = candidate
         if tests[0].function:
             form = f"the function `{tests[0].function}`"
         else:

@@ -16,7 +16,7 @@ from typing import Any
 from gem.envs.code_env import NO_CODE
 from gem.envs.question import QuestionEnv
 from gem.utils.parsing import extract_code_from_model
-from gem.utils.sandbox import FunctionProcess, run_python
+from gem.utils.sandbox import FunctionProcess, check_sandbox
 from gem.workers import CallFailed, WorkerPool
 
 _workers = WorkerPool()
@@ -52,7 +52,7 @@ class HumanEvalEnv(QuestionEnv):
         self._first_seed = seed
         self._timeout = timeout
         self._sandbox_type = sandbox_type
-        run_python("", sandbox_type)  # raises if there is no such sandbox here
+        check_sandbox(sandbox_type)
 
     @property
     def size(self) -> int:

@@ -115,6 +115,11 @@ def run_python(
     return code_of_exit == 0, stdout, stderr
 
 
+def check_sandbox(sandbox_type: str) -> None:
+    """Raise what :func:`run_python` would raise for a kind of sandbox, without running anything."""
+    _command(sandbox_type, ".", "")
+
+
 class FunctionProcess:
     """A process that defines functions and calls one of them.
 
