@@ -106,6 +106,23 @@ def check(
 
 
 @app.command()
+def doctor() -> None:
+    """Try out what the sandbox keeps from code that a model writes, on this machine."""
+    from gem.sandbox import describe
+
+    found = describe()
+    if not found.backend:
+        _stop(found.problem, code=1)
+    _say(f"sandbox: {found.backend}")
+    for name in found.keeps_out:
+        _say(f"  ✓ keeps out: {name}")
+    for name in found.lets_through:
+        _say(f"  ✗ lets through: {name}")
+    if found.lets_through:
+        raise typer.Exit(1)
+
+
+@app.command()
 def serve_search(
     corpus: Annotated[
         Path | None, typer.Argument(help="JSON lines; without it, the small corpus of the package.")

@@ -13,6 +13,7 @@ from gem.core import Env
 from gem.envs.registration import ENV_REGISTRY, all_specs
 from gem.rollout import Episode, Turn, read_jsonl, write_jsonl
 from gem.rollout.atif import to_atif
+from gem.sandbox import Description
 from gem.tasks import Task
 from gem.testing.check_env import CHECKS
 
@@ -164,6 +165,21 @@ def test_checks_in_other_processes_say_what_checks_here_say(run):
     assert there.exit_code == 0
     assert there.stdout == here.stdout
     assert "✓ solver (won 10 of 10)" in there.stdout
+
+
+@pytest.mark.parametrize(
+    ("found", "code", "said"),
+    [
+        (Description("bubblewrap", "", ("network",), ()), 0, "sandbox: bubblewrap\n  ✓ keeps out: network\n"),
+        (Description("bubblewrap", "", (), ("network",)), 1, "  ✗ lets through: network\n"),
+        (Description("", "bubblewrap is not installed", (), ()), 1, "gem: bubblewrap is not installed\n"),
+    ],
+)
+def test_doctor_says_what_the_sandbox_keeps_out(run, monkeypatch, found, code, said):
+    monkeypatch.setattr("gem.sandbox.describe", lambda: found)
+    result = run("doctor")
+    assert result.exit_code == code
+    assert said in result.stdout + result.stderr
 
 
 def test_python_m_gem_is_the_command_line():

@@ -1,0 +1,113 @@
+"""What the sandbox of this machine keeps out, found out by trying."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from contextlib import closing
+from dataclasses import dataclass, replace
+from tempfile import NamedTemporaryFile
+
+from gem.sandbox.limits import Limits, SandboxUnavailable
+from gem.sandbox.pool import find_backend
+from gem.sandbox.running import run
+
+# What code in a sandbox should not be able to do: each is an expression that is true if it can.
+_TRIES = {
+    "files of this user": "os.path.exists({file!r})",
+    "writing outside of /tmp": "writes('/usr/gem-sandbox') or writes('/gem-sandbox')",
+    "environment variables": "{variable!r} in os.environ",
+    "other processes": "os.path.exists('/proc/{process}/stat') and signals({process})",
+    "network": "connects({port})",
+    "new namespaces": "libc.unshare(0x10000000) == 0",
+    "mounts": "libc.mount(b'none', b'/tmp', b'tmpfs', 0, None) == 0",
+    "tracing": "libc.ptrace(0, 0, 0, 0) == 0",
+    "more memory than the limit": "allocates()",
+    "more processes than the limit": "forks()",
+}
+_PROGRAM = """
+import ctypes, json, os, socket, time
+libc = ctypes.CDLL(None)
+def writes(path):
+    try:
+        open(path, "w").close()
+        os.remove(path)
+        return True
+    except OSError:
+        return False
+def signals(process):
+    try:
+        os.kill(process, 0)
+        return True
+    except OSError:
+        return False
+def connects(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+        return True
+    except OSError:
+        return False
+def allocates():
+    try:
+        return bool(bytearray(LIMIT))
+    except MemoryError:
+        return False
+def forks():
+    try:
+        for _ in range(PROCESSES):
+            if os.fork() == 0:
+                time.sleep(9)
+                os._exit(0)
+        return True
+    except OSError:
+        return False
+"""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the sandbox of this machine does.
+
+    Attributes:
+        backend: its name; "" if there is none.
+        problem: why there is none.
+        keeps_out: what it was seen to keep out.
+        lets_through: what it was seen to let through.
+    """
+
+    backend: str
+    problem: str = ""
+    keeps_out: tuple[str, ...] = ()
+    lets_through: tuple[str, ...] = ()
+
+
+def describe(backend: str = "auto") -> Description:
+    """Try out what the sandbox keeps out.
+
+    Args:
+        backend: as of :func:`gem.sandbox.run`.
+    """
+    limits = replace(Limits(), memory_bytes=1 << 28, processes=8)
+    try:
+        name = find_backend() if backend == "auto" else backend
+        with closing(socket.create_server(("127.0.0.1", 0))) as server, NamedTemporaryFile() as file:
+            facts = {
+                "file": file.name,
+                "variable": next(iter(os.environ.keys() - {"PATH", "LANG", "HOME", "PWD", "TMPDIR"}), "none"),
+                "process": os.getpid(),
+                "port": server.getsockname()[1],
+            }
+            tries = ", ".join(f"{name!r}: {code.format(**facts)}" for name, code in _TRIES.items())
+            numbers = f"LIMIT, PROCESSES = {limits.memory_bytes}, {limits.processes}\n"
+            result = run(f"{numbers}{_PROGRAM}\nprint(json.dumps({{{tries}}}))", limits=limits, backend=name)
+    except SandboxUnavailable as error:
+        return Description("", str(error))
+    if result.exit_code != 0:
+        return Description("", f"a program in the sandbox failed: {result.stderr.strip() or result}")
+    done = json.loads(result.stdout)
+    return Description(
+        name,
+        keeps_out=tuple(name for name in _TRIES if not done[name]),
+        lets_through=tuple(name for name in _TRIES if done[name]),
+    )

@@ -1,0 +1,393 @@
+"""Attempts to get out of a sandbox, to be run wherever a sandbox is to be trusted.
+
+Each is a small program that prints ESCAPED if it managed, or leaves behind what a check then finds. They run on a
+*stage*: files, sockets, a process, an environment variable and an open handle of this process that they aim at.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from gem.sandbox.limits import Limits, Result
+from gem.sandbox.running import Session, run
+
+LIMITS = Limits(cpu_seconds=5.0, memory_bytes=1 << 28, processes=16, output_bytes=1 << 16, file_bytes=8 << 20)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A way to get out.
+
+    Attributes:
+        name: what it tries, which should be impossible.
+        program: Python code; see ``_PRELUDE`` for what it can use.
+        check: takes the stage and the result, and returns whether it got out; None: if it printed ESCAPED.
+        plain: whether it can be run without a sandbox, too, and do no harm.
+        seconds: when it is killed.
+    """
+
+    name: str
+    program: str
+    check: Callable[[dict[str, Any], Result], bool] | None = None
+    plain: bool = True
+    seconds: float = 5.0
+
+
+def escaped(attempt: Attempt, stage: dict[str, Any], backend: str = "auto") -> bool:
+    """Run an attempt, and return whether it got out."""
+    limits = replace(LIMITS, wall_seconds=attempt.seconds)
+    result = run(f"STAGE = {stage!r}\n{_PRELUDE}\n{attempt.program}", "input", limits, backend)
+    return "ESCAPED" in result.stdout or (attempt.check is not None and attempt.check(stage, result))
+
+
+@contextmanager
+def set_stage(backend: str = "auto") -> Iterator[dict[str, Any]]:
+    """Prepare what the attempts aim at, and clean up after them."""
+    token = secrets.token_hex(8)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gem-stage-")))
+        folder.chmod(0o755)
+        secret = folder / "secret"
+        secret.write_text(token)
+        handle = os.open(secret, os.O_RDONLY)
+        stack.callback(os.close, handle)
+        os.set_inheritable(handle, True)
+        os.environ[f"GEM_{token}"] = token
+        stack.callback(os.environ.pop, f"GEM_{token}")
+        tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        for address in (str(folder / "socket"), f"\0gem-{token}"):
+            server = stack.enter_context(socket.socket(socket.AF_UNIX))
+            server.bind(address)
+            server.listen()
+        victim = stack.enter_context(subprocess.Popen(["sleep", "600"], env={"GEM_SECRET": token}))
+        stack.callback(victim.kill)
+        # Another run that is over, and one that goes on.
+        left = f"/tmp/gem-left-{token}"
+        stack.callback(Path(left).unlink, missing_ok=True)
+        run(_LEAVE.format(path=left, abstract=f"left-{token}"), limits=LIMITS, backend=backend)
+        other = stack.enter_context(Session(LIMITS, backend))
+        stack.callback(Path(f"{left}-other").unlink, missing_ok=True)
+        other.run(_LEAVE.format(path=f"{left}-other", abstract=f"other-{token}"))
+        yield {
+            "token": token,
+            "folder": str(folder),
+            "secret": str(secret),
+            "home": os.path.expanduser("~"),
+            "prefix": sys.prefix,
+            "handle": handle,
+            "port": tcp.getsockname()[1],
+            "socket": str(folder / "socket"),
+            "abstract": f"gem-{token}",
+            "parent": os.getpid(),
+            "victim": victim.pid,
+            "left": left,
+            "other_abstract": f"other-{token}",
+            **asdict(LIMITS),
+        }
+
+
+_LEAVE = """
+import os, socket, time
+open({path!r}, "w").write("left")
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("\\0" + {abstract!r})
+listener.listen()
+"""
+
+_PRELUDE = """
+import ctypes, glob, os, resource, signal, socket, stat, struct, subprocess, sys, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+arm = os.uname().machine == "aarch64"
+def escaped_if(condition):
+    if condition:
+        print("ESCAPED", flush=True)
+def read(path):
+    try:
+        with open(path, "rb") as file:
+            return file.read(1 << 16)
+    except OSError:
+        return b""
+def works(function, *args):
+    try:
+        function(*args)
+        return True
+    except (OSError, ValueError):
+        return False
+def knows(data):
+    return STAGE["token"].encode() in data
+def status_shows_rights(process):
+    status = read(f"/proc/{process}/status")
+    return b"CapEff:" in status and b"CapEff:\\t0000000000000000" not in status
+def call(x86, arm_number, *args):
+    return libc.syscall(ctypes.c_long(arm_number if arm else x86), *map(ctypes.c_long, args)) >= 0
+def writes(path):
+    return works(lambda: (open(path, "w").close(), os.remove(path)))
+def connects(family, address):
+    with socket.socket(family) as client:
+        client.settimeout(1)
+        return works(client.connect, address)
+"""
+
+
+def _victim_died(stage: dict[str, Any], result: Result) -> bool:
+    """Return whether the process of the stage was ended."""
+    return b"sleep" not in _read(f"/proc/{stage['victim']}/cmdline")
+
+
+def _wrote_into_folder(stage: dict[str, Any], result: Result) -> bool:
+    return Path(stage["folder"], "written").exists()
+
+
+def _goes_on(stage: dict[str, Any], result: Result) -> bool:
+    """Return whether a process of the run is still there; if so, end it."""
+    mark = f"60.{int(stage['token'][:6], 16)}".encode()
+    time.sleep(0.05)
+    found = [int(path.name) for path in Path("/proc").glob("[0-9]*") if mark in _read(f"{path}/cmdline")]
+    for process in found:
+        os.kill(process, 9)
+    return bool(found)
+
+
+def _is_too_long(stage: dict[str, Any], result: Result) -> bool:
+    return max(len(result.stdout), len(result.stderr)) > LIMITS.output_bytes
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return b""
+
+
+_KNOWN = "escaped_if(knows(read({})))"
+
+_LIST_HOME = """
+to_python = {part for prefix in (sys.prefix, sys.base_prefix) for part in prefix.split("/")}  # that may be in there
+escaped_if(os.path.isdir(STAGE["home"]) and set(os.listdir(STAGE["home"])) - to_python)
+"""
+
+_LEAVE_PROCESS = """
+name = f"60.{int(STAGE['token'][:6], 16)}"
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.execvp("sleep", ["sleep", name])
+    os._exit(0)
+os.wait()
+"""
+
+_MANY_PROCESSES = """
+for _ in range(2 * STAGE["processes"]):
+    if os.fork() == 0:
+        time.sleep(9)
+        os._exit(0)
+escaped_if(True)
+"""
+
+_MANY_THREADS = """
+threading.stack_size(1 << 16)
+try:
+    for _ in range(2 * STAGE["processes"]):
+        threading.Thread(target=time.sleep, args=(9,), daemon=True).start()
+    escaped_if(True)
+except RuntimeError:
+    pass
+os._exit(0)
+"""
+
+_MUCH_MEMORY = """
+try:
+    escaped_if(bytearray(STAGE["memory_bytes"]))
+except MemoryError:
+    pass
+"""
+
+_MUCH_MEMORY_IN_PARTS = """
+for _ in range(8):
+    if os.fork() == 0:
+        held = b"x" * (STAGE["memory_bytes"] // 4)
+        time.sleep(1)
+        os._exit(0)
+for _ in range(8):
+    os.wait()
+escaped_if(True)
+"""
+
+_FILL = """
+names = [f"{FOLDER}/gem-escape-{at}" for at in range(4)]
+try:
+    for name in names:
+        open(name, "wb").write(bytes(STAGE["file_bytes"] // 2))
+    escaped_if(True)
+finally:
+    for name in names:
+        works(os.remove, name)
+"""
+
+_CLONE = """
+child = libc.syscall(*map(ctypes.c_long, (220 if arm else 56, 0x10000011, 0, 0, 0, 0)))
+if child == 0:
+    os._exit(0)
+escaped_if(child > 0)
+"""
+
+_ENTER = """
+path = f"/proc/{os.getppid()}/ns/mnt"
+escaped_if(works(open, path) and libc.setns(os.open(path, os.O_RDONLY), 0) == 0)
+"""
+
+_SETUID = """
+names = [f"{at}/{name}" for at in ("/usr/bin", "/bin") for name in ("su", "passwd", "newgrp", "mount")]
+name = next((name for name in names if os.path.exists(name) and os.stat(name).st_mode & stat.S_ISUID), "")
+if name and not status_shows_rights("self"):
+    child = subprocess.Popen([name], stdin=-1, stdout=-1, stderr=-1)
+    escaped_if(status_shows_rights(child.pid))
+    child.kill()
+elif name:
+    escaped_if(True)  # it needs none
+"""
+
+_OPEN_DEVICES = """
+names = ("mem", "kmem", "kvm", "fuse", "sda", "vda", "net/tun", "tty", "console", "kmsg", "loop-control")
+escaped_if(any(works(open, f"/dev/{name}", "rb", 0) for name in names))
+"""
+
+_CONTROL_GROUP = """
+escaped_if(works(os.mkdir, "/sys/fs/cgroup/gem-escape"))
+works(os.rmdir, "/sys/fs/cgroup/gem-escape")
+"""
+
+_IO_URING = """
+parameters = ctypes.create_string_buffer(256)
+escaped_if(call(425, 425, 1, ctypes.addressof(parameters)))
+"""
+
+_BPF = """
+array_of_one = ctypes.create_string_buffer(struct.pack("=IIII", 2, 4, 4, 1), 64)
+escaped_if(call(321, 280, 0, ctypes.addressof(array_of_one), 64))
+"""
+
+_COUNTER = """
+attributes = ctypes.create_string_buffer(struct.pack("=II", 1, 112), 112)
+escaped_if(call(298, 241, ctypes.addressof(attributes), 0, -1, -1, 0))
+"""
+
+_MOUNT_INTERFACE = """
+name = ctypes.create_string_buffer(b"tmpfs")
+escaped_if(call(430, 430, ctypes.addressof(name), 0))
+"""
+
+ATTEMPTS = (
+    # Files.
+    Attempt("read a file of the user", _KNOWN.format("STAGE['secret']")),
+    Attempt("list its folder", "escaped_if(works(os.listdir, STAGE['folder']))"),
+    Attempt("read it through a symbolic link", "os.symlink(STAGE['secret'], 'link'); " + _KNOWN.format("'link'")),
+    Attempt("read it through /proc/1/root", _KNOWN.format("'/proc/1/root' + STAGE['secret']")),
+    Attempt("read it through /proc/self/cwd", _KNOWN.format("'/proc/self/cwd/../../../..' + STAGE['secret']")),
+    Attempt("read a handle that was left open", _KNOWN.format("f'/proc/self/fd/{STAGE[\"handle\"]}'")),
+    Attempt("find any handle but the three", "escaped_if([at for at in range(3, 4096) if works(os.fstat, at)])"),
+    Attempt("read /etc/passwd", "escaped_if(read('/etc/passwd'))"),
+    Attempt("read /etc/shadow", "escaped_if(read('/etc/shadow'))"),
+    Attempt("list the user's home", _LIST_HOME),
+    Attempt("write a file of the user", "open(STAGE['folder'] + '/written', 'w')", _wrote_into_folder),
+    Attempt(
+        "write to the system's folders",
+        "escaped_if(any(writes(f'{at}/gem-escape') for at in ('', '/usr', '/usr/bin', '/etc', '/dev', '/gem')))",
+    ),
+    Attempt("write to the Python that others run", "escaped_if(writes(STAGE['prefix'] + '/gem-escape'))"),
+    Attempt("read what an earlier run left", "escaped_if(read(STAGE['left']))"),
+    Attempt("read what another run writes", "escaped_if(read(STAGE['left'] + '-other'))"),
+    Attempt(
+        "change the file of standard input", "escaped_if(works(lambda: open('/proc/self/fd/0', 'r+b', 0).write(b'!')))"
+    ),
+    # Environment and memory of others.
+    Attempt("read environment variables", "escaped_if('GEM_' + STAGE['token'] in os.environ)"),
+    Attempt(
+        "read another process's variables",
+        "escaped_if(any(knows(read(path)) for path in glob.glob('/proc/[0-9]*/environ')))",
+    ),
+    Attempt("see processes outside", "escaped_if(b'sleep' in read(f\"/proc/{STAGE['victim']}/cmdline\"))"),
+    Attempt("open the memory of its parent", "escaped_if(works(open, f'/proc/{os.getppid()}/mem', 'r+b'))"),
+    Attempt("trace a process outside", "escaped_if(libc.ptrace(16, STAGE['victim'], 0, 0) == 0)"),
+    Attempt("trace its parent", "escaped_if(libc.ptrace(16, os.getppid(), 0, 0) == 0)", plain=False),
+    Attempt("trace a child", "escaped_if(os.fork() == 0 and libc.ptrace(0, 0, 0, 0) == 0)"),
+    Attempt("share memory with other runs (SysV)", "escaped_if(call(29, 194, 0, 4096, 0o1600))"),
+    # Network.
+    Attempt("connect to this machine (TCP)", "escaped_if(connects(socket.AF_INET, ('127.0.0.1', STAGE['port'])))"),
+    Attempt("connect to a socket file", "escaped_if(connects(socket.AF_UNIX, STAGE['socket']))"),
+    Attempt("connect to an abstract socket", "escaped_if(connects(socket.AF_UNIX, '\\0' + STAGE['abstract']))"),
+    Attempt(
+        "connect to a socket of another run",
+        "escaped_if(connects(socket.AF_UNIX, '\\0' + STAGE['other_abstract']))",
+    ),
+    Attempt(
+        "send a packet (DNS)",
+        "escaped_if(works(socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto, bytes(12), ('8.8.8.8', 53)))",
+        plain=False,
+    ),
+    Attempt(
+        "open a raw socket", "escaped_if(works(socket.socket, socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP))"
+    ),
+    Attempt("open a packet socket", "escaped_if(works(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0))"),
+    Attempt("open a socket to the hypervisor", "escaped_if(works(socket.socket, socket.AF_VSOCK, socket.SOCK_STREAM))"),
+    Attempt("open a netlink socket", "escaped_if(works(socket.socket, socket.AF_NETLINK, socket.SOCK_RAW, 0))"),
+    # Signals and processes.
+    Attempt("end a process outside", "works(os.kill, STAGE['victim'], 9)", _victim_died, plain=False),
+    Attempt(
+        "signal the process that runs the sandbox",
+        "escaped_if(STAGE['parent'] not in (1, os.getpid()) and works(os.kill, STAGE['parent'], 0))",
+    ),
+    Attempt("end all processes", "works(os.kill, -1, 9)", _victim_died, plain=False),
+    Attempt("leave a process behind", _LEAVE_PROCESS, _goes_on),
+    Attempt("start more processes than the limit", _MANY_PROCESSES),
+    Attempt("start more threads than the limit", _MANY_THREADS),
+    Attempt("fork for ever", "while True:\n    works(os.fork)", plain=False, seconds=1.0),
+    # Use of the machine.
+    Attempt("take more memory than the limit", _MUCH_MEMORY),
+    Attempt("take more memory than the limit, in parts", _MUCH_MEMORY_IN_PARTS),
+    Attempt("raise a limit", "escaped_if(works(resource.setrlimit, resource.RLIMIT_AS, (-1, -1)))"),
+    Attempt("write a file above the limit", "open('big', 'wb').truncate(1 << 30)\nescaped_if(True)"),
+    Attempt("fill the disk", "FOLDER = '.'" + _FILL),
+    Attempt("hold files in memory", "escaped_if(works(os.memfd_create, 'held'))"),
+    Attempt("fill /dev/shm", "FOLDER = '/dev/shm'" + _FILL),
+    Attempt("write for ever", "while True:\n    os.write(1, bytes(1 << 16))", _is_too_long, plain=False, seconds=1.0),
+    Attempt("dump core", "escaped_if(works(resource.setrlimit, resource.RLIMIT_CORE, (1 << 20, 1 << 20)))"),
+    # Rights and the kernel.
+    Attempt("make a user namespace", "escaped_if(libc.unshare(0x10000000) == 0)"),
+    Attempt("make a mount namespace", "escaped_if(libc.unshare(0x20000) == 0)"),
+    Attempt("make a network namespace", "escaped_if(libc.unshare(0x40000000) == 0)"),
+    Attempt("clone into a user namespace", _CLONE),
+    Attempt("enter the namespaces of its parent", _ENTER),
+    Attempt("mount a file system", "escaped_if(libc.mount(b'none', b'/tmp', b'tmpfs', 0, None) == 0)", plain=False),
+    Attempt("make / writable", "escaped_if(libc.mount(b'none', b'/', None, 0x1020, None) == 0)", plain=False),
+    Attempt("uncover what is below /tmp", "escaped_if(libc.umount2(b'/tmp', 2) == 0)", plain=False),
+    Attempt("open the mount interface", _MOUNT_INTERFACE),
+    Attempt("change the root", "escaped_if(works(os.chroot, '/usr'))"),
+    Attempt("have capabilities", "escaped_if(status_shows_rights('self'))"),
+    Attempt("gain capabilities from a setuid program", _SETUID),
+    Attempt("make a device", "escaped_if(works(os.mknod, 'device', stat.S_IFBLK | 0o600, os.makedev(254, 0)))"),
+    Attempt("open a device", _OPEN_DEVICES),
+    Attempt("set a kernel variable", "escaped_if(works(open, '/proc/sys/kernel/core_pattern', 'r+'))"),
+    Attempt("open /proc/sysrq-trigger", "escaped_if(works(os.open, '/proc/sysrq-trigger', os.O_WRONLY))"),
+    Attempt("open /proc/kcore", "escaped_if(works(open, '/proc/kcore', 'rb'))"),
+    Attempt("see /sys", "escaped_if(os.path.exists('/sys/kernel'))"),
+    Attempt("write a control group", _CONTROL_GROUP),
+    Attempt("set the name of the machine", "escaped_if(works(socket.sethostname, 'escaped'))", plain=False),
+    Attempt("set the clock", "escaped_if(works(time.clock_settime, time.CLOCK_REALTIME, time.time()))", plain=False),
+    Attempt("use io_uring", _IO_URING),
+    Attempt("use bpf", _BPF),
+    Attempt("open a performance counter", _COUNTER),
+    Attempt("use the kernel's key store", "escaped_if(call(250, 219, 0, -3, 1))"),
+    Attempt("handle page faults itself", "escaped_if(call(323, 282, 1))"),
+)

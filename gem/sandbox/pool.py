@@ -1,0 +1,140 @@
+"""Sandboxes that are started and wait for a program.
+
+Starting one takes much longer than most programs do, so they are kept: a run leaves nothing behind in them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gem.sandbox.limits import SandboxUnavailable
+from gem.sandbox.starting import Sandbox, start_bubblewrap, start_plain
+
+KEPT = 8
+"""Sandboxes of a kind that are kept when nobody uses them."""
+
+
+class Pool:
+    """Sandboxes of a kind.
+
+    Args:
+        start: starts one.
+    """
+
+    def __init__(self, start: Callable[[], Sandbox]) -> None:
+        self._start = start
+        self._lock = threading.Lock()
+        self._free: list[Sandbox] = []
+        self._used: set[Sandbox] = set()
+        os.register_at_fork(after_in_child=self._forget)
+        atexit.register(self.close)
+
+    def _forget(self) -> None:
+        """Begin without sandboxes: in a fork, those that were started are the parent's, and end with it alone."""
+        for sandbox in (*self._free, *self._used):
+            sandbox.control.close()
+        self._lock = threading.Lock()
+        self._free = []
+        self._used = set()
+
+    def send(self, order: dict[str, Any], handles: Sequence[int]) -> Sandbox:
+        """Let a sandbox run a program, and return it: it is the caller's until it is given back.
+
+        Raises:
+            SandboxUnavailable: none could be started.
+        """
+        while True:
+            with self._lock:
+                sandbox = self._free.pop() if self._free else None
+            new = sandbox is None
+            sandbox = sandbox or self._start()
+            self._used.add(sandbox)
+            try:
+                sandbox.send(order, handles)
+                return sandbox
+            except ConnectionError:  # it has ended while it waited
+                self.end(sandbox)
+                if new:
+                    raise SandboxUnavailable("the sandbox ended as soon as it had started") from None
+
+    def give_back(self, sandbox: Sandbox) -> None:
+        """Keep a sandbox, whose program has ended, for another."""
+        with self._lock:
+            if len(self._free) < KEPT:
+                self._used.discard(sandbox)
+                self._free.append(sandbox)
+                return
+        self.end(sandbox)
+
+    def end(self, sandbox: Sandbox) -> None:
+        """End a sandbox, and what runs in it."""
+        self._used.discard(sandbox)
+        sandbox.close()
+
+    def close(self) -> None:
+        """End those that wait."""
+        with self._lock:
+            free, self._free = self._free, []
+        for sandbox in free:
+            sandbox.close()
+
+
+BACKENDS: dict[str, Callable[[], Sandbox]] = {"bubblewrap": start_bubblewrap, "plain": start_plain}
+"""What starts a sandbox, by name; "auto" tries all but "plain", in this order."""
+
+
+def find_pool(backend: str) -> Pool:
+    """Return the sandboxes of a backend.
+
+    Raises:
+        SandboxUnavailable: it does not work here.
+        ValueError: there is none of this name.
+    """
+    if backend == "auto":
+        backend = find_backend()
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "plain":
+        _warn()
+    return _pool(backend)
+
+
+@functools.cache
+def _pool(backend: str) -> Pool:
+    return Pool(BACKENDS[backend])
+
+
+@functools.cache
+def _warn() -> None:
+    text = "backend='plain' isolates nothing: the code can read and write files, and use the network, as you can"
+    warnings.warn(text, stacklevel=4)
+
+
+@functools.cache
+def find_backend() -> str:
+    """Return the name of the first sandbox that works here, by starting it.
+
+    Raises:
+        SandboxUnavailable: none does.
+    """
+    problems = []
+    for name in BACKENDS:
+        if name == "plain":
+            continue
+        try:
+            sandbox = BACKENDS[name]()
+        except SandboxUnavailable as error:
+            problems.append(f"{name}: {error}")
+            continue
+        _pool(name).give_back(sandbox)
+        return name
+    raise SandboxUnavailable(
+        f"no sandbox works here ({'; '.join(problems)}); docs/sandbox.md says what it takes. backend='plain' runs code "
+        "without isolation."
+    )

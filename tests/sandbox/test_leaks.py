@@ -1,0 +1,88 @@
+"""Nothing is left of a run: no process, no handle, no file."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+from gem.sandbox import Limits, Session, run
+
+pytestmark = pytest.mark.usefixtures("sandbox")
+
+PROGRAMS = (
+    "while True: pass",
+    "import os, time\nfor _ in range(5):\n    os.fork()\ntime.sleep(99)",
+    "import os\nif os.fork() == 0:\n    os.setsid()\n    os.execvp('sleep', ['sleep', '99'])",
+    "import os\nwhile True: os.write(1, bytes(1 << 16))",
+    "import os; os.abort()",
+    "open('file', 'wb').write(bytes(1 << 20)); 1 / 0",
+)
+
+
+def descendants(process):
+    children = []
+    for path in Path(f"/proc/{process}/task").glob("*/children"):
+        for child in path.read_text().split():
+            children += [int(child), *descendants(child)]
+    return children
+
+
+def state():
+    files = [name for name in os.listdir(tempfile.gettempdir()) if name.startswith("gem-plain-")]
+    return len(descendants(os.getpid())), len(os.listdir("/proc/self/fd")), files
+
+
+def memory():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_200_bad_programs_leave_nothing():
+    with Session() as session:  # so that there are two sandboxes
+        session.run("")
+        run("")
+    gc.collect()
+    before, held = state(), memory()
+    for at in range(200):
+        program = PROGRAMS[at % len(PROGRAMS)]
+        limits = Limits(wall_seconds=0.03, memory_bytes=1 << 28)
+        if at % 10 == 0:
+            with Session(limits) as session:
+                session.run(program)
+        else:
+            run(program, limits=limits)
+    gc.collect()
+    assert state() == before
+    assert memory() - held < 20 << 20
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_sandboxes_end_with_their_process_however_it_ends(end):
+    program = (
+        "import threading, time\nfrom gem.sandbox import run\nrun('')\n"
+        "threading.Thread(target=run, args=('import time; time.sleep(99)',), daemon=True).start()\n"
+        "time.sleep(0.3)\nprint('ready', flush=True)\ntime.sleep(99)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        process.stdout.readline()
+        children = descendants(process.pid)
+        process.send_signal(end)
+    assert len(children) >= 3
+    deadline = time.monotonic() + 5
+    while (left := [child for child in children if is_alive(child)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not left
+
+
+def is_alive(process):
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
