@@ -187,6 +187,14 @@ if os.fork() == 0:
 os.wait()
 """
 
+# A bounded flood, which a sandbox that fails to stop it survives.
+_FLOOD = """
+for _ in range(9):
+    works(os.fork)
+while True:
+    works(subprocess.run, ["sleep", f"60.{int(STAGE['token'][:6], 16)}"])
+"""
+
 _MANY_PROCESSES = """
 for _ in range(2 * STAGE["processes"]):
     if os.fork() == 0:
@@ -352,7 +360,7 @@ ATTEMPTS = (
     Attempt("leave a process behind", _LEAVE_PROCESS, _goes_on),
     Attempt("start more processes than the limit", _MANY_PROCESSES),
     Attempt("start more threads than the limit", _MANY_THREADS),
-    Attempt("fork for ever", "while True:\n    works(os.fork)", plain=False, seconds=1.0),
+    Attempt("fork again and again", _FLOOD, _goes_on, plain=False, seconds=1.0),
     # Use of the machine.
     Attempt("take more memory than the limit", _MUCH_MEMORY),
     Attempt("take more memory than the limit, in parts", _MUCH_MEMORY_IN_PARTS),

@@ -22,6 +22,9 @@ from gem.sandbox.limits import Limits, SandboxUnavailable
 from gem.sandbox.seccomp import MACHINES, filter_program
 
 START_SECONDS = 30.0
+USERS = range(61184, 65520)
+"""Numbers of users that systems leave free."""
+
 ADVICE = "pip install 'gem-adapters[sandbox]' brings bubblewrap; see docs/sandbox.md for what the system must allow"
 
 _ZYGOTE = Path(__file__).with_name("zygote.py")
@@ -32,6 +35,7 @@ _VARIABLES = {
     "LANG": "C.UTF-8",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
+    "PYTHONHASHSEED": "0",  # the same program writes the same
 }
 
 
@@ -40,9 +44,10 @@ class Sandbox:
 
     Args:
         command: starts the zygote.
+        user: number of the user that it is started as; None: that of this process.
     """
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], user: int | None = None) -> None:
         if sys.platform != "linux":
             raise SandboxUnavailable("the sandbox is for Linux")
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -54,6 +59,9 @@ class Sandbox:
                 stderr=subprocess.PIPE,
                 env=_VARIABLES,
                 start_new_session=True,  # a Ctrl-C in the terminal is for this process
+                user=user,
+                group=user,
+                extra_groups=None if user is None else (),
             )
         try:
             self._wait_until_ready()
@@ -129,13 +137,21 @@ def start_plain() -> Sandbox:
 def start_bubblewrap() -> Sandbox:
     """Start bubblewrap.
 
-    If this process is root, the runs get a user of their own, whose processes the kernel can count; if it is not, or
-    may not do that (root of a container, say), they are in a new user namespace.
+    If this process is root, the runs get a user of their own. If it is not, or may not do that (root of a container,
+    say), they are in a new user namespace; root starts it as another user then, since the kernel does not limit how
+    many processes root has.
 
     Raises:
         SandboxUnavailable: it is not installed, or cannot run here.
     """
-    return Sandbox(bubblewrap_command(_as_root()))
+    if _as_root():
+        return Sandbox(bubblewrap_command(root=True))
+    return Sandbox(bubblewrap_command(root=False), new_user() if os.geteuid() == 0 else None)
+
+
+def new_user() -> int:
+    """Return the number of a user who owns nothing, not even the program of another run."""
+    return USERS.start + int.from_bytes(os.urandom(4), "little") % len(USERS)
 
 
 def find_bubblewrap() -> str | None:
@@ -200,18 +216,22 @@ def _files() -> list[str]:
             words += ["--symlink", os.readlink(name), name]
         elif os.path.isdir(name):
             words += ["--ro-bind", name, name]
-    prefixes = {os.path.abspath(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix)}
-    prefixes |= {os.path.realpath(prefix) for prefix in prefixes}
-    for prefix in sorted(prefixes):
-        if not prefix.startswith("/usr/") and prefix not in ("/", "/usr"):
-            parents = [str(folder) for folder in reversed(Path(prefix).parents) if str(folder) != "/"]
-            words += [word for folder in parents for word in _folder(folder)]
-            words += ["--ro-bind", prefix, prefix]
+    for prefix in _prefixes():
+        parents = [str(folder) for folder in reversed(Path(prefix).parents) if str(folder) != "/"]
+        words += [word for folder in parents for word in _folder(folder)]
+        words += ["--ro-bind", prefix, prefix]
     return [*words, "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
 
 
+def _prefixes() -> list[str]:
+    """Return the folders of this Python that are not the system's, each after those that it stands in."""
+    prefixes = {os.path.abspath(prefix) for prefix in (sys.prefix, sys.base_prefix, sys.exec_prefix)}
+    prefixes |= {os.path.realpath(prefix) for prefix in prefixes}
+    return sorted(prefix for prefix in prefixes if not prefix.startswith("/usr/") and prefix not in ("/", "/usr"))
+
+
 def _python(program: str) -> list[str]:
-    return [sys.executable, "-I", "-B", "-X", "utf8", program]
+    return [sys.executable, "-s", "-B", "-X", "utf8", program]
 
 
 def _settings(isolated: bool, root: bool = False) -> str:
@@ -222,6 +242,8 @@ def _settings(isolated: bool, root: bool = False) -> str:
             "root": root,
             "clone": MACHINES[machine].clone if isolated else 0,
             "filter": filter_program(machine).hex() if isolated else "",
+            "users": [USERS.start, len(USERS)],
+            "below_tmp": [prefix for prefix in _prefixes() if prefix.startswith("/tmp/")],
         }
     )
 

@@ -39,10 +39,11 @@ import types
 from typing import Any, NamedTuple, NoReturn
 
 _NEW_MOUNTS, _NEW_IPC, _NEW_PROCESSES = 0x20000, 0x08000000, 0x20000000
-_NOSUID, _NODEV, _NOEXEC, _RECURSIVE, _PRIVATE = 2, 4, 8, 0x4000, 0x40000
+_NOSUID, _NODEV, _NOEXEC, _BIND, _RECURSIVE, _PRIVATE = 2, 4, 8, 0x1000, 0x4000, 0x40000
 _DUMPABLE, _SET_SECCOMP, _SECCOMP_FILTER, _NO_NEW_RIGHTS, _AMBIENT, _CLEAR_ALL = 4, 22, 2, 38, 47, 4
 _LOOK_SECONDS = 0.05
 _FILES = 16384
+_HOME = "/tmp/home"
 _OTHERS = 3
 """Processes that are no program's: this one, the keeper, and bubblewrap's own."""
 _CODE = 3
@@ -79,7 +80,7 @@ def serve(control: socket.socket, how: dict[str, Any]) -> None:
 
 def _prepare(control: socket.socket, how: dict[str, Any]) -> _Prepared:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    folder = "/tmp" if how["isolated"] else _new_folder()
+    folder = _HOME if how["isolated"] else _new_folder()
     keeper = _fork_into_namespaces(how["clone"]) if how["isolated"] else os.fork()
     if keeper == 0:
         control.close()
@@ -204,13 +205,12 @@ def _become(how: dict[str, Any], channel: socket.socket, folder: str) -> NoRetur
         os._exit(0)
     order = json.loads(message)
     if how["isolated"]:
-        options = f"size={order['limits']['file_bytes']},nr_inodes={_FILES},mode=1777"
-        _mount(b"tmpfs", b"/tmp", b"tmpfs", _NOSUID | _NODEV, options.encode())
+        _mount_tmp(order["limits"]["file_bytes"], how["below_tmp"])
     for target, handle in enumerate(handles):  # which are above the targets, so that none is overwritten too early
         os.dup2(handle, target)
     os.closerange(len(handles), 1 << 12)
     os.chdir(folder)
-    os.environ.update(HOME=folder, TMPDIR=folder)
+    os.environ.update(HOME=folder, TMPDIR="/tmp" if how["isolated"] else folder)
     _set_limits(order, how)
     if how["isolated"]:
         _give_up_rights(how)
@@ -223,6 +223,19 @@ def _become(how: dict[str, Any], channel: socket.socket, folder: str) -> NoRetur
     with open("main.py", "wb") as file:
         file.write(source)
     _end(_run_code(source, "main.py", _new_main()))
+
+
+def _mount_tmp(size: int, shown: list[str]) -> None:
+    """Mount an empty /tmp with a home in it, and show again what of this Python stands below it."""
+    handles = [os.open(folder, os.O_PATH) for folder in shown]
+    options = f"size={size},nr_inodes={_FILES},mode=1777"
+    _mount(b"tmpfs", b"/tmp", b"tmpfs", _NOSUID | _NODEV, options.encode())
+    for folder, handle in zip(shown, handles, strict=True):
+        os.makedirs(folder, 0o755, exist_ok=True)  # it may stand in one before it
+        _mount(f"/proc/self/fd/{handle}".encode(), folder.encode(), b"", _BIND, b"")  # as it was: to be read only
+        os.close(handle)
+    os.makedirs(_HOME, exist_ok=True)
+    os.chmod(_HOME, 0o777)
 
 
 def _set_limits(order: dict[str, Any], how: dict[str, Any]) -> None:
@@ -247,7 +260,8 @@ def _set_limits(order: dict[str, Any], how: dict[str, Any]) -> None:
 
 def _give_up_rights(how: dict[str, Any]) -> None:
     if how["root"]:  # a user who owns nothing, not even the program of another run
-        user = 61184 + int.from_bytes(os.urandom(4), "little") % 4336
+        first, count = how["users"]
+        user = first + int.from_bytes(os.urandom(4), "little") % count
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
@@ -363,6 +377,8 @@ if __name__ == "__main__":
         os.close(_nothing)
     while _control.fileno() <= _CODE:
         _control = socket.socket(fileno=os.dup(_control.detach()))
+    os.umask(0o022)
+    del sys.path[0]  # the folder of this file
     gc.freeze()  # so that a fork does not copy what it only counts
     for _signal in (signal.SIGINT, signal.SIGTERM):
         signal.signal(_signal, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Every attempt to get out is stopped, in both ways to start bubblewrap; and the attempts do get out of no sandbox."""
+"""Every attempt to get out is stopped, in all ways to start bubblewrap; and the attempts do get out of no sandbox."""
 
 import os
 from contextlib import ExitStack
@@ -8,20 +8,31 @@ import pytest
 from gem.sandbox import SandboxUnavailable
 from gem.sandbox.escapes import ATTEMPTS, escaped, set_stage
 from gem.sandbox.pool import BACKENDS, find_pool
-from gem.sandbox.starting import Sandbox, bubblewrap_command
+from gem.sandbox.starting import Sandbox, bubblewrap_command, new_user
 
 IN_A_NAMESPACE = "bubblewrap in a user namespace"
+BY_ANOTHER_USER = "bubblewrap in a user namespace, by another user"
 
-# For a user who is root outside, the kernel counts no processes: bubblewrap is started another way then.
-NOT_STOPPED_FOR_ROOT = {"start more processes than the limit", "start more threads than the limit"}
+STARTS = {
+    IN_A_NAMESPACE: lambda: Sandbox(bubblewrap_command(root=False)),
+    BY_ANOTHER_USER: lambda: Sandbox(bubblewrap_command(root=False), new_user()),
+}
+
+# The kernel counts no processes of a user who is root outside, which is why root never starts it so but here.
+NOT_STOPPED_FOR_ROOT = {
+    "start more processes than the limit",
+    "start more threads than the limit",
+    "fork again and again",
+}
 
 
-@pytest.fixture(scope="module", params=["bubblewrap", IN_A_NAMESPACE])
+@pytest.fixture(scope="module", params=["bubblewrap", *STARTS])
 def stage(request):
-    if request.param == IN_A_NAMESPACE and os.geteuid() != 0:
+    if request.param in STARTS and os.geteuid() != 0:
         pytest.skip("the same as bubblewrap, for this user")
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
-        patch.setitem(BACKENDS, IN_A_NAMESPACE, lambda: Sandbox(bubblewrap_command(root=False)))
+        for name, start in STARTS.items():
+            patch.setitem(BACKENDS, name, start)
         try:
             facts = stack.enter_context(set_stage(request.param))
         except SandboxUnavailable as error:
