@@ -86,6 +86,7 @@ class GemArgs(PPOArgs):
     max_turns: int | None = field(default=None, metadata={"help": "Turns an episode."})
     step_timeout: float | None = field(default=60.0, metadata={"help": "Seconds that a blocking step may take."})
     system: str | None = field(default=None, metadata={"help": "A system message."})
+    tool_role: bool = field(default=False, metadata={"help": "Show a tool's observation in the template's tool role."})
     episodes: str | None = field(default=None, metadata={"help": "A folder for all episodes as JSON lines."})
 
 
@@ -105,7 +106,7 @@ class _Plays:
         if not self.own_tasks:
             raise ValueError(f"actor {actor_id} has no task: {args.tasks!r} has fewer tasks than there are actors")
         self.played = 0
-        self.renderer = ChatRenderer(self.tokenizer, args.system)  # type: ignore[attr-defined]
+        self.renderer = ChatRenderer(self.tokenizer, args.system, args.tool_role)  # type: ignore[attr-defined]
 
     def limits(self, max_turns: int | None, max_new_tokens: int) -> Limits:
         """Return the limits of an episode."""

@@ -78,6 +78,7 @@ class GemAgentExecutor(AgentExecutorBase):
         gamma: discount a turn, where the row has none.
         step_timeout: seconds that a step of a blocking environment may take.
         system: a system message.
+        tool_role: whether a tool's observation is a message of the tool role; see :class:`gem.rollout.ChatRenderer`.
         episodes: a folder for the episodes as JSON lines; :func:`gem.rollout.read_episodes` reads them. By default
             what the environment variable ``GEM_EPISODES`` names.
         make_env: builds a task's environment; wrappers go in here.
@@ -90,6 +91,7 @@ class GemAgentExecutor(AgentExecutorBase):
         gamma: float = 1.0,
         step_timeout: float | None = 60.0,
         system: str | None = None,
+        tool_role: bool = False,
         episodes: str | Path | None = None,
         make_env: Callable[[Task], Env] = Task.make,
         **template_kwargs: Any,
@@ -99,6 +101,7 @@ class GemAgentExecutor(AgentExecutorBase):
         self.gamma = gamma
         self.step_timeout = step_timeout
         self.system = system
+        self.tool_role = tool_role
         self.episodes = episodes or os.environ.get(EPISODES)
         self.make_env = make_env
         self.template_kwargs = template_kwargs
@@ -152,7 +155,7 @@ class GemAgentExecutor(AgentExecutorBase):
         """Return the renderer of a tokenizer, of which OpenRLHF sends a copy with every row."""
         key = f"{tokenizer.name_or_path} {len(tokenizer)} {tokenizer.chat_template}"
         if key not in self._renderers:
-            self._renderers[key] = ChatRenderer(tokenizer, self.system, **self.template_kwargs)
+            self._renderers[key] = ChatRenderer(tokenizer, self.system, self.tool_role, **self.template_kwargs)
         return self._renderers[key]
 
 
@@ -219,14 +222,16 @@ class AgentInstance(AgentInstanceBase):
 
     Attributes:
         model: a name or folder that ``AutoTokenizer.from_pretrained`` takes; a subclass sets it.
+        tool_role: whether a tool's observation is a message of the tool role; see :class:`gem.rollout.ChatRenderer`.
     """
 
     model: str = ""
+    tool_role: bool = False
 
     def __init__(self, *_: Any, **__: Any) -> None:
         if not self.model:
             raise TypeError("a subclass of AgentInstance sets `model`, the name or folder of the tokenizer's model")
-        self.renderer = _renderer_of(self.model)
+        self.renderer = _renderer_of(self.model, self.tool_role)
         self.total_reward, self.turns = 0.0, 0
 
     async def reset(self, states: dict[str, Any], **_: Any) -> dict[str, Any]:
@@ -237,7 +242,7 @@ class AgentInstance(AgentInstanceBase):
         return {"observation": self._text(self.renderer.first(observation_text(self.env, observation, info)))}
 
     async def step(self, state_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Take ``state_dict["action_text"]``; return reward, what the user says next, and whether it is over."""
+        """Take ``state_dict["action_text"]``; return reward, what is said next, and whether it is over."""
         import torch
 
         observation, reward, terminated, truncated, info = await asyncio.to_thread(
@@ -248,8 +253,9 @@ class AgentInstance(AgentInstanceBase):
         if done:
             await asyncio.to_thread(self.env.close)
         success = float(bool(info.get("success", terminated and self.total_reward >= 1)))
-        end = [] if self.renderer.end_id is None else [self.renderer.end_id]
-        feedback = self.renderer.bridge(end, observation_text(self.env, observation, info))
+        role = self.renderer.role_of(info)
+        end = [] if (end_id := self.renderer.end_ids[role]) is None else [end_id]
+        feedback = self.renderer.bridge(end, observation_text(self.env, observation, info), role)
         return {
             "rewards": torch.tensor(float(reward)),
             "scores": torch.tensor(success),
@@ -263,10 +269,10 @@ class AgentInstance(AgentInstanceBase):
 
 
 @lru_cache(maxsize=4)
-def _renderer_of(model: str) -> ChatRenderer:
+def _renderer_of(model: str, tool_role: bool) -> ChatRenderer:
     from transformers import AutoTokenizer
 
-    return ChatRenderer(AutoTokenizer.from_pretrained(model))
+    return ChatRenderer(AutoTokenizer.from_pretrained(model), tool_role=tool_role)
 
 
 def row(task: Task, gamma: float | None = None, max_turns: int | None = None) -> dict[str, str]:

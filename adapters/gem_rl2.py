@@ -70,6 +70,7 @@ class Options(NamedTuple):
         max_turns: turns an episode. For rl-square 0.0.2 it is ``rollout.max_turns``, and this must not be given.
         step_timeout: seconds that a step of a blocking environment may take.
         system: a system message.
+        tool_role: whether a tool's observation is a message of the tool role; see :class:`gem.rollout.ChatRenderer`.
         episodes: a folder for all episodes as JSON lines; :func:`gem.rollout.read_episodes` reads them.
     """
 
@@ -77,6 +78,7 @@ class Options(NamedTuple):
     max_turns: int | None = None
     step_timeout: float | None = 60.0
     system: str | None = None
+    tool_role: bool = False
     episodes: str | None = None
 
 
@@ -213,7 +215,8 @@ class GemEnv:
         if params.get("max_new_tokens") is None:
             raise ValueError("RL2 needs the tokens of a turn: set max_new_tokens of its sampling parameters")
         limits = Limits(options.max_turns, params["max_new_tokens"], options.max_context, None, options.step_timeout)
-        return SteppedEpisode(shared_player(_renderer(tokenizer, options.system), limits, self.make_env), task)
+        renderer = _renderer(tokenizer, options.system, options.tool_role)
+        return SteppedEpisode(shared_player(renderer, limits, self.make_env), task)
 
 
 def row(task: Task) -> dict[str, Any]:
@@ -242,8 +245,8 @@ def _options(config: Any) -> Options:
 
 
 @lru_cache(maxsize=8)
-def _renderer(tokenizer: Any, system: str | None) -> ChatRenderer:
-    return ChatRenderer(tokenizer, system)
+def _renderer(tokenizer: Any, system: str | None, tool_role: bool) -> ChatRenderer:
+    return ChatRenderer(tokenizer, system, tool_role)
 
 
 def _text(tokenizer: Any, ids: Sequence[int]) -> str:

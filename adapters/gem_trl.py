@@ -82,11 +82,12 @@ class GemRollout:
         max_context: tokens of an episode; None for what the model's configuration allows.
         step_timeout: seconds that a step of a blocking environment may take.
         system: a system message.
+        tool_role: whether a tool's observation is a message of the tool role; see :class:`gem.rollout.ChatRenderer`.
         make_env: builds a task's environment; wrappers go in here.
         **template_kwargs: go to the chat template.
 
     Raises:
-        ValueError: the tokenizer has no chat template.
+        ValueError: the chat template does not do; see :class:`gem.rollout.ChatRenderer`.
     """
 
     def __init__(
@@ -96,11 +97,12 @@ class GemRollout:
         max_context: int | None = None,
         step_timeout: float | None = 60.0,
         system: str | None = None,
+        tool_role: bool = False,
         make_env: Callable[[Task], Env] = Task.make,
         **template_kwargs: Any,
     ) -> None:
         Limits(max_turns, max_context=max_context, step_timeout=step_timeout)  # refuses what is not positive
-        self.renderer = ChatRenderer(tokenizer, system=system, **template_kwargs)
+        self.renderer = ChatRenderer(tokenizer, system=system, tool_role=tool_role, **template_kwargs)
         self.max_turns = max_turns
         self.max_context = max_context
         self.step_timeout = step_timeout

@@ -156,12 +156,13 @@ class _NoEngine(Engine):
 
 def _renderer(tokenizer: Any, data_config: Any) -> ChatRenderer:
     template_kwargs = OmegaConf.to_container(OmegaConf.create(data_config.get("apply_chat_template_kwargs") or {}))
-    return _cached_renderer(tokenizer, data_config.get("system"), json.dumps(template_kwargs, sort_keys=True))
+    system, tool_role = data_config.get("system"), data_config.get("tool_role", False)
+    return _cached_renderer(tokenizer, system, tool_role, json.dumps(template_kwargs, sort_keys=True))
 
 
 @functools.lru_cache(maxsize=8)
-def _cached_renderer(tokenizer: Any, system: str | None, template_kwargs: str) -> ChatRenderer:
-    return ChatRenderer(tokenizer, system, **json.loads(template_kwargs))
+def _cached_renderer(tokenizer: Any, system: str | None, tool_role: bool, template_kwargs: str) -> ChatRenderer:
+    return ChatRenderer(tokenizer, system, tool_role, **json.loads(template_kwargs))
 
 
 class DenseOutput(AgentLoopOutput):
@@ -192,7 +193,8 @@ class GemAgentLoop(AgentLoopBase):
             ``{_target_: hydra.utils.get_method, path: my_module.make_env}``.
 
     A system message is ``+data.system=...``, and arguments of the chat template are
-    ``+data.apply_chat_template_kwargs...``.
+    ``+data.apply_chat_template_kwargs...``. With ``+data.tool_role=True`` a tool's observation is a message of the role
+    ``tool``, see :class:`gem.rollout.ChatRenderer`.
 
     Raises:
         TypeError: there is no such option.
@@ -305,7 +307,7 @@ def _as_output(episode: Episode, engine: _Server, output: TokenOutput, **tokens:
 
 
 def _end_ids(tokenizer: Any, renderer: ChatRenderer) -> set[int]:
-    return {tokenizer.eos_token_id, renderer.end_id} - {None}
+    return {tokenizer.eos_token_id, *renderer.end_ids.values()} - {None}
 
 
 class _Server(Engine):

@@ -68,13 +68,14 @@ class Constant(ChatRenderer):
     """A renderer whose ids are always the same."""
 
     def __init__(self) -> None:
+        self.tool_role = False
         self._first, self._bridge = list(range(40)), list(range(12))
 
     def first(self, observation: str) -> list[int]:
         """Return 40 ids."""
         return list(self._first)
 
-    def bridge(self, response_ids: list[int], observation: str) -> list[int]:
+    def bridge(self, response_ids: list[int], observation: str, role: str = "user") -> list[int]:
         """Return 12 ids."""
         return self._bridge
 

@@ -118,6 +118,7 @@ class OatHarness(Harness):
                     generate_max_length=scenario.max_new_tokens,
                     max_model_len=scenario.max_context,
                     max_turns=scenario.max_turns,
+                    tool_role=scenario.tool_role,
                     num_envs=len(scenario.rows),
                     critic_type="drgrpo",
                     oracle="",

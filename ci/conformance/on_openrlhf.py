@@ -164,7 +164,7 @@ def _step(scenario: Scenario, script: Script, algorithm: str, tokenizer: Any) ->
     )
     rollout = _without_init(
         vllm_engine.RolloutRayActor,
-        executor=gem_openrlhf.GemAgentExecutor(make_env=scenario.make_env(tokenizer)),
+        executor=gem_openrlhf.GemAgentExecutor(tool_role=scenario.tool_role, make_env=scenario.make_env(tokenizer)),
         llm=ScriptedVLLM(script),
         _mm_pad_token_ids=set(),
     )

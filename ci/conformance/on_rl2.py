@@ -96,7 +96,7 @@ class RL2Harness(Harness):
                 "responses_per_prompt": scenario.copies,
                 "dynamic_filtering": False,
                 "server_args": {},
-                "gem": {"max_context": scenario.max_context},
+                "gem": {"max_context": scenario.max_context, "tool_role": scenario.tool_role},
             }
         )
         worker.tokenizer, worker.router_url, worker.worker_url = tokenizer, "", ""

@@ -128,6 +128,7 @@ class TRLHarness(Harness):
                     tokenizer,
                     max_turns=scenario.max_turns,
                     max_context=scenario.max_context,
+                    tool_role=scenario.tool_role,
                     make_env=scenario.make_env(tokenizer),
                 ),
                 reward_funcs=gem_reward,

@@ -224,6 +224,7 @@ def _config(scenario: Scenario, tokenizer: Any, estimator: str, folder: Path) ->
         *train_verl.plain_attention_keys(),
         f"data.train_files={folder / 'tasks.jsonl'}",
         f"data.max_prompt_length={first}",
+        f"+data.tool_role={scenario.tool_role}",
         f"data.max_response_length={scenario.max_context - first}",
         f"algorithm.adv_estimator={estimator}",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={len(scenario.tasks) + 1}",  # verl adds rows that fill it up

@@ -273,7 +273,8 @@ class Player:
                 episode.truncation = "turns"
                 return
             if env.observation_form == "message":
-                bridge = await _rendered(partial(self.renderer.bridge, turn.response_ids), text)
+                role = self.renderer.role_of(turn.info)
+                bridge = await _rendered(partial(self.renderer.bridge, turn.response_ids, role=role), text)
                 prompt_ids = prompt_ids + turn.response_ids + bridge
             else:
                 prompt_ids = await self._first_prompt(env, text)

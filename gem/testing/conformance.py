@@ -239,9 +239,8 @@ def prepare(scenario: Scenario, tokenizer: Any) -> tuple[list[Episode], Script]:
     """Play a scenario with the driver; return its episodes, and the script for the trainer."""
     script = Script(scenario, tokenizer.eos_token_id)
     limits = Limits(scenario.max_turns, scenario.max_new_tokens, scenario.max_context)
-    episodes = asyncio.run(
-        run_episodes(scenario.rows, script, ChatRenderer(tokenizer), limits, scenario.make_env(tokenizer))
-    )
+    renderer = ChatRenderer(tokenizer, tool_role=scenario.tool_role)
+    episodes = asyncio.run(run_episodes(scenario.rows, script, renderer, limits, scenario.make_env(tokenizer)))
     return episodes, script
 
 

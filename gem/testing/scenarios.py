@@ -24,11 +24,15 @@ class Scene(Env):
         length: turns.
         says: what it says in every turn, beside the turn's number.
         fails_at: the turn in which it raises an OSError; None for never.
+        tool_turns: the turns that it says are a tool's.
     """
 
-    def __init__(self, length: int = 4, says: str = "on", fails_at: int | None = None) -> None:
+    def __init__(
+        self, length: int = 4, says: str = "on", fails_at: int | None = None, tool_turns: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.length, self.says, self.fails_at, self.turn = length, says, fails_at, 0
+        self.tool_turns = list(tool_turns)
 
     def reset(self, seed: int | None = None) -> tuple[str, Info]:
         """Begin; the seed can be seen."""
@@ -43,7 +47,8 @@ class Scene(Env):
             raise OSError("the disk is full")
         reward = 0.25 * self.turn + 0.125 * (len(action) % 8)  # sums of these are exact in float32
         ended = self.turn == self.length
-        return f"{self.says} {self.turn}", reward, ended, False, {"success": ended}
+        info = {"success": ended, "use_tool": self.turn in self.tool_turns}
+        return f"{self.says} {self.turn}", reward, ended, False, info
 
 
 Answers = Callable[[int, int], list[int]]
@@ -63,6 +68,7 @@ class Scenario:
         max_context: tokens of an episode.
         max_turns: of an episode; None for as many as the environment allows.
         rewritten: whether the environment's history is rewritten every turn, so that a turn has its own prompt.
+        tool_role: whether a tool's observation is a message of the role ``tool``.
     """
 
     name: str
@@ -73,6 +79,7 @@ class Scenario:
     max_context: int = 1024
     max_turns: int | None = None
     rewritten: bool = False
+    tool_role: bool = False
 
     @property
     def rows(self) -> list[Task]:
@@ -139,7 +146,7 @@ def scenarios(tokenizer: Any) -> list[Scenario]:
     """Return all scenarios, in the tokens of a tokenizer.
 
     Args:
-        tokenizer: a Hugging Face tokenizer of byte-level BPE with a chat template and an end token.
+        tokenizer: a Hugging Face tokenizer of byte-level BPE with an end token, and a chat template with a tool role.
     """
     if SCENE not in ENV_REGISTRY:
         register(SCENE, Scene)
@@ -166,6 +173,7 @@ def scenarios(tokenizer: Any) -> list[Scenario]:
 
     long = ids("yes no " * 20, ended=False)
     specials = [i for i in tokenizer.all_special_ids if i != end]
+    found = task(length=5, says="<information>\n42\n</information>", tool_turns=[1, 2, 3])
     spelled = "<|im_end|>\n<|im_start|>user\n"
     return [
         Scenario("one clean turn", (task(length=1),), words),
@@ -181,7 +189,8 @@ def scenarios(tokenizer: Any) -> list[Scenario]:
         Scenario("the context is full", (task(length=50),), words, max_context=128),
         Scenario("the limit of turns", (task(length=50),), words, max_turns=3),
         Scenario("an environment that fails", (task(fails_at=3),), words),
-        Scenario("a tool's answer", (task(says="<information>\n42\n</information>"),), words),
+        Scenario("a tool's answer", (found,), words),
+        Scenario("a tool's answer in the tool role", (found,), partial(at_turn, 2, long), tool_role=True),
         Scenario("a group of 8", (task(seed=7),), words, copies=8),
         Scenario("two groups", (task(seed=1, length=2), task(seed=2, length=5)), words, copies=4),
         Scenario("1,000 turns", (task(length=1000),), words, max_context=32_768),

@@ -20,6 +20,7 @@ from openrlhf.utils.agent import AgentExecutorBase, MultiTurnAgentExecutor
 import gem_openrlhf
 from gem.rollout import ChatRenderer, discounted_returns, read_episodes, replay
 from gem.tasks import Task, make_tasks
+from gem.testing.scenarios import SCENE, scenarios
 from gem.testing.talk import talking
 from gem.wrappers import TimeLimit, get_wrapper_fns
 
@@ -310,6 +311,22 @@ def test_system_message_and_template_arguments(tokenizer):
     assert tokenizer.decode(output["observation_tokens"]).startswith("<|im_start|>system\nPlay well.<|im_end|>")
 
 
+def tool_turns(tokenizer):
+    """Return a task of three turns, of which the first is a tool's."""
+    scenarios(tokenizer)  # registers the environment
+    return Task(SCENE, 0, {"length": 3, "tool_turns": [1]})
+
+
+def test_turns_of_tools_are_shown_in_the_tool_role_if_it_is_asked_for(tokenizer):
+    task = row(tool_turns(tokenizer))
+    for tool_role, role in ((False, "user"), (True, "tool")):
+        executor = gem_openrlhf.GemAgentExecutor(tool_role=tool_role)
+        (output,) = execute(tokenizer, ScriptedVLLM(*answers(tokenizer, "x")), task, executor=executor)
+        shown = tokenizer.decode(output["observation_tokens"])
+        assert f"<|im_start|>{role}\non 1<|im_end|>" in shown
+        assert "<|im_start|>user\non 2<|im_end|>" in shown
+
+
 @pytest.mark.parametrize("label", ["", "5", "[]", '{"answer": 3}', '{"env_id": "x"}'])
 def test_a_label_that_is_no_task_is_refused_with_what_to_do(tokenizer, label):
     with pytest.raises(ValueError, match="python -m gem_openrlhf"):
@@ -377,6 +394,25 @@ def test_the_stock_executor_plays_a_task_by_an_agent_instance(tokenizer, small_m
     assert output["observation_tokens"] == exact["observation_tokens"]
     assert output["action_ranges"] == exact["action_ranges"]
     assert output["reward"] == exact["reward"]
+
+
+def test_an_agent_instance_shows_turns_of_tools_in_the_tool_role_if_it_is_asked_for(tokenizer, small_model):
+    label = row(tool_turns(tokenizer))["label"]
+
+    class Instance(gem_openrlhf.AgentInstance):
+        model = str(small_model)
+
+    class WithTools(Instance):
+        tool_role = True
+
+    async def feedback(cls):
+        instance = cls()
+        await instance.reset({"label": label})
+        return [(await instance.step({"action_text": "x"}))["environment_feedback"] for _ in range(2)]
+
+    message = "\n<|im_start|>{}\non {}<|im_end|>\n<|im_start|>assistant\n"
+    assert asyncio.run(feedback(Instance)) == [message.format("user", 1), message.format("user", 2)]
+    assert asyncio.run(feedback(WithTools)) == [message.format("tool", 1), message.format("user", 2)]
 
 
 def test_an_agent_instance_without_a_model_says_what_is_missing():

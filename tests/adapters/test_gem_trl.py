@@ -253,6 +253,21 @@ def test_a_wrapper_that_rewrites_the_history_is_refused(make_trainer, tokenizer)
         make_trainer(rollout=GemRollout(tokenizer, max_turns=2, make_env=make_env)).train()
 
 
+def test_turns_of_tools_are_shown_in_the_tool_role_if_it_is_asked_for(make_trainer, tokenizer):
+    class Tools(Chat):
+        def step(self, action):
+            return (*super().step(action)[:-1], {"use_tool": True})
+
+    def in_the_role(**options):
+        trainer = make_trainer(rollout=GemRollout(tokenizer, max_turns=2, make_env=lambda task: Tools(), **options))
+        trainer.train()
+        (_, _, episodes), *_ = trainer.records
+        return ["<|im_start|>tool\n" in tokenizer.decode(episode.turns[1].prompt_ids) for episode in episodes]
+
+    assert in_the_role() == [False] * 16
+    assert in_the_role(tool_role=True) == [True] * 16
+
+
 def test_log_probabilities_of_the_engine_are_handed_on(make_trainer, monkeypatch):
     def with_logprobs(self, prompt_ids, images, multimodal_fields, num_generations):
         ids, _ = GRPOTrainer._generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations)

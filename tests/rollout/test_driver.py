@@ -23,6 +23,8 @@ from gem.rollout import (
 )
 from gem.tasks import Task, make_tasks
 from gem.testing import ScriptedEngine
+from gem.tools.base_tool import BaseTool
+from gem.tools.tool_env_wrapper import ToolEnvWrapper
 from gem.wrappers import ObservationWrapper, get_wrapper_fns
 
 TASK = Task("game:GuessTheNumber-v1-easy", seed=0)  # the number is 7
@@ -437,6 +439,58 @@ def test_the_same_task_and_tokens_give_the_same_episode_at_any_concurrency(token
         return asyncio.run(run_episodes(tasks, ScriptedEngine(script), renderer, max_concurrent=max_concurrent))
 
     assert run(None) == run(1) == run(5)
+
+
+class Half(BaseTool):
+    """Says half of seven."""
+
+    tool_type = "half"
+
+    def instruction_string(self):
+        return "Write <half/>."
+
+    def find_action(self, action):
+        place = action.find("<half/>")
+        return place if place >= 0 else None
+
+    def execute_action(self, action):
+        return True, False, "3.5", action
+
+
+TOOL_TURNS = ("<half/>", "<half/>", "\\boxed{1}", "<half/>", "\\boxed{7}")
+
+
+def play_with_tools(tokenizer, wrap=lambda env: env, **options):
+    script = [say(tokenizer, text) for text in TOOL_TURNS]
+    renderer = ChatRenderer(tokenizer, **options)
+    return play(TASK, script, renderer, make_env=lambda task: wrap(ToolEnvWrapper(task.make(), [Half()])))
+
+
+@pytest.mark.parametrize(("tool_role", "role"), [(False, "user"), (True, "tool")])
+def test_turns_of_tools_are_shown_in_the_tool_role_if_the_renderer_has_one(tokenizer, tool_role, role):
+    episode = play_with_tools(tokenizer, tool_role=tool_role)
+    assert [turn.info["use_tool"] for turn in episode.turns] == [True, True, False, True, False]
+    roles = [role, role, "user", role]
+    messages = [{"role": "user", "content": episode.first_observation}]
+    for i, turn in enumerate(episode.turns):
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert turn.prompt_ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+        if turn is not episode.turns[-1]:
+            messages.append({"role": "assistant", "content": turn.action})
+            messages.append({"role": roles[i], "content": turn.observation})
+    assert episode.append_only
+
+
+def test_turns_without_a_tool_are_the_same_with_a_tool_role(tokenizer, renderer):
+    script = [say(tokenizer, f"\\boxed{{{n}}}") for n in (1, 2, 7)]
+    assert play(TASK, script, ChatRenderer(tokenizer, tool_role=True)) == play(TASK, script, renderer)
+
+
+def test_a_replaced_history_has_no_tool_role(tokenizer):
+    def history(env):
+        return ObservationWrapper(env, include_chat_template=False)
+
+    assert play_with_tools(tokenizer, history, tool_role=True) == play_with_tools(tokenizer, history)
 
 
 def test_a_replaced_history_gives_a_prompt_of_its_own_each_turn(tokenizer, renderer):

@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from gem.rollout import ChatRenderer, render_differences
-from gem.rollout.rendering import CONVERSATIONS
+from gem.rollout.rendering import CONVERSATIONS, TOOL_CONVERSATIONS
 
 SAME = frozenset()
 THINKING = frozenset({"thinking"})
@@ -82,6 +82,22 @@ SHIPPED = {
 }
 """Templates that TRL ships."""
 
+NO_TOOL_ROLE = {
+    "Llama 2",
+    "Mistral",
+    *same_model("cohere cohere_training cohere2 cohere2_training", "", ""),
+    *same_model("gemma gemma_training gemma3 gemma3_training", "", ""),
+    *same_model("gemma4 gemma4_v3 gemma4_v4 gemma4_v5 diffusion_gemma diffusion_gemma_training", "", ""),
+    *same_model("phi3 phi3_training phi3_5 phi3_5_training gptoss gptoss_training", "", ""),
+}
+"""Templates that refuse a tool's message after a plain answer, leave it out, or show it as the model's."""
+
+TOOLS_DIFFER = {
+    "qwen3_training": frozenset({"tools"}),
+    "qwen3_5_nothink_training": frozenset({"thinking and tools"}),
+}
+"""Where tools' turns differ, if not as others': in both conversations with tools, or in none."""
+
 CHATML = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
@@ -131,6 +147,85 @@ WRITTEN = {
     # A byte-level model says the blank before its answer itself (and Llama 2 the one after it).
     "Llama 2": (LLAMA2, Model("<s>", "</s>", ALL)),
     "Mistral": (MISTRAL, Model("<s>", "</s>", ALL)),
+}
+
+QWEN3 = (
+    "{% set ns = namespace(last=-1) %}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'tool' %}"
+    "{% if messages[loop.index0 - 1]['role'] != 'tool' %}{{ '<|im_start|>user' }}{% endif %}"
+    "{{ '\\n<tool_response>\\n' + message['content'] + '\\n</tool_response>' }}"
+    "{% if loop.last or messages[loop.index0 + 1]['role'] != 'tool' %}{{ '<|im_end|>\\n' }}{% endif %}"
+    "{% else %}"
+    "{% set content = message['content'] %}"
+    "{% if message['role'] == 'assistant' and loop.index0 < ns.last %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + content + '<|im_end|>\\n' }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+LLAMA3 = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if message['role'] == 'tool' %}"
+    "{{ '<|start_header_id|>ipython<|end_header_id|>\\n\\n' + message['content'] | tojson + '<|eot_id|>' }}"
+    "{% else %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
+    "{{ message['content'] | trim + '<|eot_id|>' }}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+)
+ENDS_CALLS_OTHERWISE = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{% if message['role'] == 'assistant' and not loop.last and messages[loop.index0 + 1]['role'] == 'tool' %}"
+    "{{ '<|eom_id|>' }}{% else %}{{ '<|eot_id|>' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+WITH_TOOLS = {
+    # The template, the tokens that end an answer's turn before a user's and a tool's message, and what is reported.
+    "Qwen3": (QWEN3, "<|im_end|>", "<|im_end|>", THINKING),
+    "Llama 3.1": (LLAMA3, "<|eot_id|>", "<|eot_id|>", SAME),
+    "ChatML": (CHATML, "<|im_end|>", "<|im_end|>", SAME),
+    "ends calls otherwise": (ENDS_CALLS_OTHERWISE, "<|eot_id|>", "<|eom_id|>", SAME),
+}
+
+NO_TOOLS = {
+    # How a template may fail a tool's message after a plain answer, and what is said of it.
+    "wants tool_calls": (
+        CHATML.replace(
+            "{{",
+            "{% if message['role'] == 'tool' %}{{ messages[loop.index0 - 1]['tool_calls'][0]['id'] }}{% endif %}{{",
+            1,
+        ),
+        r"refuses a tool's message .*tool_calls.*Leave tool_role off",
+    ),
+    "wants a tool_call_id of nine letters": (
+        CHATML.replace(
+            "{{",
+            "{% if message['role'] == 'tool' and message['tool_call_id'] | length != 9 %}"
+            "{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}{% endif %}{{",
+            1,
+        ),
+        r"refuses a tool's message .*\(Tool call IDs should be .* length 9!\).*Leave tool_role off",
+    ),
+    "wants a user's message after every answer": (
+        "{% for message in messages if message['role'] != 'tool' %}"
+        "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{% endfor %}" + CHATML,
+        r"refuses a tool's message .*\(roles must alternate\)",
+    ),
+    "knows no tools": (
+        CHATML.replace("{% for message in messages %}", "{% for message in messages if message['role'] != 'tool' %}"),
+        r"leaves a tool's message out\. Leave tool_role off",
+    ),
+    "shows a tool's message when it has been answered": (
+        CHATML.replace(
+            "{% for message in messages %}",
+            "{% for message in messages if message['role'] != 'tool' or message != messages[-1] %}",
+        ),
+        r"leaves a tool's message out",
+    ),
+    "takes what is not the user's for the model's": (LLAMA2, r"as if the model had said it\. Leave tool_role off"),
 }
 
 WITH_BLANKS_AS_UNDERSCORES = {
@@ -476,6 +571,138 @@ def test_template_arguments_reach_the_prompt_and_every_bridge():
     assert renderer.first("Play.")[-len(no_thinking) :] == no_thinking
     assert renderer.bridge([5], "Higher.")[-len(no_thinking) :] == no_thinking
     assert reported(tokenizer, enable_thinking=False) == ALL  # past turns are shown without it
+
+
+def with_tools(name):
+    template, end, _, _ = WITH_TOOLS[name]
+    return byte_level(template, end=end)
+
+
+def prompts(tokenizer, conversation):
+    """Yield an episode's prompts, its answers ended as the template ends them, and the full renders."""
+    renderer = ChatRenderer(tokenizer, tool_role=True)
+    ids, messages = [], []
+    for observation, answer, *others in conversation:
+        role = others[0] if others else "user"
+        if messages:
+            response = [*encode(tokenizer, messages[-1]["content"]), renderer.end_ids[role]]
+            ids = ids + response + renderer.bridge(response, observation, role)
+        else:
+            ids = renderer.first(observation)
+        messages.append({"role": role, "content": observation})
+        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        yield ids, encode(tokenizer, text)
+        messages.append({"role": "assistant", "content": answer})
+
+
+every_template_with_tools = pytest.mark.parametrize("name", WITH_TOOLS)
+
+
+@every_template_with_tools
+@pytest.mark.parametrize("what", TOOL_CONVERSATIONS)
+def test_tools_messages_give_the_ids_of_a_full_render(name, what):
+    for ids, rendered in prompts(with_tools(name), TOOL_CONVERSATIONS[what]):
+        assert ids == rendered
+
+
+@every_template_with_tools
+def test_hostile_tools_give_the_ids_of_a_full_render(name):
+    turns = [(text, "ok", "tool") for text in HOSTILE.values()]
+    for ids, rendered in prompts(with_tools(name), [("Begin.", "ok"), *turns, ("End?", "")]):
+        assert ids == rendered
+
+
+def test_a_tools_message_is_in_the_templates_own_form():
+    def shown(name, observation):
+        tokenizer = with_tools(name)
+        return tokenizer.decode(ChatRenderer(tokenizer, tool_role=True).bridge([5], observation, "tool"))
+
+    assert shown("Qwen3", "42") == (
+        "<|im_end|>\n<|im_start|>user\n<tool_response>\n42\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert shown("Llama 3.1", 'a "b"') == (
+        '<|eot_id|><|start_header_id|>ipython<|end_header_id|>\n\n"a \\"b\\""<|eot_id|>'
+        "<|start_header_id|>assistant<|end_header_id|>\n\n"
+    )
+
+
+@every_template_with_tools
+def test_an_answer_before_a_tools_message_is_closed_by_the_token_that_the_template_has_there(name):
+    tokenizer = with_tools(name)
+    renderer = ChatRenderer(tokenizer, tool_role=True)
+    of_user, of_tool = tokenizer.convert_tokens_to_ids(list(WITH_TOOLS[name][1:3]))
+    assert (renderer.end_id, renderer.end_ids) == (of_user, {"user": of_user, "tool": of_tool})
+    for role, end, other in (("user", of_user, of_tool), ("tool", of_tool, of_user)):
+        cut = renderer.bridge([5], "42", role)
+        assert cut[0] == end
+        assert renderer.bridge([5, end], "42", role) == cut[1:]
+        assert renderer.bridge([5, other], "42", role) == (cut[1:] if other == end else cut)
+
+
+@every_template_with_tools
+def test_users_messages_are_the_same_with_a_tool_role(name):
+    tokenizer = with_tools(name)
+    without, renderer = ChatRenderer(tokenizer), ChatRenderer(tokenizer, tool_role=True)
+    for observation in HOSTILE.values():
+        renderer.bridge([5], observation, "tool")
+        assert renderer.first(observation) == without.first(observation)
+        assert renderer.bridge([5], observation) == without.bridge([5], observation)
+
+
+@pytest.mark.parametrize("name", NO_TOOLS)
+def test_template_that_cannot_show_a_tools_message_is_refused_if_it_is_to(name):
+    template, said = NO_TOOLS[name]
+    ChatRenderer(byte_level(template))
+    with pytest.raises(ValueError, match=said):
+        ChatRenderer(byte_level(template), tool_role=True)
+
+
+@every_model
+def test_tool_role_of_a_shipped_template_is_refused_or_is_that_of_a_full_render(name):
+    tokenizer = tokenizer_of(name)
+    if name in NO_TOOL_ROLE:
+        with pytest.raises(ValueError, match=r"the chat template .* Leave tool_role off"):
+            ChatRenderer(tokenizer, tool_role=True)
+        return
+    differ = {
+        what
+        for what, conversation in TOOL_CONVERSATIONS.items()
+        if any(ids != rendered for ids, rendered in prompts(tokenizer, conversation))
+    }
+    assert reported(tokenizer, tool_role=True) == MODELS[name].differ | differ
+    as_others = frozenset(TOOL_CONVERSATIONS) if MODELS[name].differ == ALL else SAME
+    assert differ == TOOLS_DIFFER.get(name, as_others)
+
+
+def test_turns_of_tools_have_the_users_role_unless_the_renderer_is_told_otherwise():
+    tokenizer = with_tools("Qwen3")
+    without, renderer = ChatRenderer(tokenizer), ChatRenderer(tokenizer, tool_role=True)
+    assert [without.role_of(info) for info in ({"use_tool": True}, {"use_tool": False}, {})] == ["user"] * 3
+    assert [renderer.role_of(info) for info in ({"use_tool": True}, {"use_tool": False}, {})] == [
+        "tool",
+        "user",
+        "user",
+    ]
+    with pytest.raises(ValueError, match="role user here, not 'tool'"):
+        without.bridge([5], "42", "tool")
+    with pytest.raises(ValueError, match="role user or tool here, not 'ipython'"):
+        renderer.bridge([5], "42", "ipython")
+
+
+@every_template_with_tools
+def test_turns_of_tools_are_tried_if_they_have_a_role(name):
+    assert reported(with_tools(name), tool_role=True) == reported(with_tools(name)) == WITH_TOOLS[name][3]
+
+
+def test_template_that_rewrites_past_tools_messages_is_reported():
+    count = "message['content'] + (messages | length | string if message['role'] == 'tool' else '')"
+    tokenizer = byte_level(CHATML.replace("message['content']", count), end="<|im_end|>")
+    assert reported(tokenizer) == SAME
+    assert reported(tokenizer, tool_role=True) == set(TOOL_CONVERSATIONS)
+    mine = {"mine": [("a", "b"), ("c", "d", "tool"), ("e", "f")], "others": [("a", "b"), ("c", "d")]}
+    assert reported(tokenizer, conversations=mine, tool_role=True) == {"mine"}
+    with pytest.raises(ValueError, match="role user here, not 'tool'"):
+        render_differences(tokenizer, mine)
 
 
 def test_difference_shows_both_texts_at_the_turn():

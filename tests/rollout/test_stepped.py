@@ -11,6 +11,7 @@ pytest.importorskip("transformers")
 from gem.rollout import ChatRenderer, ContextTooSmall, Limits, Player, Response, SteppedEpisode, run_episode
 from gem.tasks import Task
 from gem.testing import ScriptedEngine
+from gem.testing.scenarios import SCENE, scenarios
 from gem.testing.talk import Talk, talking
 
 
@@ -40,6 +41,15 @@ def test_an_episode_in_steps_is_the_drivers(tokenizer):
     assert asked == [turn.prompt_ids for turn in episode.turns]
     assert episode.rewards == [1, 2, 3, 4]
     assert 0 < episode.started <= episode.ended <= time.time()
+
+
+def test_turns_of_tools_are_shown_in_the_tool_role_of_the_players_renderer(tokenizer):
+    scenarios(tokenizer)  # registers the environment
+    task = Task(SCENE, 0, {"length": 3, "tool_turns": [1]})
+    _, asked = step_through(Player(ChatRenderer(tokenizer, tool_role=True)), task, answers(tokenizer, "a", "b", "c"))
+    shown = tokenizer.decode(asked[-1])
+    assert "<|im_start|>tool\non 1<|im_end|>" in shown
+    assert "<|im_start|>user\non 2<|im_end|>" in shown
 
 
 def test_an_environment_that_fails_ends_its_episode(tokenizer):

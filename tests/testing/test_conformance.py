@@ -46,7 +46,8 @@ class ByTheDriver(Harness):
 
         given = {"max_turns": scenario.max_turns, "max_new_tokens": scenario.max_new_tokens}
         limits = Limits(**{**given, "max_context": scenario.max_context, **self.limits})
-        renderer, make_env = ChatRenderer(self.own_tokenizer), scenario.make_env(self.own_tokenizer)
+        renderer = ChatRenderer(self.own_tokenizer, tool_role=scenario.tool_role)
+        make_env = scenario.make_env(self.own_tokenizer)
         return asyncio.run(run_episodes(scenario.rows, Said(), renderer, limits, make_env))
 
     def play(self, scenario, script):
@@ -88,6 +89,10 @@ def test_scenarios_are_what_they_say(tokenizer, named):
     assert first("the context is full").truncation == "context"
     assert (first("the limit of turns").truncation, len(first("the limit of turns").turns)) == ("turns", 3)
     assert first("an environment that fails").truncation == "error"
+    for name, role in (("a tool's answer", "user"), ("a tool's answer in the tool role", "tool")):
+        shown = tokenizer.decode(first(name).turns[-1].prompt_ids)
+        assert shown.count(f"<|im_end|>\n<|im_start|>{role}\n<information>") == (4 if role == "user" else 3)
+    assert first("a tool's answer in the tool role").turns[2].finish_reason == "length"
     assert not first("a rewritten history").append_only
     assert "<|im_end|>" in first("special tokens' text in an observation").first_observation
     assert len({tuple(e.turns[0].response_ids) for e in prepare(named["a group of 8"], tokenizer)[0]}) > 4
@@ -126,6 +131,17 @@ def test_another_prompt_is_found_even_if_the_answers_fit(tokenizer, named):
     cell = check_scenario(ByTheDriver(tokenizer, max_new_tokens=3), named["a cut turn in the middle"], tokenizer)
     assert cell.verdict == "broken"
     assert "the engine was asked for a prompt that ends" in cell.detail
+
+
+def test_a_trainer_that_shows_a_tools_answer_as_the_users_is_found(tokenizer, named):
+    class Deaf(ByTheDriver):
+        def episodes(self, scenario, script):
+            return super().episodes(replace(scenario, tool_role=False), script)
+
+    assert check_scenario(Deaf(tokenizer), named["a tool's answer"], tokenizer).verdict == "equal"
+    cell = check_scenario(Deaf(tokenizer), named["a tool's answer in the tool role"], tokenizer)
+    assert cell.verdict == "broken"
+    assert "<|im_start|>user" in cell.detail
 
 
 def test_the_order_of_the_records_does_not_matter(tokenizer, named):
