@@ -183,6 +183,29 @@ def reasoning_gym(specs: list[EnvSpec], episodes: int, good: int) -> str:
     return f"{text}\n{examples}"
 
 
+def terminal(specs: list[EnvSpec], episodes: int, good: int) -> str:
+    """Return the section of the tasks for a shell."""
+    text = textwrap.dedent(
+        """
+        ## Terminal
+
+        A shell in the sandbox, and a task that ends with a check of the files: [terminal.md](terminal.md). Reward: 1
+        if the check passes, else 0. The seed makes the files. A random action is a harmless command, or the end; the
+        good player runs the solution that is part of the task.
+
+        """
+    )
+    text += table("id", "turns", "tasks", "random", "good")
+    examples = ""
+    for spec in track(specs, "terminal", transient=True):
+        with gem.make(spec.id) as env:
+            figures = number(random_return(env, min(episodes, 20))), number(good_return(env, min(good, 5)))
+            text += row([f"`{spec.id}`", env.max_turns, env.size, *figures])  # type: ignore[attr-defined]
+            if env.size == 1:  # type: ignore[attr-defined]
+                examples += details(f"<code>{spec.id}</code>, seed 0", example(env))
+    return f"{text}\n{examples}"
+
+
 def hub(specs: list[EnvSpec]) -> str:
     """Return the section of what is loaded from a hub."""
     text = "\n## Questions, from a hub\n\nLoaded by `datasets.load_dataset` at the first use; "
@@ -208,9 +231,10 @@ def main() -> None:
     options = parser.parse_args()
     counts = options.episodes, options.good
     specs = list(all_specs().values())
-    rest = [spec for spec in specs if not spec.id.startswith(("game:", "rg:"))]
+    rest = [spec for spec in specs if not spec.id.startswith(("game:", "rg:", "terminal:"))]
     text = HEAD.format(episodes=options.episodes, good=options.good)
     text += games([spec for spec in specs if spec.id.startswith("game:")], *counts)
+    text += terminal([spec for spec in specs if spec.id.startswith("terminal:")], *counts)
     text += questions([spec for spec in rest if not needs_hub(spec)], *counts)
     text += reasoning_gym([spec for spec in specs if spec.id.startswith("rg:")], *counts)
     text += hub([spec for spec in rest if needs_hub(spec)])

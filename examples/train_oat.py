@@ -63,8 +63,8 @@ def oat_arguments(args: Args, model: str, out: Path, on_gpu: bool) -> dict:
     seeds = args.task_seeds
     gpus = max(1, torch.cuda.device_count())
     return dict(
-        tasks=f"env={args.env},seeds={seeds.start}:{seeds.start + args.steps * args.batch_size}",
-        eval_tasks=f"env={args.env},seeds=0:{args.validation},split=eval" if args.validation else "",
+        tasks=f"{args.env_expression},seeds={seeds.start}:{seeds.start + args.steps * args.batch_size}",
+        eval_tasks=f"{args.env_expression},seeds=0:{args.validation},split=eval" if args.validation else "",
         training_steps=args.steps,
         num_envs=args.batch_size,
         max_turns=args.max_turns,

@@ -80,7 +80,8 @@ def gem_flags(args: Args, out: Path) -> list[str]:
 
 
 def write_rows(path: Path, args: Args, seeds: range, split: str) -> None:
-    rows = [gem_openrlhf.row(task, args.gamma, args.max_turns) for task in make_tasks(args.env, seeds, split=split)]
+    tasks = make_tasks(args.env, seeds, args.env_kwargs, split)
+    rows = [gem_openrlhf.row(task, args.gamma, args.max_turns) for task in tasks]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

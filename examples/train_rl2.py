@@ -58,8 +58,9 @@ def gem_keys(args: Args, out: Path) -> dict:
     """What puts a GEM environment into an RL2 job, and the rows that it names."""
     import gem_rl2
 
-    gem_rl2.write_rows(make_tasks(args.env, args.task_seeds), out / "train.jsonl")
-    gem_rl2.write_rows(make_tasks(args.env, range(args.validation or 1), split="eval"), out / "eval.jsonl")
+    gem_rl2.write_rows(make_tasks(args.env, args.task_seeds, args.env_kwargs), out / "train.jsonl")
+    held_out = make_tasks(args.env, range(args.validation or 1), args.env_kwargs, split="eval")
+    gem_rl2.write_rows(held_out, out / "eval.jsonl")
     return {
         "rollout.env_path": gem_rl2.__file__,
         "train_data.path": str(out / "train.jsonl"),

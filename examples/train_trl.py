@@ -7,6 +7,8 @@
     python examples/train_trl.py --algorithm rebn --seed 1
     python examples/train_trl.py --env game:Mastermind-v0-easy --max-turns 6
     python examples/train_trl.py --model Qwen/Qwen3-0.6B --steps 200 --max-new-tokens 256       # on a GPU
+    python examples/train_trl.py --model Qwen/Qwen3-0.6B --env math:GSM8K --tools python --max-new-tokens 512
+    python examples/train_trl.py --model Qwen/Qwen3-0.6B --env qa:HotpotQA --tools search --max-new-tokens 256
 
 What is real: trainer, loss and generation are TRL's, on a CPU as on a GPU; nothing stands in for anything. The
 default model is small, and made on this machine the first time, so that two cores and no hub are enough;
@@ -92,7 +94,7 @@ def train(args: Args, tokenizer, model) -> TrainingLog:
         model=model,
         processing_class=tokenizer,
         args=config,
-        train_dataset=task_dataset(make_tasks(args.env, args.task_seeds)),
+        train_dataset=task_dataset(make_tasks(args.env, args.task_seeds, args.env_kwargs)),
         rollout_func=rollout,
         reward_funcs=gem_reward,
     )

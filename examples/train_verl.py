@@ -66,8 +66,8 @@ def gem_keys(args: Args, out: Path) -> list[str]:
     return [
         "data.custom_cls.path=pkg://gem_verl",
         "data.custom_cls.name=GemTaskDataset",
-        f"data.train_files='env={args.env},seeds={seeds.start}:{seeds.stop}'",
-        f"data.val_files='env={args.env},seeds=0:{args.validation},split=eval'",
+        f"data.train_files='{args.env_expression},seeds={seeds.start}:{seeds.stop}'",
+        f"data.val_files='{args.env_expression},seeds=0:{args.validation},split=eval'",
         f"actor_rollout_ref.rollout.agent.agent_loop_config_path={out / 'gem.yaml'}",
         # Optional: the episodes' metrics in every step, under gem/
         "trainer.v1.sampler.custom_sampler.path=pkg://gem_verl",

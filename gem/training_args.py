@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass
@@ -11,6 +12,8 @@ class TrainingArgs:
 
     env: str = "game:GuessTheNumber-v1-easy"
     """a registered environment; `gem envs` lists them"""
+    tools: str = ""
+    """tools that the model can use, separated by commas: python, search"""
     model: str = "embedded"
     """embedded (tiny, comes with the package), smollm2 (pretrained, 135M parameters), a folder, or a hub id"""
     steps: int = 80
@@ -48,11 +51,22 @@ class TrainingArgs:
         first = self.seed * 1_000_000
         return range(first, first + self.steps * self.groups)
 
+    @property
+    def env_kwargs(self) -> dict[str, Any]:
+        """Arguments of the environment, as its tasks carry them."""
+        return {"tools": self.tools} if self.tools else {}
+
+    @property
+    def env_expression(self) -> str:
+        """The environment as :func:`gem.tasks.load_tasks` reads it, to be followed by ``,seeds=...``."""
+        return f"env={self.env}" + (f",tools={self.tools.replace(',', '+')}" if self.tools else "")
+
     def fill_in(self) -> None:
         """Set the defaults that depend on the model, and refuse what cannot work, before anything is loaded.
 
         Raises:
-            ValueError: a value makes no sense, or there is no such environment.
+            ValueError: a value makes no sense, or there is no such environment or tool.
+            ImportError, SandboxUnavailable: the environment or a tool needs what is not there.
         """
         from gem.envs.registration import make
         from gem.tasks import make_tasks
@@ -68,5 +82,5 @@ class TrainingArgs:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}")
-        make(self.env).close()
+        make(self.env, **self.env_kwargs).close()
         make_tasks(self.env, self.task_seeds)  # refuses seeds that tasks cannot have

@@ -15,21 +15,18 @@ from __future__ import annotations
 import argparse
 import gc
 import itertools
-import json
-import os
 import random
 import resource
 import statistics
 import string
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-THEIRS = ROOT / ".venvs" / "gem-llm"
+from sides import Side, install_theirs, serve
+
 VARIANTS = ("easy", "hard", "random")
 GAMES = (
     *("GuessTheNumber", "Mastermind", "Minesweeper", "Wordle", "FifteenPuzzle", "Hangman"),
@@ -155,76 +152,23 @@ def _resident() -> int:
     return pages * resource.getpagesize()
 
 
+def set_words(words: dict[str, list[str]]) -> None:
+    """Take the words to guess in Wordle, by their length."""
+    WORDS.update({int(length): each for length, each in words.items()})
+
+
 def work() -> None:
-    """Answer a request a line."""
+    """Answer requests."""
     try:
         import nltk
 
         nltk.download = lambda *args, **kwargs: True
     except ImportError:
         pass
-    answers, sys.stdout = sys.stdout, sys.stderr  # what environments print is no answer
-    functions = {"steps": time_steps, "resets": time_resets, "memory": memory}
-    for line in sys.stdin:
-        name, arguments = json.loads(line)
-        if name == "words":
-            WORDS.update({int(length): words for length, words in arguments.items()})
-            answer: Any = None
-        else:
-            try:
-                answer = functions[name](*arguments)
-            except Exception as error:  # noqa: BLE001 (some of gem-llm's environments cannot be made: that is shown)
-                answer = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    serve({"steps": time_steps, "resets": time_resets, "memory": memory, "words": set_words})
 
 
 # --- In the process that compares. ---
-
-
-class Side:
-    """One of the two packages, in a process of its own."""
-
-    def __init__(self, python: str, words: dict[int, list[str]], nltk_data: Path) -> None:
-        environment = {**os.environ, "NLTK_DATA": str(nltk_data), "TQDM_DISABLE": "1"}
-        command = [python, "-W", "ignore", str(Path(__file__).resolve()), "--worker"]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            text=True,
-        )
-        self.ask("words", words)
-
-    def ask(self, name: str, arguments: Any) -> Any:
-        """Return the answer to a request."""
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps([name, arguments]) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the process that measures {name} {arguments} ended")
-        return json.loads(line)
-
-    def __enter__(self) -> Side:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.wait()
-
-
-def install_theirs() -> str:
-    """Return the Python of gem-llm's virtual environment, which is made if it is not there."""
-    python = THEIRS / "bin" / "python"
-    if not python.exists():
-        print(f"installing gem-llm 0.1.0 into {THEIRS}", flush=True)
-        subprocess.run([sys.executable, "-m", "venv", str(THEIRS)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", "gem-llm==0.1.0", "pandas"], check=True)
-    return str(python)
 
 
 def write_words(folder: Path) -> dict[int, list[str]]:
@@ -277,14 +221,20 @@ def compare(options: argparse.Namespace) -> int:
     ids = [(game, variant, f"game:{game}-v0-{variant}") for game in games for variant in VARIANTS]
     with tempfile.TemporaryDirectory() as folder:
         words = write_words(Path(folder))
-        with Side(sys.executable, words, Path(folder)) as ours, Side(theirs_python, words, Path(folder)) as theirs:
+        variables = {"NLTK_DATA": folder, "TQDM_DISABLE": "1"}
+        with (
+            Side(sys.executable, __file__, variables) as ours,
+            Side(theirs_python, __file__, variables) as theirs,
+        ):
+            for side in (ours, theirs):
+                side.ask("words", words)
             table = Table("game", "ours, steps/s", "gem-llm", "times", title="steps")
             ratios = []
             for game, variant, env_id in track(ids, "steps", console=console, transient=True):
                 rates: list[tuple[float, float]] = []
                 for number in range(options.rounds):
                     request = [env_id, game, options.seconds, 1000 * number]
-                    pair = ours.ask("steps", request), theirs.ask("steps", request)
+                    pair = ours.ask("steps", *request), theirs.ask("steps", *request)
                     if isinstance(pair[1], dict):
                         table.add_row(f"{game}-{variant}", f"{pair[0]:,.0f}", pair[1]["error"][:60], "")
                         break
@@ -302,8 +252,8 @@ def compare(options: argparse.Namespace) -> int:
 
             table = Table("game", "ours, ms", "worst", "gem-llm, ms", "worst", "times", title="resets")
             for game, variant, env_id in track(ids, "resets", console=console, transient=True):
-                a = ours.ask("resets", [env_id, 300, 3])
-                b = theirs.ask("resets", [env_id, 5 if game == "Sokoban" else 40, 1])
+                a = ours.ask("resets", env_id, 300, 3)
+                b = theirs.ask("resets", env_id, 5 if game == "Sokoban" else 40, 1)
                 worst = verdict(f"worst reset {game}-{variant}, ms", 1e3 * a["worst"], 1e3 * WORST_RESET, low=True)
                 if "error" in b:
                     cells, times = (b["error"][:40], ""), ""
@@ -319,8 +269,8 @@ def compare(options: argparse.Namespace) -> int:
         for env_id, goal in MEMORY.items():
             sizes = []
             for python in (sys.executable, theirs_python):
-                with Side(python, {}, Path(folder)) as side:
-                    sizes.append(side.ask("memory", [env_id, 1000]))
+                with Side(python, __file__, variables) as side:
+                    sizes.append(side.ask("memory", env_id, 1000))
             their_size = sizes[1]["error"][:60] if isinstance(sizes[1], dict) else f"{sizes[1]:.1f}"
             table.add_row(env_id, verdict(f"memory {env_id}", sizes[0], goal, low=True), their_size)
         console.print(table)

@@ -177,6 +177,20 @@ def _register_questions() -> None:
     register("code:HumanEval", "gem.envs.human_eval:HumanEvalEnv")
 
 
+def _register_terminal() -> None:
+    entry_point = "gem.envs.terminal_env:TerminalEnv"
+    for name, task in {
+        "FixScript": "fix-script",
+        "LogErrors": "log-errors",
+        "RenamePhotos": "rename-photos",
+        "RestoreBackup": "restore-backup",
+        "SalesReport": "sales-report",
+    }.items():
+        register(f"terminal:{name}-v0", entry_point, task=f"sample:{task}")
+    register("terminal:All-v0", entry_point, tasks="sample:")
+
+
 _register_games()
 _register_questions()
 _register_reasoning_gym()
+_register_terminal()

@@ -3,7 +3,7 @@ r"""Programming: a problem, and a program in a Markdown code block that is run a
 Reward: 1 if every test passes, 0 if one fails, -0.1 without a code block. The expected results never enter the process
 that runs the program, so there is nothing in it to find: a program that ends early, prints a lot, or raises, fails.
 
-The program runs by :mod:`gem.utils.sandbox`, whose text says what it keeps out, and that the default keeps out nothing.
+The program runs in a sandbox, see :mod:`gem.sandbox`.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class CodeEnv(DatasetEnv):
         max_tests: int = 12,
         timeout: float = 10.0,
         verbose: bool = False,
-        sandbox_type: str = "none",
+        sandbox_type: str = "auto",
     ) -> None:
         super().__init__(dataset_name, split, dataset, [question_key, test_key], seed)
         self._keys = question_key, test_key, solution_key

@@ -46,7 +46,7 @@ class HumanEvalEnv(QuestionEnv):
     blocking = True
     reward_range = (NO_CODE, 1.0)
 
-    def __init__(self, seed: int | None = None, timeout: float = 10.0, sandbox_type: str = "none") -> None:
+    def __init__(self, seed: int | None = None, timeout: float = 10.0, sandbox_type: str = "auto") -> None:
         super().__init__()
         self._problems = _problems()
         self._first_seed = seed

@@ -95,24 +95,29 @@ def find_spec(env_id: str) -> EnvSpec:
     return ENV_REGISTRY[env_id]
 
 
-def make(env_id: str, *, seed: int | None = None, **kwargs: Any) -> Env:
+def make(env_id: str, *, seed: int | None = None, tools: str | Sequence[str] | None = None, **kwargs: Any) -> Env:
     """Build an environment.
 
     Args:
         env_id: a registered id.
         seed: seeds the first ``reset()`` that is called without one. An environment whose
             constructor takes a ``seed`` gets it there.
+        tools: names of tools that the model can use, see :func:`gem.tools.make_tools`; the environment is wrapped in
+            :class:`gem.tools.ToolEnvWrapper` then. One whose constructor takes ``tools`` gets them there.
         **kwargs: constructor arguments; they replace the registered ones.
 
     Raises:
-        ValueError: the id is not registered.
+        ValueError: the id is not registered, or there is no such tool.
         TypeError: the environment takes no such argument.
-        ImportError: the environment needs a package that is not installed.
+        ImportError: the environment or a tool needs a package that is not installed.
+        SandboxUnavailable: a tool needs a sandbox, and none works here.
     """
     spec = find_spec(env_id)
     build = spec.load()
     arguments = {**spec.kwargs, **kwargs}
     takes = inspect.signature(build.__init__ if inspect.isclass(build) else build).parameters
+    if tools is not None and "tools" in takes:
+        arguments["tools"], tools = tools, None
     seed = check_seed(seed)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     if seed is not None and ("seed" in takes or takes_any):
@@ -128,6 +133,10 @@ def make(env_id: str, *, seed: int | None = None, **kwargs: Any) -> Env:
     if seed is not None:
         env.unwrapped._first_seed = seed
         env.unwrapped._rng = None  # a constructor that calls reset() has made one without the seed
+    if tools:
+        from gem.tools import ToolEnvWrapper, make_tools
+
+        return ToolEnvWrapper(env, make_tools(tools))
     return env
 
 

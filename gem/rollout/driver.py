@@ -27,12 +27,13 @@ from gem.envs.registration import ENV_REGISTRY
 from gem.rollout.engine import Engine
 from gem.rollout.episode import Episode, Turn, plain_json
 from gem.rollout.rendering import ChatRenderer
+from gem.sandbox import SandboxUnavailable
 from gem.tasks import Task
 
 logger = logging.getLogger("gem.rollout")
 T = TypeVar("T")
 
-_SETUP_ERRORS = (TypeError, ValueError, ImportError, ModuleNotFoundError)
+_SETUP_ERRORS = (TypeError, ValueError, ImportError, ModuleNotFoundError, SandboxUnavailable)
 """What building an environment raises when it was asked for wrongly. Exactly these: a subclass, such as the
 JSONDecodeError of a server's bad answer, is a failure like any other."""
 

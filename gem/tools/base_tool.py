@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 ToolResult = tuple[bool, bool, str, str]
 """``(is_valid, has_error, observation, parsed_action)``."""
+
+Marks = Sequence[tuple[re.Pattern[str], re.Pattern[str]]]
+"""What begins a block and what ends it, for each of its forms."""
 
 
 class BaseTool:
@@ -36,12 +39,16 @@ class BaseTool:
     def __init__(self, num_workers: int = 1) -> None:
         self.num_workers = num_workers
 
-    def instruction_string(self) -> str:
-        """Return what tells the model how to call the tool; it follows the first observation.
+    def prepare(self) -> None:
+        """Make ready what every call needs, or raise what says what is missing.
 
-        What is wrong with the set-up (a package or a server that is missing) is best raised here: it ends the
-        ``reset``, whereas what ``execute_action`` raises is shown to the model.
+        It is called for each environment that is built with the tool, so that a package that is not installed stops a
+        run before its first episode, whereas what ``execute_action`` raises is shown to the model.
         """
+        return None
+
+    def instruction_string(self) -> str:
+        """Return what tells the model how to call the tool; it follows the first observation."""
         raise NotImplementedError(f"{type(self).__name__} has no instruction_string")
 
     def find_action(self, action: str) -> int | None:
@@ -86,7 +93,26 @@ class Block(NamedTuple):
     content: str
 
 
-def find_block(text: str, marks: Sequence[tuple[re.Pattern[str], re.Pattern[str]]]) -> Block | None:
+class BlockTool(BaseTool):
+    """A tool whose call is a block between two marks, as ``<search>query</search>`` is.
+
+    Attributes:
+        marks: as for :func:`find_block`.
+    """
+
+    marks: ClassVar[Marks]
+
+    def find_block(self, action: str) -> Block | None:
+        """Return the first call."""
+        return find_block(action, self.marks)
+
+    def find_action(self, action: str) -> int | None:
+        """Return where the first call begins."""
+        block = self.find_block(action)
+        return None if block is None else block.start
+
+
+def find_block(text: str, marks: Marks) -> Block | None:
     """Return the first block that is complete and not blank, of any of several forms; None if there is none.
 
     The time is linear in the length of the text.

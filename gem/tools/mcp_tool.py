@@ -22,28 +22,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gem.tools.base_tool import BaseTool, ToolResult, cut_middle, find_block
+from gem.tools.base_tool import BlockTool, ToolResult, cut_middle
 from gem.tools.event_loop import event_loop, run_async
 
 MAX_CHARS = 8_000
 """Characters of a result that the model is shown."""
 
 CLOSE_SECONDS = 10.0
-"""What servers are given to end."""
+"""What a server is given to end."""
+
+PING_SECONDS = 5.0
+"""What a server is given to say that it is there."""
 
 MOST_PAGES = 100
 """Pages of a server's list of tools."""
 
-_CONNECTION_CLOSED = -32000
-
-_MARKS = (
-    (re.compile(r"<tool_call>\s*(?=<tool_name>)"), re.compile(r"</arguments>\s*</tool_call>")),
-    (re.compile(r"<tool_call>\s*(?=\{)"), re.compile(r"</tool_call>")),
-)
 _FORM = '<tool_call>\n<tool_name>name</tool_name>\n<arguments>\n{"parameter": "value"}\n</arguments>\n</tool_call>'
 
 
-class MCPTool(BaseTool):
+class MCPTool(BlockTool):
     """Calls tools of MCP servers, over stdio, streamable HTTP or SSE.
 
     The model writes ``<tool_call><tool_name>name</tool_name><arguments>{...}</arguments></tool_call>``, or, as many
@@ -80,6 +77,10 @@ class MCPTool(BaseTool):
 
     tool_type = "mcp"
     per_episode = True
+    marks = (
+        (re.compile(r"<tool_call>\s*(?=<tool_name>)"), re.compile(r"</arguments>\s*</tool_call>")),
+        (re.compile(r"<tool_call>\s*(?=\{)"), re.compile(r"</tool_call>")),
+    )
 
     def __init__(
         self,
@@ -177,18 +178,13 @@ class MCPTool(BaseTool):
             f"that its schema asks for:\n{_FORM}"
         )
 
-    def find_action(self, action: str) -> int | None:
-        """Return where the first call begins."""
-        block = find_block(action, _MARKS)
-        return None if block is None else block.start
-
     def execute_action(self, action: str) -> ToolResult:
         """Execute the first call."""
         return run_async(self.execute_action_async(action))
 
     async def execute_action_async(self, action: str) -> ToolResult:
         """Execute the first call, in the tools' event loop."""
-        block = find_block(action, _MARKS)
+        block = self.find_block(action)
         if block is None:
             return False, True, "", ""
         try:
@@ -254,19 +250,21 @@ class MCPTool(BaseTool):
         offer = connection.offers.get(name)
         if offer is None:
             raise ValueError(f"there is no tool {name!r}; there are {', '.join(sorted(connection.offers))}")
+        _check_sendable(offer.name, arguments)
         try:
             call = offer.session.call_tool(offer.name, arguments, progress_callback=self._handlers.on_progress)
             result = await asyncio.wait_for(call, self.execution_timeout)
         except Exception as error:
-            code = getattr(getattr(error, "error", error), "code", _CONNECTION_CLOSED)
-            if code == _CONNECTION_CLOSED:  # else the server refused the call
+            late = isinstance(error, (asyncio.TimeoutError, TimeoutError))
+            # Any other error may be about this call alone, and what the server keeps is not to be lost for that.
+            if late or not await _answers(offer.session):
                 self._connection = None
                 connection.close_soon()
-            if isinstance(error, (asyncio.TimeoutError, TimeoutError)):
+            if late:
                 raise TimeoutError(f"no answer within {self.execution_timeout:g} seconds") from None
             raise
         data = result.model_dump(by_alias=True, mode="json")
-        return bool(data.get("isError")), "\n".join(map(_as_text, data["content"])) or "The tool returned nothing."
+        return bool(data.get("isError")), _result_text(data)
 
     def _described(self) -> str:
         servers = self.normalized_config["mcpServers"].items()
@@ -359,17 +357,21 @@ class _Connection:
         _opened.add(self)
         try:
             await asyncio.wait_for(ready, timeout)
-        except (asyncio.TimeoutError, TimeoutError):
-            raise TimeoutError(f"no answer within {timeout:g} seconds") from None
-        finally:
-            if not ready.done() or ready.cancelled() or ready.exception():
-                self._task.cancel()
-                await asyncio.wait({self._task}, timeout=CLOSE_SECONDS)
+        except BaseException as error:  # the episode may have been cancelled
+            self._task.cancel()
+            await self._ended()
+            if isinstance(error, (asyncio.TimeoutError, TimeoutError)) and ready.cancelled():
+                raise TimeoutError(f"no answer within {timeout:g} seconds") from None
+            raise
 
     async def close(self) -> None:
         self._stop.set()
-        await asyncio.wait({self._task}, timeout=CLOSE_SECONDS)
+        await self._ended()
         self._task.cancel()
+
+    async def _ended(self) -> None:
+        """Wait until the servers have ended, which they do one after another."""
+        await asyncio.wait({self._task}, timeout=CLOSE_SECONDS * len(self._servers))
 
     def close_soon(self) -> None:
         event_loop().call_soon_threadsafe(self._stop.set)
@@ -402,9 +404,13 @@ class _Connection:
         async for tool in _tools(session):
             renamed = server.get("tools", {}).get(tool["name"], {}).get("name")
             called = renamed or prefix + tool["name"]
-            self.offers[called] = _Offer(
-                called, tool["name"], tool.get("description") or "", tool["inputSchema"], name, session
-            )
+            offer = _Offer(called, tool["name"], tool.get("description") or "", tool["inputSchema"], name, session)
+            twin = self.offers.setdefault(called, offer)
+            if (twin.server, twin.name) != (offer.server, offer.name):
+                raise ValueError(
+                    f"{twin.name!r} of the server {twin.server!r} and {offer.name!r} of {offer.server!r} would both be "
+                    f"called {called!r}: rename one of them"
+                )
 
 
 _opened: weakref.WeakSet[_Connection] = weakref.WeakSet()
@@ -504,11 +510,41 @@ def _parsed(call: str) -> tuple[str, dict[str, Any]]:
     return name.strip(), arguments
 
 
+def _check_sendable(name: str, arguments: dict[str, Any]) -> None:
+    r"""Refuse what JSON can say and the transports cannot send, as ``"\ud800"``: they would end the connection.
+
+    Raises:
+        ValueError: it cannot be sent.
+    """
+    from mcp import types
+
+    params = {"name": name, "arguments": arguments}
+    types.JSONRPCRequest(jsonrpc="2.0", id=0, method="tools/call", params=params).model_dump_json()
+
+
+async def _answers(session: Any) -> bool:
+    """Return whether a server is there, and knows the session: one that was started again does not."""
+    try:
+        await asyncio.wait_for(session.send_ping(), PING_SECONDS)
+    except Exception:  # noqa: BLE001 (whatever a transport raises)
+        return False
+    return True
+
+
+def _result_text(result: dict[str, Any]) -> str:
+    text = "\n".join(map(_as_text, result["content"]))
+    structured = result.get("structuredContent")
+    if not text and structured is not None:  # servers should say it as text too, and need not
+        text = json.dumps(structured, ensure_ascii=False)
+    return text or "The tool returned nothing."
+
+
 def _as_text(content: dict[str, Any]) -> str:
-    if content["type"] == "text":
-        return content["text"]
-    resource = content.get("resource") or {}
-    return resource.get("text") or f"[{content['type']} {content.get('mimeType') or content.get('uri') or ''}]"
+    """Return the text of a content, or what kind of thing it is, and where to find it."""
+    about = content.get("resource") or content
+    if "text" in about:
+        return about["text"]
+    return f"[{' '.join(filter(None, (content['type'], about.get('uri'), about.get('mimeType'))))}]"
 
 
 async def _awaited(value: Any) -> Any:

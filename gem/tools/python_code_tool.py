@@ -5,25 +5,20 @@ from __future__ import annotations
 import re
 import textwrap
 
-from gem.tools.base_tool import BaseTool, Block, ToolResult, cut_middle, find_block
-from gem.utils.sandbox import SANDBOX_TYPES, run_python
+from gem.tools.base_tool import BlockTool, ToolResult, cut_middle
+from gem.utils.sandbox import check_sandbox, check_sandbox_type, run_python
 
 MAX_CHARS = 4_000
 """Characters of a program's output that the model is shown."""
-
-_MARKS = (
-    (re.compile(r"<python>"), re.compile(r"</python>")),
-    (re.compile(r"```\n?(?:python3?|py)\b"), re.compile(r"```")),
-)
 
 _PROGRAM = re.compile(r'File "(?:[^"\n]*/)?main\.py"')
 _TRACEBACK = "Traceback (most recent call last):\n"
 
 
-class PythonCodeTool(BaseTool):
+class PythonCodeTool(BlockTool):
     """Runs the first block of Python code in a text: ``<python>...</python>``, or a fence of ``python`` or ``py``.
 
-    Each program runs in a process of its own, see :mod:`gem.utils.sandbox`. Nothing is kept between programs.
+    Each program runs in a sandbox of its own, see :mod:`gem.sandbox`. Nothing is kept between programs.
 
     Args:
         timeout: seconds.
@@ -36,21 +31,32 @@ class PythonCodeTool(BaseTool):
     """
 
     tool_type = "python_code"
+    marks = (
+        (re.compile(r"<python>"), re.compile(r"</python>")),
+        (re.compile(r"```\n?(?:python3?|py)\b"), re.compile(r"```")),
+    )
 
     def __init__(
         self,
         timeout: float = 5,
-        sandbox_type: str = "none",
+        sandbox_type: str = "auto",
         keep_error_last_line: bool = False,
         max_chars: int = MAX_CHARS,
     ) -> None:
         super().__init__()
-        if sandbox_type not in SANDBOX_TYPES:
-            raise ValueError(f"sandbox_type must be one of {', '.join(SANDBOX_TYPES)}, got {sandbox_type!r}")
+        check_sandbox_type(sandbox_type)
         self.timeout = timeout
         self.sandbox_type = sandbox_type
         self.keep_error_last_line = keep_error_last_line
         self.max_chars = max_chars
+
+    def prepare(self) -> None:
+        """Start the sandbox.
+
+        Raises:
+            SandboxUnavailable: it does not work here.
+        """
+        check_sandbox(self.sandbox_type)
 
     def instruction_string(self) -> str:
         """Return how to run code."""
@@ -61,14 +67,9 @@ class PythonCodeTool(BaseTool):
             "program starts afresh. Give your final answer in the form that the task asks for, with no code beside it."
         )
 
-    def find_action(self, action: str) -> int | None:
-        """Return where the first block begins."""
-        block = self._find(action)
-        return None if block is None else block.start
-
     def execute_action(self, action: str) -> ToolResult:
         """Run the first block."""
-        block = self._find(action)
+        block = self.find_block(action)
         if block is None:
             return False, True, "", action
         code = textwrap.dedent(block.content).strip()
@@ -78,9 +79,6 @@ class PythonCodeTool(BaseTool):
             stderr = stderr.rpartition("\n")[2]
         output = "\n".join(filter(None, (stdout.rstrip("\n"), stderr))).lstrip(" \n")
         return True, not success, f"Code execution result: {cut_middle(output, self.max_chars)}\n", action[: block.end]
-
-    def _find(self, action: str) -> Block | None:
-        return find_block(action, _MARKS)
 
 
 def _own_frames(stderr: str) -> str:

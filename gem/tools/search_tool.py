@@ -10,7 +10,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 
-from gem.tools.base_tool import BaseTool, Block, ToolResult, cut_middle, find_block
+from gem.tools.base_tool import BlockTool, ToolResult, cut_middle
 from gem.tools.corpus import SHIPPED, open_corpus
 from gem.tools.search_protocol import CONTENT_TYPES, NEEDS_MSGPACK, Encoding, decode, encode, has_msgpack
 
@@ -20,11 +20,10 @@ TIMEOUT = 5
 MAX_CHARS = 8_000
 """Characters of the passages that the model is shown."""
 
-_MARKS = ((re.compile(r"<search>"), re.compile(r"</search>")),)
 _ERROR = "[SearchTool Error:"
 
 
-class SearchTool(BaseTool):
+class SearchTool(BlockTool):
     """Answers ``<search>query</search>`` with the best passages, in ``<information>...</information>``.
 
     They come from ``search_url``, else from ``corpus``, else from the server that the environment variable
@@ -47,6 +46,7 @@ class SearchTool(BaseTool):
     """
 
     tool_type = "search"
+    marks = ((re.compile(r"<search>"), re.compile(r"</search>")),)
 
     def __init__(
         self,
@@ -74,10 +74,17 @@ class SearchTool(BaseTool):
         self.protocol = protocol
         self.max_chars = max_chars
 
-    def instruction_string(self) -> str:
-        """Return how to search; what is needed to search on this machine is made ready, or raises."""
+    def prepare(self) -> None:
+        """Open the corpus, if it is on this machine.
+
+        Raises:
+            ImportError: the packages that search it are not installed.
+        """
         if self._url() is None:
             open_corpus(self.corpus or SHIPPED)
+
+    def instruction_string(self) -> str:
+        """Return how to search."""
         return (
             "You can search for what you do not know. Write a query into <search>...</search> and stop: you will be "
             f"shown the {self.topk} best passages in <information>...</information>. You may think, in "
@@ -85,22 +92,14 @@ class SearchTool(BaseTool):
             "the task asks for another form."
         )
 
-    def find_action(self, action: str) -> int | None:
-        """Return where the first query begins."""
-        block = self._find(action)
-        return None if block is None else block.start
-
     def execute_action(self, action: str) -> ToolResult:
         """Search for the first query."""
-        block = self._find(action)
+        block = self.find_block(action)
         if block is None:
             return False, True, "", ""
         found = self._search(block.content.strip())
         observation = f"\n\n<information>{cut_middle(found, self.max_chars)}</information>\n\n"
         return True, found.startswith(_ERROR), observation, action[: block.end]
-
-    def _find(self, action: str) -> Block | None:
-        return find_block(action, _MARKS)
 
     def _url(self) -> str | None:
         return self.search_url or (None if self.corpus else os.environ.get("SEARCH_URL"))

@@ -39,6 +39,7 @@ class ToolEnvWrapper(EnvWrapper):
         max_tool_uses: an episode; None for no limit.
 
     Raises:
+        ImportError, SandboxUnavailable: what a tool needs is not there.
         ValueError: the environment shows the history already, or the limit is negative.
     """
 
@@ -58,6 +59,8 @@ class ToolEnvWrapper(EnvWrapper):
             raise ValueError("the environment shows the history: put ToolEnvWrapper inside the observation wrapper")
         if max_tool_uses is not None and max_tool_uses < 0:
             raise ValueError(f"max_tool_uses must be at least 0, or None, got {max_tool_uses}")
+        for tool in tools:
+            tool.prepare()
         self.tools = [copy.deepcopy(tool) if tool.per_episode else tool for tool in tools]
         self.tool_reward = tool_reward
         self.tool_success_reward = tool_success_reward

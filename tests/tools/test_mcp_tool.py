@@ -21,6 +21,7 @@ from gem.tools.mcp_tool import MCPTool
 
 SCRIPT = str(Path(__file__).parent / "mcp_server.py")
 SERVER = {"command": sys.executable, "args": [SCRIPT]}
+BARE = {"command": sys.executable, "args": [str(Path(__file__).parent / "bare_mcp_server.py")]}
 EASY = "game:GuessTheNumber-v0-easy"
 
 
@@ -188,6 +189,36 @@ def test_server_that_takes_too_long_is_an_error_to_read_and_started_again(own):
     wait_until(lambda: not is_running(process))
 
 
+@pytest.mark.parametrize("value", [r'"\ud800"', "[" * 400 + "]" * 400], ids=["half a character", "deep"])
+def test_arguments_that_cannot_be_sent_are_an_error_to_read_and_leave_the_server(own, value):
+    call(own, "next_number")
+    assert own.execute_action(f'<tool_call>{{"name": "variable", "arguments": {{"name": {value}}}}}</tool_call>')[1]
+    assert call(own, "next_number") == (False, "2")
+
+
+def test_result_that_is_data_and_no_text_is_shown_and_what_is_wrong_with_one_call_leaves_the_server():
+    tool = MCPTool(BARE)
+    assert call(tool, "silent") == (False, '{"calls": 1}')
+    error, said = call(tool, "false")
+    assert error
+    assert "many" in said
+    assert call(tool, "silent") == (False, '{"calls": 3}')
+    error, said = call(tool, "refuse")
+    assert error
+    assert "not allowed" in said
+    assert call(tool, "silent") == (False, '{"calls": 5}')
+    tool.close()
+
+
+def test_servers_end_one_after_another_however_slowly(monkeypatch):
+    monkeypatch.setattr("gem.tools.mcp_tool.CLOSE_SECONDS", 3)  # more than one of them takes, and less than two
+    slow = {**BARE, "args": [*BARE["args"], "stays"]}
+    tool = MCPTool({"mcpServers": {"a": slow, "b": slow}}, validate_on_init=False)
+    processes = [call(tool, f"{server}_process")[1] for server in "ab"]
+    tool.close()
+    assert not any(map(is_running, processes))
+
+
 def test_servers_end_with_a_process_that_closes_nothing():
     code = (
         "import sys; from gem.tools.mcp_tool import MCPTool\n"
@@ -209,6 +240,12 @@ def test_server_over_http_and_several_servers(url):
     assert call(tool, "far_variable", name="MARK") == (False, "(none)")
     assert call(tool, "far_process") != call(tool, "near_process")
     tool.close()
+
+
+def test_two_tools_of_one_name_are_refused():
+    renamed = {"tools": {"silent": {"name": "one"}}}
+    with pytest.raises(ValueError, match="would both be called 'one'"):
+        MCPTool({"mcpServers": {"a": {**BARE, **renamed}, "b": {**BARE, **renamed}}}, max_retries=1)
 
 
 def test_url_alone_is_a_server(url):

@@ -206,9 +206,8 @@ def test_set_up_that_cannot_work_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="protocol"):
         SearchTool(protocol="xml")
     monkeypatch.setitem(sys.modules, "bm25s", None)
-    env = ToolEnvWrapper(QaEnv(dataset=[{"question": "?", "answer": "!"}]), [SearchTool()])
     with pytest.raises(ImportError, match=r"pip install 'gem-adapters\[search\]'"):
-        env.reset(seed=1)
+        ToolEnvWrapper(QaEnv(dataset=[{"question": "?", "answer": "!"}]), [SearchTool()])
 
 
 @needs_bm25s
