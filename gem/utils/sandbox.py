@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import signal
 import time
 from types import TracebackType
@@ -11,6 +12,7 @@ from typing import Any
 
 from gem.sandbox import Limits, Result, Session, run
 from gem.sandbox.pool import BACKENDS, find_pool
+from gem.utils.constants import BASE_IMPORTS
 
 DEFAULT_TIMEOUT = 10
 """Seconds."""
@@ -25,14 +27,18 @@ _PUBLISHED_NAMES = {"none": "plain", "bwrap": "bubblewrap"}
 
 SANDBOX_TYPES = ("auto", *BACKENDS, *_PUBLISHED_NAMES)
 
+_UNDEFINED = re.compile(r"^NameError: name '(\w+)' is not defined", re.MULTILINE)
+_USUAL_NAMES = frozenset(re.findall(r"\w+", BASE_IMPORTS))
+
 _DEFINE = """
 import ast, json, os
-calls = {name!r}, {code!r}
+calls = {name!r}, {code!r}, {imports!r}
 results = os.fdopen(os.dup(1), "w")
 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what the code prints is no result
 function = error = None
 try:
     names = {{"__name__": "solution"}}
+    exec(calls[2], names)
     exec(compile(calls[1], "main.py", "exec"), names)
     function = names[calls[0]] if calls[0] in names else getattr(names["Solution"](), calls[0])
 except BaseException as raised:
@@ -53,6 +59,9 @@ def run_python(
 ) -> tuple[bool, str, str]:
     r"""Run a program.
 
+    One that misses a name of :data:`gem.utils.constants.BASE_IMPORTS` is run once more with them; that counts if it
+    ends well.
+
     >>> run_python("print(input()[::-1])", stdin="abc")  # doctest: +SKIP
     (True, 'cba\n', '')
 
@@ -71,6 +80,10 @@ def run_python(
         ValueError: there is no such kind of sandbox.
     """
     result = run(code, stdin or "", _limits(timeout), _backend(sandbox_type))
+    undefined = _UNDEFINED.search(result.stderr) if result.exit_code else None
+    if undefined and undefined[1] in _USUAL_NAMES:
+        again = run(f"{BASE_IMPORTS}{code}", stdin or "", _limits(timeout), _backend(sandbox_type))
+        result = again if again.exit_code == 0 else result
     return result.exit_code == 0, result.stdout, result.stderr + _end(result, timeout)
 
 
@@ -91,7 +104,8 @@ class FunctionProcess:
     result look right.
 
     Args:
-        code: defines the function, or a class ``Solution`` with it as a method.
+        code: defines the function, or a class ``Solution`` with it as a method; the names of
+            :data:`gem.utils.constants.BASE_IMPORTS` are there.
         name: of the function.
         sandbox_type: as for :func:`run_python`.
         timeout: seconds for all calls together.
@@ -100,7 +114,7 @@ class FunctionProcess:
     def __init__(self, code: str, name: str, sandbox_type: str = "auto", timeout: float = DEFAULT_TIMEOUT) -> None:
         self._deadline = time.monotonic() + timeout
         self._session = Session(_limits(timeout), _backend(sandbox_type))
-        self._definition = _DEFINE.format(name=name, code=code)
+        self._definition = _DEFINE.format(name=name, code=code, imports=BASE_IMPORTS)
         self._ended = False
 
     def __enter__(self) -> FunctionProcess:

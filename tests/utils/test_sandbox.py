@@ -36,6 +36,15 @@ def test_an_error_is_told_and_no_success():
     assert "ValueError: no" in err
 
 
+def test_usual_imports_that_are_missing_are_there():
+    assert run_python("print(sqrt(gcd(32, 16)), Counter('aa'))") == (True, "4.0 Counter({'a': 2})\n", "")
+    ended_well, _, err = run_python("print(sqrt(-1))\n")
+    assert (ended_well, "'sqrt' is not defined" in err) == (False, True)  # the program as it is
+    assert not run_python("print(quadratic(4))")[0]
+    with FunctionProcess("def f(x: List[int]):\n    return list(deque(x))", "f") as function:
+        assert function.call([1, 2]) == [1, 2]
+
+
 def test_sys_exit_is_an_end_like_another():
     assert run_python("import sys\nprint(1)\nsys.exit()")[:2] == (True, "1\n")
     assert run_python("import sys\nprint(1)\nsys.exit(3)")[:2] == (False, "1\n")
