@@ -15,7 +15,8 @@ from gem.sandbox.running import run
 
 # What code in a sandbox should not be able to do: each is an expression that is true if it can.
 _TRIES = {
-    "files of this user": "os.path.exists({file!r})",
+    "files of this user": "reads({file!r})",
+    "their names, if they are guessed": "os.path.exists({file!r})",
     "writing outside of /tmp": "writes('/usr/gem-sandbox') or writes('/gem-sandbox')",
     "environment variables": "{variable!r} in os.environ",
     "other processes": "os.path.exists('/proc/{process}/stat') and signals({process})",
@@ -24,11 +25,18 @@ _TRIES = {
     "mounts": "libc.mount(b'none', b'/tmp', b'tmpfs', 0, None) == 0",
     "tracing": "libc.ptrace(0, 0, 0, 0) == 0",
     "more memory than the limit": "allocates()",
-    "more processes than the limit": "forks()",
+    "more processes than the limit, for a moment": "forks()",
+    "more bytes in files than the limit, for a moment": "fills()",
 }
 _PROGRAM = """
 import ctypes, json, os, socket, time
 libc = ctypes.CDLL(None)
+def reads(path):
+    try:
+        open(path).close()
+        return True
+    except OSError:
+        return False
 def writes(path):
     try:
         open(path, "w").close()
@@ -52,6 +60,14 @@ def allocates():
     try:
         return bool(bytearray(LIMIT))
     except MemoryError:
+        return False
+def fills():
+    try:
+        for name in ("one", "two", "three"):
+            with open(name, "wb") as file:
+                file.write(bytes(FILES // 2))
+        return True
+    except OSError:
         return False
 def forks():
     try:
@@ -88,7 +104,7 @@ def describe(backend: str = "auto") -> Description:
     Args:
         backend: as of :func:`gem.sandbox.run`.
     """
-    limits = replace(Limits(), memory_bytes=1 << 28, processes=8)
+    limits = replace(Limits(), memory_bytes=1 << 28, processes=8, file_bytes=1 << 20)
     try:
         name = find_backend() if backend == "auto" else backend
         with closing(socket.create_server(("127.0.0.1", 0))) as server, NamedTemporaryFile() as file:
@@ -99,7 +115,7 @@ def describe(backend: str = "auto") -> Description:
                 "port": server.getsockname()[1],
             }
             tries = ", ".join(f"{name!r}: {code.format(**facts)}" for name, code in _TRIES.items())
-            numbers = f"LIMIT, PROCESSES = {limits.memory_bytes}, {limits.processes}\n"
+            numbers = f"LIMIT, PROCESSES, FILES = {limits.memory_bytes}, {limits.processes}, {limits.file_bytes}\n"
             result = run(f"{numbers}{_PROGRAM}\nprint(json.dumps({{{tries}}}))", limits=limits, backend=name)
     except SandboxUnavailable as error:
         return Description("", str(error))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -70,8 +71,10 @@ def set_stage(backend: str = "auto") -> Iterator[dict[str, Any]]:
             server = stack.enter_context(socket.socket(socket.AF_UNIX))
             server.bind(address)
             server.listen()
+        stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)).bind(str(folder / "datagrams"))
         victim = stack.enter_context(subprocess.Popen(["sleep", "600"], env={"GEM_SECRET": token}))
         stack.callback(victim.kill)
+        victim.send_signal(signal.SIGSTOP)
         # Another run that is over, and one that goes on.
         left = f"/tmp/gem-left-{token}"
         stack.callback(Path(left).unlink, missing_ok=True)
@@ -88,6 +91,7 @@ def set_stage(backend: str = "auto") -> Iterator[dict[str, Any]]:
             "handle": handle,
             "port": tcp.getsockname()[1],
             "socket": str(folder / "socket"),
+            "datagrams": str(folder / "datagrams"),
             "abstract": f"gem-{token}",
             "parent": os.getpid(),
             "victim": victim.pid,
@@ -129,6 +133,9 @@ def knows(data):
 def status_shows_rights(process):
     status = read(f"/proc/{process}/status")
     return b"CapEff:" in status and b"CapEff:\\t0000000000000000" not in status
+def has_rights():
+    rights = ctypes.create_string_buffer(24)
+    return libc.capget(struct.pack("Ii", 0x20080522, 0), rights) == 0 and any(rights.raw)
 def call(x86, arm_number, *args):
     return libc.syscall(ctypes.c_long(arm_number if arm else x86), *map(ctypes.c_long, args)) >= 0
 def writes(path):
@@ -143,6 +150,11 @@ def connects(family, address):
 def _victim_died(stage: dict[str, Any], result: Result) -> bool:
     """Return whether the process of the stage was ended."""
     return b"sleep" not in _read(f"/proc/{stage['victim']}/cmdline")
+
+
+def _victim_goes_on(stage: dict[str, Any], result: Result) -> bool:
+    """Return whether the process of the stage, which was stopped, was made to go on."""
+    return b") T " not in _read(f"/proc/{stage['victim']}/stat")
 
 
 def _wrote_into_folder(stage: dict[str, Any], result: Result) -> bool:
@@ -255,6 +267,22 @@ path = f"/proc/{os.getppid()}/ns/mnt"
 escaped_if(works(open, path) and libc.setns(os.open(path, os.O_RDONLY), 0) == 0)
 """
 
+_START_PROGRAM = """
+code = "import ctypes; rights = ctypes.create_string_buffer(24); "
+code += f"ctypes.CDLL(None).capget({struct.pack('Ii', 0x20080522, 0)}, rights); print(any(rights.raw))"
+escaped_if(subprocess.run([sys.executable, "-I", "-c", code], stdout=-1).stdout == b"True\\n")
+"""
+
+_WATCH = """
+watch = libc.inotify_init1(0)
+escaped_if(watch >= 0 and libc.inotify_add_watch(watch, STAGE["folder"].encode(), 0xFFF) >= 0)
+"""
+
+_SEND_DATAGRAM = """
+ours, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+escaped_if(works(ours.sendto, b"escaped", STAGE["datagrams"]))
+"""
+
 _SETUID = """
 names = [f"{at}/{name}" for at in ("/usr/bin", "/bin") for name in ("su", "passwd", "newgrp", "mount")]
 name = next((name for name in names if os.path.exists(name) and os.stat(name).st_mode & stat.S_ISUID), "")
@@ -300,7 +328,13 @@ ATTEMPTS = (
     # Files.
     Attempt("read a file of the user", _KNOWN.format("STAGE['secret']")),
     Attempt("list its folder", "escaped_if(works(os.listdir, STAGE['folder']))"),
+    Attempt("see that it is there", "escaped_if(os.path.exists(STAGE['secret']))"),
+    Attempt("see who uses its folder", _WATCH),
+    Attempt("change its mode", "escaped_if(works(os.chmod, STAGE['secret'], 0o644))"),
+    Attempt("change its times", "escaped_if(works(os.utime, STAGE['secret']))"),
+    Attempt("list what others keep in /tmp", "escaped_if(os.path.basename(STAGE['folder']) in os.listdir('/tmp'))"),
     Attempt("read it through a symbolic link", "os.symlink(STAGE['secret'], 'link'); " + _KNOWN.format("'link'")),
+    Attempt("read it through a hard link", "works(os.link, STAGE['secret'], 'hard'); " + _KNOWN.format("'hard'")),
     Attempt("read it through /proc/1/root", _KNOWN.format("'/proc/1/root' + STAGE['secret']")),
     Attempt("read it through /proc/self/cwd", _KNOWN.format("'/proc/self/cwd/../../../..' + STAGE['secret']")),
     Attempt("read a handle that was left open", _KNOWN.format("f'/proc/self/fd/{STAGE[\"handle\"]}'")),
@@ -331,9 +365,16 @@ ATTEMPTS = (
     Attempt("trace its parent", "escaped_if(libc.ptrace(16, os.getppid(), 0, 0) == 0)", plain=False),
     Attempt("trace a child", "escaped_if(os.fork() == 0 and libc.ptrace(0, 0, 0, 0) == 0)"),
     Attempt("share memory with other runs (SysV)", "escaped_if(call(29, 194, 0, 4096, 0o1600))"),
+    Attempt(
+        "limit a process outside",
+        "escaped_if(works(resource.prlimit, STAGE['victim'], resource.RLIMIT_CORE, (0, 0)))",
+    ),
+    Attempt("slow a process outside down", "escaped_if(works(os.setpriority, os.PRIO_PROCESS, STAGE['victim'], 1))"),
+    Attempt("move a process outside", "escaped_if(works(os.sched_setaffinity, STAGE['victim'], [0]))"),
     # Network.
     Attempt("connect to this machine (TCP)", "escaped_if(connects(socket.AF_INET, ('127.0.0.1', STAGE['port'])))"),
     Attempt("connect to a socket file", "escaped_if(connects(socket.AF_UNIX, STAGE['socket']))"),
+    Attempt("send to a socket file", _SEND_DATAGRAM),
     Attempt("connect to an abstract socket", "escaped_if(connects(socket.AF_UNIX, '\\0' + STAGE['abstract']))"),
     Attempt(
         "connect to a socket of another run",
@@ -356,7 +397,8 @@ ATTEMPTS = (
         "signal the process that runs the sandbox",
         "escaped_if(STAGE['parent'] not in (1, os.getpid()) and works(os.kill, STAGE['parent'], 0))",
     ),
-    Attempt("end all processes", "works(os.kill, -1, 9)", _victim_died, plain=False),
+    # By a signal that ends nothing: a sandbox that does not hold should not cost all processes.
+    Attempt("signal all processes", "works(os.kill, -1, signal.SIGCONT)", _victim_goes_on, plain=False),
     Attempt("leave a process behind", _LEAVE_PROCESS, _goes_on),
     Attempt("start more processes than the limit", _MANY_PROCESSES),
     Attempt("start more threads than the limit", _MANY_THREADS),
@@ -382,7 +424,8 @@ ATTEMPTS = (
     Attempt("uncover what is below /tmp", "escaped_if(libc.umount2(b'/tmp', 2) == 0)", plain=False),
     Attempt("open the mount interface", _MOUNT_INTERFACE),
     Attempt("change the root", "escaped_if(works(os.chroot, '/usr'))"),
-    Attempt("have capabilities", "escaped_if(status_shows_rights('self'))"),
+    Attempt("have capabilities", "escaped_if(has_rights())"),
+    Attempt("gain capabilities by starting a program", _START_PROGRAM),
     Attempt("gain capabilities from a setuid program", _SETUID),
     Attempt("make a device", "escaped_if(works(os.mknod, 'device', stat.S_IFBLK | 0o600, os.makedev(254, 0)))"),
     Attempt("open a device", _OPEN_DEVICES),
@@ -399,3 +442,14 @@ ATTEMPTS = (
     Attempt("use the kernel's key store", "escaped_if(call(250, 219, 0, -3, 1))"),
     Attempt("handle page faults itself", "escaped_if(call(323, 282, 1))"),
 )
+
+NOT_STOPPED = {
+    "landlock": {
+        "see that it is there": "Landlock keeps files from being opened, not from being asked for their size and time",
+        "see /sys": "Landlock keeps files from being opened, not from being asked for their size and time",
+        "start more processes than the limit": "they are counted every 50 ms, and this is faster; a flood is ended",
+        "start more threads than the limit": "they are counted every 50 ms, and this is faster; a flood is ended",
+        "fill the disk": "the kernel limits each file; all together are looked at every 50 ms, and this is faster",
+    }
+}
+"""What a sandbox does not stop, and why."""

@@ -14,9 +14,12 @@ class Limits:
         cpu_seconds: processor time of each process, in whole seconds (rounded up).
         memory_bytes: address space of each process; in a sandbox, also the memory of all its processes together, which
             is looked at every 50 ms.
-        processes: processes and threads at once, the program itself included.
-        output_bytes: of standard output, and of standard error; what comes after them is read and thrown away.
-        file_bytes: of all files together, which live in memory.
+        processes: processes and threads at once, the program itself included. With Landlock they are counted every
+            50 ms, and more end the program.
+        output_bytes: of standard output, and of standard error. A program that writes more is killed; what a session's
+            call writes after them is read and thrown away.
+        file_bytes: of all files together, which live in memory; with Landlock they are on the disk, each is limited,
+            and all together are looked at every 50 ms. Without a sandbox, it is of each file.
     """
 
     wall_seconds: float = 10.0
@@ -38,7 +41,7 @@ class Result:
 
     Attributes:
         exit_code: as a shell sees it, or minus the number of the signal that ended it; None if it was killed: its
-            time was up, or all its processes together took too much.
+            time was up, it wrote too much, or all its processes together took too much.
         stdout: what it wrote there, as far as ``output_bytes`` go.
         stderr: the same of standard error.
         timed_out: whether its time was up.

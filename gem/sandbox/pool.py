@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gem.sandbox.limits import SandboxUnavailable
-from gem.sandbox.starting import Sandbox, start_bubblewrap, start_plain
+from gem.sandbox.starting import Sandbox, start_bubblewrap, start_landlock, start_plain
 
 KEPT = 8
 """Sandboxes of a kind that are kept when nobody uses them."""
@@ -85,7 +85,11 @@ class Pool:
             sandbox.close()
 
 
-BACKENDS: dict[str, Callable[[], Sandbox]] = {"bubblewrap": start_bubblewrap, "plain": start_plain}
+BACKENDS: dict[str, Callable[[], Sandbox]] = {
+    "bubblewrap": start_bubblewrap,
+    "landlock": start_landlock,
+    "plain": start_plain,
+}
 """What starts a sandbox, by name; "auto" tries all but "plain", in this order."""
 
 
@@ -132,6 +136,9 @@ def find_backend() -> str:
         except SandboxUnavailable as error:
             problems.append(f"{name}: {error}")
             continue
+        if problems:
+            text = f"{'; '.join(problems)}. So {name} is used, which keeps less out: `gem doctor` tells what"
+            warnings.warn(text, stacklevel=4)
         _pool(name).give_back(sandbox)
         return name
     raise SandboxUnavailable(

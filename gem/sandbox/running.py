@@ -41,7 +41,8 @@ def run(
         program: Python code, or a command and its arguments.
         stdin: what it can read.
         limits: what it may use.
-        backend: ``"bubblewrap"``; ``"auto"``: whichever sandbox works here; ``"plain"``: none, only limits.
+        backend: ``"bubblewrap"`` or ``"landlock"``; ``"auto"``: the first of them that works here; ``"plain"``: none,
+            only limits.
 
     Raises:
         SandboxUnavailable: there is no such sandbox here.
@@ -204,14 +205,18 @@ class _Process:
     def wait(self, started: float, limits: Limits) -> Result:
         """Wait for its end, and kill it when its time is up."""
         assert self._sandbox is not None
-        ended = self.read(started + limits.wall_seconds, limits.output_bytes, self._sandbox.control)
+        ended = self.read(started + limits.wall_seconds, limits.output_bytes, self._sandbox.control, kill_flood=True)
         status = self.end(kill=not ended)
         for output in self._outputs:  # what is still in the pipes
             _drain(output, limits.output_bytes, time.monotonic() + DRAIN_SECONDS)
-        return self.result(started, not ended, status)
+        flooded = any(output.truncated for output in self._outputs)  # even if it ended before it could be killed
+        return self.result(started, not (ended or flooded), None if flooded else status)
 
-    def read(self, deadline: float, limit: int, until: socket.socket) -> bool:
-        """Read what it writes until there is something in a socket; return whether that came before the deadline."""
+    def read(self, deadline: float, limit: int, until: socket.socket, kill_flood: bool = False) -> bool:
+        """Read what it writes until there is something in a socket; return whether that came before the deadline.
+
+        With ``kill_flood``, more output than the limit is an end too.
+        """
         poll = select.poll()
         poll.register(until, select.POLLIN)
         by_handle = {output.handle: output for output in self._outputs if output.open}
@@ -222,6 +227,8 @@ class _Process:
             for handle, _ in events:
                 if handle in by_handle and not by_handle[handle].read(limit) and not by_handle[handle].open:
                     poll.unregister(handle)
+            if kill_flood and any(output.truncated for output in self._outputs):
+                return False
             if any(handle == until.fileno() for handle, _ in events):
                 for output in self._outputs:
                     _drain(output, limit, deadline)
@@ -271,7 +278,7 @@ def _drain(output: _Output, limit: int, deadline: float) -> None:
 
 def _file(content: str | bytes) -> int:
     """Return a handle of a file in memory, which nobody can change."""
-    data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+    data = content.encode("utf-8", "replace") if isinstance(content, str) else content
     handle = os.memfd_create("gem", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         with open(handle, "wb", closefd=False) as file:

@@ -4,28 +4,46 @@ A program in a sandbox can only reach the kernel through system calls. The filte
 computes something does not need and that have been ways out: new namespaces, mounts, tracing, io_uring, bpf, keys,
 and sockets of families that a network namespace does not hold back (vsock, say). It refuses memory that no limit
 counts, too. It is a second wall: the first one are the namespaces, and the missing capabilities.
+
+Where there is Landlock in the place of namespaces, it also refuses what Landlock lets through and they would not:
+sockets, memory and messages that all processes share, and changes of other processes' limits and priorities and of the
+mode, owner and attributes of files.
 """
 
 from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What differs between processors: the kernel's mark of it, and the numbers of system calls."""
+    """What differs between processors: the kernel's mark of it, and the numbers of system calls.
+
+    Attributes:
+        refused: are refused always.
+        shared: are refused where there are no namespaces, since they reach what all processes share.
+        attributes: are called unsupported there, as by a file system without extended attributes.
+        of_itself: have a process as first argument; there, 0 is allowed: the caller.
+    """
 
     audit: int
     clone: int
     socket: int
     socketpair: int
     refused: tuple[int, ...]
+    shared: tuple[int, ...]
+    attributes: tuple[int, ...]
+    of_itself: tuple[int, ...]
+    setpriority: int
 
 
 # In both: open_tree .. fspick, io_uring, mount_setattr, open_tree_attr, memfd_secret, keys of the mount interface.
 _SAME = (425, 426, 427, 428, 429, 430, 431, 432, 433, 442, 447, 467)
+# In both: fchmodat2, statmount, listmount and file_setattr; setxattrat .. removexattrat.
+_SAME_SHARED, _SAME_ATTRIBUTES = (452, 457, 458, 469), (463, 464, 465, 466)
 
 MACHINES = {
     "x86_64": Machine(
@@ -45,6 +63,23 @@ MACHINES = {
             *(298, 300, 319, 321, 323),  # perf_event_open fanotify_init memfd_create bpf userfaultfd
             *_SAME,
         ),
+        shared=(
+            *(41, 42, 49, 240, 241),  # socket connect bind mq_open mq_unlink
+            *(31, 65, 66, 67, 69, 70, 220),  # shmctl semop semctl shmdt msgsnd msgrcv semtimedop
+            *(251, 253, 294),  # ioprio_set inotify_init inotify_init1
+            *(90, 91, 268, 92, 93, 94, 260),  # chmod fchmod fchmodat chown fchown lchown fchownat
+            *(132, 235, 261, 280),  # utime utimes futimesat utimensat
+            *_SAME_SHARED,
+        ),
+        attributes=(*range(188, 200), *_SAME_ATTRIBUTES),  # setxattr .. fremovexattr
+        of_itself=(
+            142,
+            144,
+            203,
+            302,
+            314,
+        ),  # sched_setparam sched_setscheduler sched_setaffinity prlimit64 sched_setattr
+        setpriority=141,
     ),
     "aarch64": Machine(
         audit=0xC00000B7,
@@ -63,59 +98,91 @@ MACHINES = {
             *(241, 262, 279, 280, 282),  # perf_event_open fanotify_init memfd_create bpf userfaultfd
             *_SAME,
         ),
+        shared=(
+            *(198, 203, 200, 180, 181),  # socket connect bind mq_open mq_unlink
+            *(195, 193, 191, 197, 189, 188, 192),  # shmctl semop semctl shmdt msgsnd msgrcv semtimedop
+            *(30, 26),  # ioprio_set inotify_init1
+            *(52, 53, 55, 54, 88),  # fchmod fchmodat fchown fchownat utimensat
+            *_SAME_SHARED,
+        ),
+        attributes=(*range(5, 17), *_SAME_ATTRIBUTES),  # setxattr .. fremovexattr
+        of_itself=(
+            118,
+            119,
+            122,
+            261,
+            274,
+        ),  # sched_setparam sched_setscheduler sched_setaffinity prlimit64 sched_setattr
+        setpriority=140,
     ),
 }
 
 _CLONE3 = 435  # on every processor; its flags are in memory, where a filter cannot look
 _NEW_NAMESPACES = 0x7E020080  # cgroup, uts, ipc, user, pid, net, mount and time
 _FAMILIES = (1, 2, 10)  # unix, inet and inet6
+_KINDS = (1, 5)  # of sockets: stream and seqpacket; one of datagrams, even of a pair, can send to any address
 _X32 = 0x40000000  # marks calls of another interface of x86_64, by which the numbers above would be passed by
 
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # where they stand in what the filter is given
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24  # where they stand in what the filter is given
+_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _FAIL = 0x7FFF0000, 0x00050000
+_REFUSE, _MISSING, _UNSUPPORTED = (_FAIL | number for number in (errno.EPERM, errno.ENOSYS, errno.ENOTSUP))
 
 
-def filter_program(machine: str) -> bytes:
+def filter_program(machine: str, namespaces: bool = True) -> bytes:
     """Return the filter: instructions of 8 bytes.
 
     Args:
         machine: of :data:`MACHINES`.
+        namespaces: whether they are the first wall; if not, Landlock is.
     """
     numbers = MACHINES[machine]
-    refuse, missing = _FAIL | errno.EPERM, _FAIL | errno.ENOSYS
-
-    def step(code: int, value: int, if_so: int = 0, if_not: int = 0) -> bytes:
-        return struct.pack("=HBBI", code, if_so, if_not, value)
-
     program = [
-        step(_LOAD, _ARCHITECTURE),
-        step(_EQUAL, numbers.audit, 1, 0),
-        step(_RETURN, refuse),
-        step(_LOAD, _NUMBER),
-        step(_AT_LEAST, _X32, 0, 1),
-        step(_RETURN, refuse),
-        step(_EQUAL, _CLONE3, 0, 1),
-        step(_RETURN, missing),  # the C library then calls clone, whose flags can be seen
+        _step(_LOAD, _ARCHITECTURE),
+        _step(_EQUAL, numbers.audit, 1, 0),
+        _step(_RETURN, _REFUSE),
+        _step(_LOAD, _NUMBER),
+        _step(_AT_LEAST, _X32, 0, 1),
+        _step(_RETURN, _REFUSE),
+        *_answer((_CLONE3,), _MISSING),  # the C library then calls clone, whose flags can be seen
+        *_answer(numbers.refused, _REFUSE),
+        _step(_EQUAL, numbers.clone, 0, 4),
+        _step(_LOAD, _FIRST_ARGUMENT),
+        _step(_ANY_BIT, _NEW_NAMESPACES, 0, 1),
+        _step(_RETURN, _REFUSE),
+        _step(_RETURN, _ALLOW),
     ]
-    for number in numbers.refused:
-        program += [step(_EQUAL, number, 0, 1), step(_RETURN, refuse)]
-    program += [
-        step(_EQUAL, numbers.clone, 0, 4),
-        step(_LOAD, _FIRST_ARGUMENT),
-        step(_ANY_BIT, _NEW_NAMESPACES, 0, 1),
-        step(_RETURN, refuse),
-        step(_RETURN, _ALLOW),
-    ]
-    for number in (numbers.socket, numbers.socketpair):
-        program += [
-            step(_EQUAL, number, 0, 2 + len(_FAMILIES)),
-            step(_LOAD, _FIRST_ARGUMENT),
-            *(step(_EQUAL, family, len(_FAMILIES) - at, 0) for at, family in enumerate(_FAMILIES)),
-            step(_RETURN, refuse),
-        ]
-        # A family that is allowed jumps over the refusal, to the checks that follow; they compare a number that is no
-        # longer loaded, so load it again.
-        program.append(step(_LOAD, _NUMBER))
-    program.append(step(_RETURN, _ALLOW))
+    if namespaces:
+        for number in (numbers.socket, numbers.socketpair):
+            program += _allow_only(number, _FIRST_ARGUMENT, _FAMILIES)
+    else:
+        program += _answer(numbers.shared, _REFUSE) + _answer(numbers.attributes, _UNSUPPORTED)
+        program += _allow_only(numbers.socketpair, _FIRST_ARGUMENT, _FAMILIES[:1])
+        program += _allow_only(numbers.socketpair, _SECOND_ARGUMENT, _KINDS, mask=0xF)
+        for number in numbers.of_itself:
+            program += _allow_only(number, _FIRST_ARGUMENT, (0,))
+        for argument in (_FIRST_ARGUMENT, _SECOND_ARGUMENT):  # of a process, namely this one
+            program += _allow_only(numbers.setpriority, argument, (0,))
+    program.append(_step(_RETURN, _ALLOW))
     return b"".join(program)
+
+
+def _step(code: int, value: int, if_so: int = 0, if_not: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, if_so, if_not, value)
+
+
+def _answer(numbers: Iterable[int], answer: int) -> list[bytes]:
+    return [step for number in numbers for step in (_step(_EQUAL, number, 0, 1), _step(_RETURN, answer))]
+
+
+def _allow_only(number: int, argument: int, values: Sequence[int], mask: int = 0xFFFFFFFF) -> list[bytes]:
+    """Return steps that refuse a call unless an argument has one of some values."""
+    return [
+        _step(_EQUAL, number, 0, 3 + len(values)),
+        _step(_LOAD, argument),
+        _step(_AND, mask),
+        *(_step(_EQUAL, value, len(values) - at, 0) for at, value in enumerate(values)),
+        _step(_RETURN, _REFUSE),
+        # What is allowed goes on to the checks that follow; they compare a number that is no longer loaded.
+        _step(_LOAD, _NUMBER),
+    ]

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -25,13 +26,16 @@ START_SECONDS = 30.0
 USERS = range(61184, 65520)
 """Numbers of users that systems leave free."""
 
-ADVICE = "pip install 'gem-adapters[sandbox]' brings bubblewrap; see docs/sandbox.md for what the system must allow"
+ADVICE = "pip install 'gem-adapters[sandbox]' brings it; see docs/sandbox.md for what the system must allow"
 
 _ZYGOTE = Path(__file__).with_name("zygote.py")
 _INSIDE = "/gem/zygote.py"
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+_LIBRARIES = "/etc/ld.so.cache"
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _VARIABLES = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "HOME": "/",  # until a run has its own; sandlock cannot be imported without one by a user who has no name
     "LANG": "C.UTF-8",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
@@ -131,7 +135,19 @@ class Sandbox:
 
 def start_plain() -> Sandbox:
     """Start a process that runs programs with all rights of this one."""
-    return Sandbox([*_python(str(_ZYGOTE)), _settings(isolated=False)])
+    return Sandbox([*_python(str(_ZYGOTE)), _settings()])
+
+
+def start_landlock() -> Sandbox:
+    """Start a process that runs programs confined by Landlock, which takes no namespaces, and no rights.
+
+    Raises:
+        SandboxUnavailable: sandlock is not installed, or this kernel has no Landlock, or an old one.
+    """
+    if find_spec("sandlock") is None:
+        raise SandboxUnavailable(f"sandlock is not installed. {ADVICE}")
+    _check_processor()
+    return Sandbox([*_python(str(_ZYGOTE)), _settings(readable=_readable())])
 
 
 def start_bubblewrap() -> Sandbox:
@@ -175,8 +191,7 @@ def bubblewrap_command(root: bool) -> list[str]:
     path = find_bubblewrap()
     if path is None:
         raise SandboxUnavailable(f"bubblewrap is not installed. {ADVICE}")
-    if platform.machine() not in MACHINES:
-        raise SandboxUnavailable(f"there is no sandbox for {platform.machine()} processors")
+    _check_processor()
     namespaces = ["pid", "net", "ipc", "uts", "cgroup-try", *([] if root else ["user"])]
     rights = ["SYS_ADMIN", *(["SETUID", "SETGID"] if root else [])]
     return [
@@ -199,6 +214,11 @@ def bubblewrap_command(root: bool) -> list[str]:
     ]
 
 
+def _check_processor() -> None:
+    if platform.machine() not in MACHINES:
+        raise SandboxUnavailable(f"there is no sandbox for {platform.machine()} processors")
+
+
 def _link(at: int, name: str) -> tuple[str, str, str]:
     return "--symlink", f"/proc/self/fd/{at}", f"/dev/{name}"
 
@@ -211,7 +231,7 @@ def _folder(path: str) -> tuple[str, ...]:
 def _files() -> list[str]:
     """Return the arguments that show the system's programs and libraries, and this Python."""
     words = []
-    for name in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"):
+    for name in _SYSTEM:
         if os.path.islink(name):
             words += ["--symlink", os.readlink(name), name]
         elif os.path.isdir(name):
@@ -220,7 +240,13 @@ def _files() -> list[str]:
         parents = [str(folder) for folder in reversed(Path(prefix).parents) if str(folder) != "/"]
         words += [word for folder in parents for word in _folder(folder)]
         words += ["--ro-bind", prefix, prefix]
-    return [*words, "--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    return [*words, "--ro-bind-try", _LIBRARIES, _LIBRARIES]
+
+
+def _readable() -> list[str]:
+    """Return what a program can read where everything has its place: the same that bubblewrap shows."""
+    paths = [*_SYSTEM, *_prefixes(), _LIBRARIES, *(f"/dev/{name}" for name in _DEVICES)]
+    return sorted({os.path.realpath(path) for path in paths if os.path.exists(path)})
 
 
 def _prefixes() -> list[str]:
@@ -234,15 +260,18 @@ def _python(program: str) -> list[str]:
     return [sys.executable, "-s", "-B", "-X", "utf8", program]
 
 
-def _settings(isolated: bool, root: bool = False) -> str:
+def _settings(isolated: bool = False, root: bool = False, readable: Sequence[str] = ()) -> str:
+    confined = isolated or bool(readable)
     machine = platform.machine()
     return json.dumps(
         {
             "isolated": isolated,
             "root": root,
+            "readable": readable,
             "clone": MACHINES[machine].clone if isolated else 0,
-            "filter": filter_program(machine).hex() if isolated else "",
+            "filter": filter_program(machine, namespaces=isolated).hex() if confined else "",
             "users": [USERS.start, len(USERS)],
+            "folders": tempfile.gettempdir(),
             "below_tmp": [prefix for prefix in _prefixes() if prefix.startswith("/tmp/")],
         }
     )

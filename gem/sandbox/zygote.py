@@ -14,7 +14,9 @@ program ends, the keeper ends; when time is up, the keeper is killed. Either way
 the process namespace, and drops the file systems. So runs that share a sandbox, one after another, share nothing else:
 each has a memory, processes and files of its own.
 
-Without ``isolated`` there are no namespaces, and what the program leaves behind in its group of processes is killed.
+Without ``isolated`` there are no namespaces. With ``readable``, Landlock confines keeper and program (see
+:mod:`gem.sandbox.confining`), and the keeper kills all that the program leaves behind; else, what is left in its group
+of processes is killed.
 """
 
 from __future__ import annotations
@@ -36,11 +38,17 @@ import sys
 import threading
 import traceback
 import types
-from typing import Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+if TYPE_CHECKING:
+    from gem.sandbox import confining
+elif __name__ == "__main__" and json.loads(sys.argv[1])["readable"]:
+    import confining  # stands beside this file, but not where there are namespaces
 
 _NEW_MOUNTS, _NEW_IPC, _NEW_PROCESSES = 0x20000, 0x08000000, 0x20000000
 _NOSUID, _NODEV, _NOEXEC, _BIND, _RECURSIVE, _PRIVATE = 2, 4, 8, 0x1000, 0x4000, 0x40000
 _DUMPABLE, _SET_SECCOMP, _SECCOMP_FILTER, _NO_NEW_RIGHTS, _AMBIENT, _CLEAR_ALL = 4, 22, 2, 38, 47, 4
+_SIGNAL_AT_END_OF_PARENT, _ADOPT = 1, 36
 _LOOK_SECONDS = 0.05
 _FILES = 16384
 _HOME = "/tmp/home"
@@ -80,7 +88,7 @@ def serve(control: socket.socket, how: dict[str, Any]) -> None:
 
 def _prepare(control: socket.socket, how: dict[str, Any]) -> _Prepared:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    folder = _HOME if how["isolated"] else _new_folder()
+    folder = _HOME if how["isolated"] else _new_folder(how)
     keeper = _fork_into_namespaces(how["clone"]) if how["isolated"] else os.fork()
     if keeper == 0:
         control.close()
@@ -88,6 +96,8 @@ def _prepare(control: socket.socket, how: dict[str, Any]) -> _Prepared:
         _keep(how, theirs, folder)
     theirs.close()
     if not ours.recv(1):
+        if not how["isolated"]:
+            _remove(folder)
         os._exit(1)  # the keeper has told why
     return _Prepared(keeper, ours, folder)
 
@@ -97,15 +107,20 @@ def _run(
 ) -> int | None:
     """Run a program to its end; return its status as waitpid gives it, or None if it was killed."""
     limits = json.loads(message)["limits"]
-    socket.send_fds(prepared.channel, [message], handles)
+    try:
+        socket.send_fds(prepared.channel, [message], handles)
+    except ConnectionError:  # it was killed while it waited
+        _end_run(prepared, how)
+        return _run(control, how, _prepare(control, how), message, handles)
     for handle in handles:
         os.close(handle)
     ended = os.pidfd_open(prepared.keeper)
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(ended, select.POLLIN)
-    while not (events := poll.poll(_LOOK_SECONDS * 1000 if how["isolated"] else None)):
-        if _uses_more_than(limits):
+    bounded = how["isolated"] or how["readable"]
+    while not (events := poll.poll(_LOOK_SECONDS * 1000 if bounded else None)):
+        if _uses_more_than(limits, prepared, how):
             break
     if any(handle == control.fileno() for handle, _ in events):  # an order to kill it, or nobody waits for it
         control.recv(64)
@@ -115,7 +130,10 @@ def _run(
 
 def _end_run(prepared: _Prepared, how: dict[str, Any]) -> int | None:
     """Kill what is there of a run, and return the status of its program if it had ended."""
-    _kill(prepared.keeper, how["isolated"])
+    if how["readable"]:
+        os.kill(prepared.keeper, signal.SIGTERM)  # it kills all others, and itself last
+    else:
+        _kill(prepared.keeper, how["isolated"])
     os.waitpid(prepared.keeper, 0)
     with prepared.channel as channel:
         status = channel.recv(_STATUS.size)
@@ -124,16 +142,22 @@ def _end_run(prepared: _Prepared, how: dict[str, Any]) -> int | None:
     return _STATUS.unpack(status)[0] if status else None
 
 
-def _new_folder() -> str:
+def _new_folder(how: dict[str, Any]) -> str:
     from tempfile import mkdtemp  # which brings much along: a process is forked faster the less it holds
 
-    return mkdtemp(prefix="gem-plain-")
+    kind = "landlock" if how["readable"] else "plain"
+    return os.path.realpath(mkdtemp(prefix=f"gem-{kind}-", dir=how["folders"]))
 
 
 def _remove(folder: str) -> None:
     from shutil import rmtree
+    from subprocess import DEVNULL, run
 
-    rmtree(folder, ignore_errors=True)
+    try:
+        rmtree(folder)
+    except (OSError, RecursionError):  # the program has made folders that cannot be read, or are very deep
+        for command in (["chmod", "-R", "u+rwx", folder], ["rm", "-rf", folder]):
+            run(command, stderr=DEVNULL, check=False)
 
 
 def _kill(keeper: int, isolated: bool) -> None:
@@ -144,18 +168,23 @@ def _kill(keeper: int, isolated: bool) -> None:
     os.kill(keeper, signal.SIGKILL)
 
 
-def _uses_more_than(limits: dict[str, Any]) -> bool:
+def _uses_more_than(limits: dict[str, Any], prepared: _Prepared, how: dict[str, Any]) -> bool:
     """Return whether the processes of a run, together, go beyond what the kernel can limit for each alone."""
-    names = [name for name in os.listdir("/proc") if name.isdecimal()]
-    if len(names) > limits["processes"] + _OTHERS:  # the kernel limits it, but not where the user is root outside
-        return True
-    own = _pages("self")  # which a fork shares
-    return resource.getpagesize() * sum(max(0, _pages(name) - own) for name in names) > limits["memory_bytes"]
+    if how["readable"]:
+        processes, tasks = confining.below(prepared.keeper, limits["processes"])
+        if tasks > limits["processes"] or confining.fills(prepared.folder, limits["file_bytes"]):
+            return True
+    else:
+        processes = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+        if len(processes) > limits["processes"] + _OTHERS:  # the kernel limits it, but not where root is the user
+            return True
+    own = _pages(os.getpid())  # which a fork shares
+    return resource.getpagesize() * sum(max(0, _pages(at) - own) for at in processes) > limits["memory_bytes"]
 
 
-def _pages(name: str) -> int:
+def _pages(process: int) -> int:
     try:
-        with open(f"/proc/{name}/statm", "rb") as file:
+        with open(f"/proc/{process}/statm", "rb") as file:
             return int(file.read().split()[1])
     except (OSError, IndexError):  # it has ended
         return 0
@@ -182,9 +211,17 @@ def _keep(how: dict[str, Any], channel: socket.socket, folder: str) -> NoReturn:
         _mount(b"proc", b"/proc", b"proc", _NOSUID | _NODEV | _NOEXEC, b"subset=pid")
     else:
         os.setsid()
+    if how["readable"]:
+        _control_process(_ADOPT, 1)  # what the program leaves behind
+        _control_process(_SIGNAL_AT_END_OF_PARENT, signal.SIGTERM)
+        confining.confine_keeper(folder, how["readable"])
     process = os.fork()
     if process == 0:
         _become(how, channel, folder)
+    if how["readable"]:
+        if (status := confining.wait_and_kill(process)) is not None:
+            channel.send(_STATUS.pack(status))
+        os._exit(0)
     while True:
         ended, status = os.wait()  # also of what the program left behind
         if ended == process:
@@ -199,6 +236,10 @@ def _mount(source: bytes, target: bytes, kind: bytes, flags: int, options: bytes
 
 def _become(how: dict[str, Any], channel: socket.socket, folder: str) -> NoReturn:
     """Be the program: wait for the order, give up all rights, then run it."""
+    if how["readable"]:  # before the order, so that a run need not wait for it
+        _control_process(_SIGNAL_AT_END_OF_PARENT, signal.SIGKILL)
+        confining.confine_program(folder, how["readable"])
+        _give_up_rights(how)
     channel.send(b"r")
     message, handles, _, _ = socket.recv_fds(channel, 1 << 16, 8)
     if not message:
@@ -271,10 +312,9 @@ def _give_up_rights(how: dict[str, Any]) -> None:
     if _libc.capset(header, nothing) != 0:
         _fail("capset")
     _control_process(_NO_NEW_RIGHTS, 1)
-    if how["filter"]:
-        instructions = ctypes.create_string_buffer(bytes.fromhex(how["filter"]))
-        program = struct.pack("HxxxxxxP", len(instructions) // 8, ctypes.addressof(instructions))
-        _control_process(_SET_SECCOMP, _SECCOMP_FILTER, ctypes.c_char_p(program))
+    instructions = ctypes.create_string_buffer(bytes.fromhex(how["filter"]))
+    program = struct.pack("HxxxxxxP", len(instructions) // 8, ctypes.addressof(instructions))
+    _control_process(_SET_SECCOMP, _SECCOMP_FILTER, ctypes.c_char_p(program))
 
 
 def _control_process(what: int, value: int, argument: Any = None) -> None:
@@ -382,4 +422,7 @@ if __name__ == "__main__":
     gc.freeze()  # so that a fork does not copy what it only counts
     for _signal in (signal.SIGINT, signal.SIGTERM):
         signal.signal(_signal, signal.SIG_DFL)
-    serve(_control, json.loads(sys.argv[1]))
+    _how = json.loads(sys.argv[1])
+    if _how["readable"]:
+        confining.check()
+    serve(_control, _how)

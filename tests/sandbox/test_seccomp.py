@@ -9,12 +9,13 @@ import pytest
 from gem.sandbox.seccomp import MACHINES, filter_program
 
 ALLOW, REFUSE, MISSING = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
-LOAD, RETURN = 0x20, 0x06
+UNSUPPORTED = 0x50000 | errno.ENOTSUP
+LOAD, AND, RETURN = 0x20, 0x54, 0x06
 TESTS = {0x15: lambda a, b: a == b, 0x35: lambda a, b: a >= b, 0x45: lambda a, b: bool(a & b)}
 
 
-def answer(program, audit, number, argument=0):
-    data = struct.pack("=IIQ6Q", number, audit, 0, argument, 0, 0, 0, 0, 0)
+def answer(program, audit, number, *arguments):
+    data = struct.pack("=IIQ6Q", number, audit, 0, *arguments, *[0] * (6 - len(arguments)))
     value, at = 0, 0
     while True:
         code, if_so, if_not, operand = struct.unpack_from("=HBBI", program, 8 * at)
@@ -23,6 +24,8 @@ def answer(program, audit, number, argument=0):
             return operand
         if code == LOAD:
             (value,) = struct.unpack_from("=I", data, operand)
+        elif code == AND:
+            value &= operand
         else:
             at += if_so if TESTS[code](value, operand) else if_not
 
@@ -30,7 +33,13 @@ def answer(program, audit, number, argument=0):
 @pytest.fixture(params=MACHINES)
 def machine(request):
     numbers, program = MACHINES[request.param], filter_program(request.param)
-    return numbers, lambda number, argument=0: answer(program, numbers.audit, number, argument)
+    return numbers, lambda number, *arguments: answer(program, numbers.audit, number, *arguments)
+
+
+@pytest.fixture(params=MACHINES)
+def alone(request):
+    numbers, program = MACHINES[request.param], filter_program(request.param, namespaces=False)
+    return numbers, lambda number, *arguments: answer(program, numbers.audit, number, *arguments)
 
 
 def test_calls_of_the_list_are_refused_and_others_are_not(machine):
@@ -54,6 +63,36 @@ def test_families_of_sockets(machine):
     numbers, ask = machine
     for number in (numbers.socket, numbers.socketpair):
         assert [family for family in range(64) if ask(number, family) == ALLOW] == [1, 2, 10]
+
+
+def test_without_namespaces_what_all_processes_share_is_refused_too(alone):
+    numbers, ask = alone
+    special = {numbers.clone, numbers.socketpair, *numbers.attributes, 435}
+    assert len(numbers.shared) > 20
+    for number in {*range(600)} - special:
+        assert ask(number) == (REFUSE if number in (*numbers.refused, *numbers.shared) else ALLOW)
+    assert {ask(number) for number in numbers.attributes} == {UNSUPPORTED}
+
+
+def test_without_namespaces_sockets_are_pairs_that_can_reach_nobody_else(alone):
+    numbers, ask = alone
+    flags = 0x80800  # close-on-exec, non-blocking
+    allowed = {
+        (family, kind) for family in range(64) for kind in range(16) if ask(numbers.socketpair, family, kind) == ALLOW
+    }
+    assert allowed == {(1, 1), (1, 5)}
+    assert ask(numbers.socketpair, 1, 1 | flags) == ALLOW
+    assert ask(numbers.socketpair, 1, 2 | flags) == REFUSE
+
+
+def test_without_namespaces_a_process_changes_only_itself(alone):
+    numbers, ask = alone
+    for number in numbers.of_itself:
+        assert (ask(number, 0, 9), ask(number, 1), ask(number, 0xFFFFFFFF)) == (ALLOW, REFUSE, REFUSE)
+    asked = {
+        (kind, process): ask(numbers.setpriority, kind, process, 5) == ALLOW for kind in range(3) for process in (0, 7)
+    }
+    assert [key for key, allowed in asked.items() if allowed] == [(0, 0)]
 
 
 def test_another_interface_of_the_kernel_is_refused():
