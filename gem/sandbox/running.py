@@ -50,7 +50,6 @@ def run(
     """
     limits = limits or Limits()
     pool = find_pool(backend)
-    started = time.monotonic()
     source = _file(stdin)
     try:
         order: dict[str, Any] = {"session": False, "limits": asdict(limits)}
@@ -66,7 +65,7 @@ def run(
     finally:
         os.close(source)
     with process:
-        return process.wait(started, limits)
+        return process.wait(time.monotonic(), limits)
 
 
 class Session:
@@ -112,8 +111,8 @@ class Session:
             that of the process, if it ended it.
         """
         limits = limits or self.limits
-        started = time.monotonic()
         process, channel = self._start()
+        started = time.monotonic()
         source = _file(code)
         try:
             with suppress(ConnectionError):  # it has ended between the calls, as its output will show

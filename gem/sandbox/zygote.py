@@ -1,22 +1,21 @@
 """The program that waits inside a sandbox, and forks a process for each run.
 
-It is started by :mod:`gem.sandbox.starting`, and stands alone: nothing of this package can be seen from inside. Three
-processes make a run:
+It is started by :mod:`gem.sandbox.starting`, and stands alone: nothing of this package can be seen from inside. It runs
+no foreign code, keeps the few rights that it takes to make namespaces, and takes one order at a time from the socket
+that it was started with. For each it makes, where there are namespaces,
 
-* this one, which runs no foreign code, keeps the few rights that it takes to make namespaces, and takes one order at
-  a time from the socket that it was started with;
-* the *keeper*, the first process of a new process namespace with mounts of its own: fresh file systems for /tmp and
-  /proc. It waits for the end of
-* the *program*, which gives up all rights before it runs.
+* the *init*, the first process of a new process namespace, which does nothing, and
+* the *program*, in that namespace, with mounts of its own: fresh file systems for /tmp and /proc. It gives up all
+  rights before it runs.
 
-The last two are there before the order is, so that a run need not wait for them; each serves for one run. When the
-program ends, the keeper ends; when time is up, the keeper is killed. Either way the kernel kills whatever is left in
-the process namespace, and drops the file systems. So runs that share a sandbox, one after another, share nothing else:
-each has a memory, processes and files of its own.
+When the program has ended, or its time is up, the init is killed, and with it the kernel kills whatever is left in its
+namespace, and drops the file systems. So runs that share a sandbox, one after another, share nothing else: each has a
+memory, processes and files of its own.
 
-Without ``isolated`` there are no namespaces. With ``readable``, Landlock confines keeper and program (see
-:mod:`gem.sandbox.confining`), and the keeper kills all that the program leaves behind; else, what is left in its group
-of processes is killed.
+With ``readable``, Landlock confines a *keeper* and the program (see :mod:`gem.sandbox.confining`), and the keeper kills
+all that the program leaves behind. With neither, what is left in the program's group of processes is killed.
+
+A fork costs by what it copies, and what it copies is what this process has and touches. So it imports little.
 """
 
 from __future__ import annotations
@@ -27,7 +26,9 @@ import ctypes
 import gc
 import json
 import linecache
+import marshal
 import math
+import mmap
 import os
 import resource
 import select
@@ -38,9 +39,11 @@ import sys
 import threading
 import traceback
 import types
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
+TYPE_CHECKING = False  # that of typing takes a quarter of the memory of this process
 if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
     from gem.sandbox import confining
 elif __name__ == "__main__" and json.loads(sys.argv[1])["readable"]:
     import confining  # stands beside this file, but not where there are namespaces
@@ -53,93 +56,83 @@ _LOOK_SECONDS = 0.05
 _FILES = 16384
 _HOME = "/tmp/home"
 _OTHERS = 3
-"""Processes that are no program's: this one, the keeper, and bubblewrap's own."""
+"""Processes that are no program's: this one, the init, and bubblewrap's own."""
 _CODE = 3
 """Handle of the program's code, or of the socket by which a session gets it."""
-_STATUS = struct.Struct("i")
+_SHARE_ALL = 0x100 | 0x200 | 0x400  # memory, folder and handles
 
 _libc = ctypes.PyDLL(None, use_errno=True)
-_libc.syscall.argtypes = [ctypes.c_long] * 6
-
-
-class _Prepared(NamedTuple):
-    """A keeper, whose program waits for an order."""
-
-    keeper: int
-    channel: socket.socket
-    folder: str
+_libc.clone.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
+_libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
+_libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+_libc.capset.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
+_PAUSE = ctypes.cast(_libc.pause, ctypes.c_void_p)
+_STACK = mmap.mmap(-1, 1 << 16)
+_STACK_TOP = ctypes.addressof(ctypes.c_char.from_buffer(_STACK)) + len(_STACK)
+_OWN_PROCESSES = os.open("/proc/self/ns/pid", os.O_RDONLY)
 
 
 def serve(control: socket.socket, how: dict[str, Any]) -> None:
     """Take orders until the other side of the socket is gone."""
-    prepared = _prepare(control, how)
-    control.send(b"{}")
     while True:
         message, handles, _, _ = socket.recv_fds(control, 1 << 16, 8)
         if not message:
-            _end_run(prepared, how)
             os._exit(0)
-        if message == b"null":  # to kill a run that has just ended
-            continue
-        status = _run(control, how, prepared, message, handles)
-        control.send(json.dumps({"status": status}).encode())
-        prepared = _prepare(control, how)  # while nobody waits for it
+        order = marshal.loads(message)
+        if order is not None:  # else it is to kill a run, which has just ended
+            control.send(marshal.dumps(_run(control, how, order, handles)))
 
 
-def _prepare(control: socket.socket, how: dict[str, Any]) -> _Prepared:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    folder = _HOME if how["isolated"] else _new_folder(how)
-    keeper = _fork_into_namespaces(how["clone"]) if how["isolated"] else os.fork()
-    if keeper == 0:
-        control.close()
-        ours.close()
-        _keep(how, theirs, folder)
-    theirs.close()
-    if not ours.recv(1):
-        if not how["isolated"]:
-            _remove(folder)
-        os._exit(1)  # the keeper has told why
-    return _Prepared(keeper, ours, folder)
-
-
-def _run(
-    control: socket.socket, how: dict[str, Any], prepared: _Prepared, message: bytes, handles: list[int]
-) -> int | None:
+def _run(control: socket.socket, how: dict[str, Any], order: dict[str, Any], handles: list[int]) -> int | None:
     """Run a program to its end; return its status as waitpid gives it, or None if it was killed."""
-    limits = json.loads(message)["limits"]
-    try:
-        socket.send_fds(prepared.channel, [message], handles)
-    except ConnectionError:  # it was killed while it waited
-        _end_run(prepared, how)
-        return _run(control, how, _prepare(control, how), message, handles)
+    folder = _HOME if how["isolated"] else _new_folder(how)
+    init = _start_init() if how["isolated"] else 0
+    # Where there is an init, by the C library alone: what Python does for threads and locks is not needed, as there is
+    # one thread, and takes long. (What it does for random numbers is: without namespaces, some are drawn here.)
+    program = _libc.fork() if init else os.fork()
+    if program == 0:
+        _become(how, order, handles, folder)
+    if init:
+        _enter(_OWN_PROCESSES)
     for handle in handles:
         os.close(handle)
-    ended = os.pidfd_open(prepared.keeper)
+    _wait(control, how, order["limits"], program, folder)
+    return _end_run(how, program, init, folder)
+
+
+def _wait(control: socket.socket, how: dict[str, Any], limits: dict[str, Any], program: int, folder: str) -> None:
+    """Wait until a program ends, is to be killed, or takes too much."""
+    ended = os.pidfd_open(program)
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(ended, select.POLLIN)
     bounded = how["isolated"] or how["readable"]
     while not (events := poll.poll(_LOOK_SECONDS * 1000 if bounded else None)):
-        if _uses_more_than(limits, prepared, how):
+        if _uses_more_than(limits, program, folder, how):
             break
     if any(handle == control.fileno() for handle, _ in events):  # an order to kill it, or nobody waits for it
         control.recv(64)
     os.close(ended)
-    return _end_run(prepared, how)
 
 
-def _end_run(prepared: _Prepared, how: dict[str, Any]) -> int | None:
+def _end_run(how: dict[str, Any], program: int, init: int, folder: str) -> int | None:
     """Kill what is there of a run, and return the status of its program if it had ended."""
-    if how["readable"]:
-        os.kill(prepared.keeper, signal.SIGTERM)  # it kills all others, and itself last
+    had_ended = os.waitid(os.P_PID, program, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    # Nobody has waited for it yet, so that its number is its own, and its group's.
+    if init:
+        os.kill(init, signal.SIGKILL)
+    elif how["readable"]:
+        os.kill(program, signal.SIGTERM)  # the keeper kills all others, and itself last
     else:
-        _kill(prepared.keeper, how["isolated"])
-    os.waitpid(prepared.keeper, 0)
-    with prepared.channel as channel:
-        status = channel.recv(_STATUS.size)
-    if not how["isolated"]:
-        _remove(prepared.folder)
-    return _STATUS.unpack(status)[0] if status else None
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # no group yet, or all of it has ended
+            os.killpg(program, signal.SIGKILL)
+        os.kill(program, signal.SIGKILL)
+    _, status = os.waitpid(program, 0)
+    if init:
+        os.waitpid(init, 0)  # which ends when all others in its namespace have
+    else:
+        _remove(folder)
+    return status if had_ended else None
 
 
 def _new_folder(how: dict[str, Any]) -> str:
@@ -160,19 +153,11 @@ def _remove(folder: str) -> None:
             run(command, stderr=DEVNULL, check=False)
 
 
-def _kill(keeper: int, isolated: bool) -> None:
-    """Kill a keeper that nobody has waited for, so that its number is its own, and its group."""
-    if not isolated:
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # no group yet, or all of it has ended
-            os.killpg(keeper, signal.SIGKILL)
-    os.kill(keeper, signal.SIGKILL)
-
-
-def _uses_more_than(limits: dict[str, Any], prepared: _Prepared, how: dict[str, Any]) -> bool:
+def _uses_more_than(limits: dict[str, Any], program: int, folder: str, how: dict[str, Any]) -> bool:
     """Return whether the processes of a run, together, go beyond what the kernel can limit for each alone."""
     if how["readable"]:
-        processes, tasks = confining.below(prepared.keeper, limits["processes"])
-        if tasks > limits["processes"] or confining.fills(prepared.folder, limits["file_bytes"]):
+        processes, tasks = confining.below(program, limits["processes"])
+        if tasks > limits["processes"] or confining.fills(folder, limits["file_bytes"]):
             return True
     else:
         processes = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
@@ -190,80 +175,83 @@ def _pages(process: int) -> int:
         return 0
 
 
-def _fork_into_namespaces(clone: int) -> int:
-    """Fork a process into namespaces of its own.
+def _start_init() -> int:
+    """Start the first process of a new process namespace, and let the next fork be into that.
 
-    That is the system call alone, without what os.fork does for threads and locks: there is one thread, and the keeper
-    forks the program by os.fork. (unshare and os.fork would do, but a process can unshare its processes only once.)
+    All that it is there for is that the kernel kills all others with it. So it is no copy of this process, which would
+    cost more than many a program: it stands in this process's memory, on a stack of its own, in ``pause`` of the C
+    library. The kernel reaps its children, whose ends it ignores.
     """
-    process: int = _libc.syscall(clone, _NEW_MOUNTS | _NEW_IPC | _NEW_PROCESSES | signal.SIGCHLD, 0, 0, 0, 0)
-    if process < 0:
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    init: int = _libc.clone(_PAUSE, _STACK_TOP, _SHARE_ALL | _NEW_PROCESSES | signal.SIGCHLD, None)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    if init < 0:
         _fail("clone")
-    return process
+    handle = os.pidfd_open(init)
+    _enter(handle)
+    os.close(handle)
+    return init
 
 
-def _keep(how: dict[str, Any], channel: socket.socket, folder: str) -> NoReturn:
-    """Be the keeper: start the program, and tell its status when it ends."""
+def _enter(handle: int) -> None:
+    if _libc.setns(handle, _NEW_PROCESSES) != 0:
+        _fail("setns")
+
+
+def _become(how: dict[str, Any], order: dict[str, Any], handles: list[int], folder: str) -> NoReturn:
+    """Be the program: give up all rights, then run it."""
     if how["isolated"]:
-        _mount(b"none", b"/", b"", _PRIVATE | _RECURSIVE, b"")
-        # Only processes: without /proc/sys and the like, some of which even a process without rights can write if the
-        # user is root outside.
-        _mount(b"proc", b"/proc", b"proc", _NOSUID | _NODEV | _NOEXEC, b"subset=pid")
+        _mount_own_files(order["limits"]["file_bytes"], how["below_tmp"])
     else:
         os.setsid()
+        os.environ.update(HOME=folder, TMPDIR=folder)
     if how["readable"]:
-        _control_process(_ADOPT, 1)  # what the program leaves behind
-        _control_process(_SIGNAL_AT_END_OF_PARENT, signal.SIGTERM)
-        confining.confine_keeper(folder, how["readable"])
-    process = os.fork()
-    if process == 0:
-        _become(how, channel, folder)
-    if how["readable"]:
-        if (status := confining.wait_and_kill(process)) is not None:
-            channel.send(_STATUS.pack(status))
-        os._exit(0)
-    while True:
-        ended, status = os.wait()  # also of what the program left behind
-        if ended == process:
-            channel.send(_STATUS.pack(status))
-            os._exit(0)
-
-
-def _mount(source: bytes, target: bytes, kind: bytes, flags: int, options: bytes) -> None:
-    if _libc.mount(source, target, kind, ctypes.c_ulong(flags), options) != 0:
-        _fail(f"mount of {target.decode()}")
-
-
-def _become(how: dict[str, Any], channel: socket.socket, folder: str) -> NoReturn:
-    """Be the program: wait for the order, give up all rights, then run it."""
-    if how["readable"]:  # before the order, so that a run need not wait for it
-        _control_process(_SIGNAL_AT_END_OF_PARENT, signal.SIGKILL)
-        confining.confine_program(folder, how["readable"])
-        _give_up_rights(how)
-    channel.send(b"r")
-    message, handles, _, _ = socket.recv_fds(channel, 1 << 16, 8)
-    if not message:
-        os._exit(0)
-    order = json.loads(message)
-    if how["isolated"]:
-        _mount_tmp(order["limits"]["file_bytes"], how["below_tmp"])
+        _keep(how, folder)
     for target, handle in enumerate(handles):  # which are above the targets, so that none is overwritten too early
         os.dup2(handle, target)
     os.closerange(len(handles), 1 << 12)
     os.chdir(folder)
-    os.environ.update(HOME=folder, TMPDIR="/tmp" if how["isolated"] else folder)
     _set_limits(order, how)
     if how["isolated"]:
         _give_up_rights(how)
-    _open_streams()
     if "command" in order:
         _execute(order["command"])
     if order["session"]:
         _serve_session(socket.socket(fileno=_CODE))
     source = _read_all(_CODE)
-    with open("main.py", "wb") as file:
-        file.write(source)
+    file = os.open("main.py", os.O_WRONLY | os.O_CREAT, 0o644)
+    os.write(file, source)
+    os.close(file)
     _end(_run_code(source, "main.py", _new_main()))
+
+
+def _keep(how: dict[str, Any], folder: str) -> None:
+    """Be the keeper: start the program, and end as it ends. In the program, return."""
+    _control_process(_ADOPT, 1)  # what the program leaves behind
+    _control_process(_SIGNAL_AT_END_OF_PARENT, signal.SIGTERM)
+    confining.confine_keeper(folder, how["readable"])
+    program = os.fork()
+    if program:
+        os.closerange(3, 1 << 12)
+        confining.end_as(confining.wait_and_kill(program))
+    _control_process(_SIGNAL_AT_END_OF_PARENT, signal.SIGKILL)
+    confining.confine_program(folder, how["readable"])
+    _give_up_rights(how)
+
+
+def _mount_own_files(size: int, below_tmp: list[str]) -> None:
+    if _libc.unshare(_NEW_MOUNTS | _NEW_IPC) != 0:
+        _fail("unshare")
+    _mount(b"none", b"/", b"", _PRIVATE | _RECURSIVE, b"")
+    # Only processes: without /proc/sys and the like, some of which even a process without rights can write if the
+    # user is root outside.
+    _mount(b"proc", b"/proc", b"proc", _NOSUID | _NODEV | _NOEXEC, b"subset=pid")
+    _mount_tmp(size, below_tmp)
+
+
+def _mount(source: bytes, target: bytes, kind: bytes, flags: int, options: bytes) -> None:
+    if _libc.mount(source, target, kind, flags, options) != 0:
+        _fail(f"mount of {target.decode()}")
 
 
 def _mount_tmp(size: int, shown: list[str]) -> None:
@@ -273,9 +261,11 @@ def _mount_tmp(size: int, shown: list[str]) -> None:
     _mount(b"tmpfs", b"/tmp", b"tmpfs", _NOSUID | _NODEV, options.encode())
     for folder, handle in zip(shown, handles, strict=True):
         os.makedirs(folder, 0o755, exist_ok=True)  # it may stand in one before it
-        _mount(f"/proc/self/fd/{handle}".encode(), folder.encode(), b"", _BIND, b"")  # as it was: to be read only
+        # As it was, with what is mounted in it: to be read only.
+        _mount(f"/proc/self/fd/{handle}".encode(), folder.encode(), b"", _BIND | _RECURSIVE, b"")
         os.close(handle)
-    os.makedirs(_HOME, exist_ok=True)
+    if not os.path.isdir(_HOME):  # it is if this Python stands in it
+        os.mkdir(_HOME)
     os.chmod(_HOME, 0o777)
 
 
@@ -312,14 +302,11 @@ def _give_up_rights(how: dict[str, Any]) -> None:
     if _libc.capset(header, nothing) != 0:
         _fail("capset")
     _control_process(_NO_NEW_RIGHTS, 1)
-    instructions = ctypes.create_string_buffer(bytes.fromhex(how["filter"]))
-    program = struct.pack("HxxxxxxP", len(instructions) // 8, ctypes.addressof(instructions))
-    _control_process(_SET_SECCOMP, _SECCOMP_FILTER, ctypes.c_char_p(program))
+    _control_process(_SET_SECCOMP, _SECCOMP_FILTER, how["filter"])
 
 
-def _control_process(what: int, value: int, argument: Any = None) -> None:
-    rest = ctypes.c_ulong(0), ctypes.c_ulong(0)
-    if _libc.prctl(what, ctypes.c_ulong(value), argument or ctypes.c_ulong(0), *rest) != 0:
+def _control_process(what: int, value: int, argument: int = 0) -> None:
+    if _libc.prctl(what, value, argument, 0, 0) != 0:
         _fail(f"prctl {what}")
 
 
@@ -328,7 +315,11 @@ def _fail(what: str) -> NoReturn:
 
 
 def _open_streams() -> None:
-    """Put new streams in the place of this process's, which know its handles and not the program's."""
+    """Put new streams in the place of this process's, for all programs: a file to read, and pipes to write to."""
+    file = os.memfd_create("stdin")
+    os.dup2(file, 0)
+    os.close(file)
+    os.dup2(2, 1)  # a pipe
     sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: SIM115
@@ -362,8 +353,9 @@ def _serve_session(channel: socket.socket) -> NoReturn:
 
 
 def _read_all(handle: int) -> bytes:
-    with os.fdopen(handle, "rb") as file:
-        return file.read()
+    source = os.pread(handle, os.fstat(handle).st_size, 0)
+    os.close(handle)
+    return source
 
 
 def _new_main() -> dict[str, Any]:
@@ -410,19 +402,31 @@ if __name__ == "__main__":
     # The socket came as standard input. It is moved, so that 0 to 2 are nothing to the program, and handles that are
     # received are above those of the program.
     _control = socket.socket(fileno=os.dup(0))
+    while _control.fileno() <= _CODE:
+        _control = socket.socket(fileno=os.dup(_control.detach()))
+    _open_streams()
     _nothing = os.open(os.devnull, os.O_RDWR)
     for _target in (0, 1):
         os.dup2(_nothing, _target)
     if _nothing > 2:
         os.close(_nothing)
-    while _control.fileno() <= _CODE:
-        _control = socket.socket(fileno=os.dup(_control.detach()))
     os.umask(0o022)
+    os.environ.pop("LD_BIND_NOW", None)
     del sys.path[0]  # the folder of this file
-    gc.freeze()  # so that a fork does not copy what it only counts
     for _signal in (signal.SIGINT, signal.SIGTERM):
         signal.signal(_signal, signal.SIG_DFL)
     _how = json.loads(sys.argv[1])
     if _how["readable"]:
         confining.check()
+    _instructions = ctypes.create_string_buffer(bytes.fromhex(_how["filter"]))
+    _filter = struct.pack("HxxxxxxP", len(_instructions) // 8, ctypes.addressof(_instructions))
+    _how["filter"] = ctypes.addressof(_filter_buffer := ctypes.create_string_buffer(_filter))
+    # Less to copy, and nothing that a fork only counts.
+    gc.collect()
+    _libc.malloc_trim(0)
+    gc.freeze()
+    _first = [os.open(os.devnull, os.O_RDWR), os.open(os.devnull, os.O_RDWR), os.dup(2), os.open(os.devnull, os.O_RDWR)]
+    if _run(_control, _how, _how["first"], _first) != 0:
+        os._exit(1)  # the program has told why
+    _control.send(b"ready")
     serve(_control, _how)
