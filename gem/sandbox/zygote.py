@@ -421,7 +421,9 @@ if __name__ == "__main__":
     _instructions = ctypes.create_string_buffer(bytes.fromhex(_how["filter"]))
     _filter = struct.pack("HxxxxxxP", len(_instructions) // 8, ctypes.addressof(_instructions))
     _how["filter"] = ctypes.addressof(_filter_buffer := ctypes.create_string_buffer(_filter))
-    # Less to copy, and nothing that a fork only counts.
+    # What Python makes when it is first needed (types of syntax trees, say) is made once; there is less to copy, and
+    # nothing that a fork only counts.
+    _run_code(b"pass", "main.py", {})
     gc.collect()
     _libc.malloc_trim(0)
     gc.freeze()
