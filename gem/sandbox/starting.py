@@ -196,6 +196,8 @@ def bubblewrap_command(root: bool) -> list[str]:
     if path is None:
         raise SandboxUnavailable(f"bubblewrap is not installed. {ADVICE}")
     _check_processor()
+    # LD_BIND_NOW is for the zygote alone: what it has found in libraries, no program needs to.
+    variables = {**_VARIABLES, "HOME": "/tmp/home", "TMPDIR": "/tmp", "LD_BIND_NOW": "1"}
     namespaces = ["pid", "net", "ipc", "uts", "cgroup-try", *([] if root else ["user"])]
     rights = ["SYS_ADMIN", *(["SETUID", "SETGID"] if root else [])]
     return [
@@ -204,8 +206,8 @@ def bubblewrap_command(root: bool) -> list[str]:
         *("--cap-drop", "ALL"),
         *(word for name in rights for word in ("--cap-add", f"CAP_{name}")),
         *([] if root else ["--uid", "0", "--gid", "0"]),
-        *("--new-session", "--clearenv", "--hostname", "sandbox", "--setenv", "LD_BIND_NOW", "1"),
-        *(word for name, value in _VARIABLES.items() for word in ("--setenv", name, value)),
+        *("--new-session", "--clearenv", "--hostname", "sandbox"),
+        *(word for name, value in variables.items() for word in ("--setenv", name, value)),
         *(word for folder in ("/dev", "/etc", "/gem") for word in _folder(folder)),
         *_files(),
         *(word for name in _DEVICES for word in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")),

@@ -152,6 +152,14 @@ def test_fork_does_not_use_the_sandboxes_of_its_parent(sandbox):
     subprocess.run([sys.executable, "-c", program], check=True, timeout=20)
 
 
+def test_home_is_the_folder_of_the_run_and_nothing_of_the_start_is_left(sandbox):
+    program = (
+        "import os, tempfile\nprint(os.environ['HOME'] == os.getcwd(), 'LD_BIND_NOW' in os.environ)\n"
+        "print(os.path.dirname(tempfile.mkdtemp()) == os.environ['TMPDIR'])"
+    )
+    assert run(program, backend=sandbox).stdout == "True False\nTrue\n"
+
+
 def test_sandbox_that_cannot_start_says_why():
     with pytest.raises(SandboxUnavailable, match="did not start: it broke"):
         Sandbox(["sh", "-c", "echo it broke >&2; exit 1"])
