@@ -1,5 +1,6 @@
 import pytest
 
+from gem.tasks import load_tasks, make_tasks
 from gem.training_args import TrainingArgs
 
 
@@ -39,3 +40,13 @@ def test_every_group_has_a_task_of_its_own_and_another_seed_plays_other_tasks():
 def test_arguments_that_cannot_work_are_refused_with_what_to_do(args, message):
     with pytest.raises(ValueError, match=message):
         TrainingArgs(**args).fill_in()
+
+
+def test_tools_go_with_the_tasks_into_every_trainer():
+    args = TrainingArgs(env="qa:Sample", tools="python,search")
+    assert args.env_kwargs == {"tools": "python,search"}
+    for task in (make_tasks(args.env, [0], args.env_kwargs)[0], load_tasks(f"{args.env_expression},seeds=0:1")[0]):
+        assert [tool.tool_type for tool in task.make().tools] == ["python_code", "search"]
+    assert TrainingArgs(env="qa:Sample").env_expression == "env=qa:Sample"
+    with pytest.raises(ValueError, match="no tool 'moon'"):
+        TrainingArgs(tools="moon").fill_in()

@@ -44,6 +44,17 @@ def test_it_trains_and_leaves_metrics_episodes_and_a_curve(small_model, tmp_path
     assert [replay(episode) for episode in episodes] == [[]] * 16
 
 
+@pytest.mark.parametrize(("env", "tools"), [("qa:Sample", "search"), ("math:Sample", "python,search")])
+def test_it_trains_with_tools_which_its_episodes_carry(small_model, tmp_path, env, tools):
+    sizes = ("--steps", 1, "--batch-size", 4, "--group-size", 2, "--max-turns", 2)
+    done = run("--model", small_model, "--env", env, "--tools", tools, *sizes, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    episodes = list(read_jsonl(tmp_path / "episodes.jsonl"))
+    assert [episode.task.env_kwargs for episode in episodes] == [{"tools": tools}] * 4
+    assert all("<search>" in episode.first_observation for episode in episodes)
+    assert [replay(episode) for episode in episodes] == [[]] * 4
+
+
 def test_bad_arguments_are_one_line_without_a_traceback():
     done = run("--env", "game:GuesTheNumber-v1-easy")
     assert done.returncode == 1

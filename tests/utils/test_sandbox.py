@@ -59,8 +59,8 @@ def test_a_program_that_hangs_is_ended_in_time():
 
 
 def test_no_sandbox_is_warned_about_and_ends_what_a_program_started():
+    _warn.cache_clear()
     with pytest.warns(UserWarning, match="isolates nothing"):
-        _warn.cache_clear()
         ended_well, out, _ = run_python(START_CHILD, "none")
     assert ended_well
     time.sleep(0.2)
@@ -113,7 +113,7 @@ def test_programs_run_in_threads():
 
 
 def test_an_unknown_sandbox_is_refused_and_a_missing_one_named(monkeypatch):
-    with pytest.raises(ValueError, match="one of auto, bubblewrap, .*, none, bwrap, got 'docker'"):
+    with pytest.raises(ValueError, match=r"one of auto, bubblewrap, .*, none, bwrap, got 'docker'"):
         run_python("", "docker")
     monkeypatch.setattr(starting, "find_bubblewrap", lambda: None)
     with pytest.raises(SandboxUnavailable, match=r"pip install 'gem-adapters\[sandbox\]'"):
