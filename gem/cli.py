@@ -1,4 +1,4 @@
-"""The command line: ``gem envs``, ``gem play``, ``gem check``; of episodes ``gem diff``, ``replay`` and ``export``.
+"""The command line: ``gem envs``, ``play``, ``check``, ``bench``; of episodes ``gem diff``, ``replay`` and ``export``.
 
 Exit codes: 0, all is well; 1, an environment failed its check or cannot be imported, or episodes differ, do not hold or
 cannot be exported; 2, the command or a file that it names cannot be understood. An error is one line on stderr.
@@ -103,6 +103,42 @@ def check(
         _say(f"{len(failed)} of {len(ids)} failed: {', '.join(failed)}")
         raise typer.Exit(1)
     _say(f"{len(ids)} of {len(ids)} passed")
+
+
+@app.command()
+def bench(
+    env_id: Annotated[str, typer.Argument(metavar="ID", help="The environment.")],
+    sizes: Annotated[str, typer.Option(help="How many environments, separated by commas.")] = "1,16,256",
+    backends: Annotated[str, typer.Option(help="sync, thread, asyncio, process, ray; by default what fits.")] = "",
+    seconds: Annotated[float, typer.Option(min=0.03, help="A measurement.")] = 1.0,
+) -> None:
+    """Measure steps a second by back end and number of environments, with random legal actions."""
+    from gem.vector.backends import BACKENDS
+    from gem.vector.bench import throughput
+
+    with _build(env_id) as env:
+        names = backends.split(",") if backends else ["sync", "thread", "process"] + ["asyncio"] * env.asynchronous
+    if unknown := [name for name in names if name not in BACKENDS]:
+        _stop(f"there is no backend {unknown[0]!r}; there are {', '.join(BACKENDS)}")
+    try:
+        numbers = [int(size) for size in sizes.split(",")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        _stop(f"--sizes takes whole numbers from 1, separated by commas, not {sizes!r}")
+    table = Table("steps a second", *map(str, numbers), box=box.SIMPLE_HEAD)
+    measurements = list(itertools.product(names, numbers))
+    bar = Console(stderr=True)
+    try:
+        rates = [
+            f"{throughput(env_id, name, size, seconds):,.0f}"
+            for name, size in track(measurements, env_id, console=bar, transient=True, disable=not bar.is_terminal)
+        ]
+    except (ImportError, NotImplementedError, RuntimeError) as error:
+        _stop(str(error), code=1)
+    for number, name in enumerate(names):
+        table.add_row(name, *rates[number * len(numbers) : (number + 1) * len(numbers)])
+    _console().print(table)
 
 
 @app.command()

@@ -87,6 +87,11 @@ class Env(abc.ABC):
         reward_range: lowest and highest value of any reward, and of the sum of an episode's rewards.
         blocking: whether ``step`` may wait (a tool, a server) or compute for more than about a
             millisecond. Rollouts run blocking environments in threads, the others in the event loop.
+        cpu_bound: whether ``step`` computes for milliseconds, or may take its process down. Vector environments step
+            such environments in other processes.
+        asynchronous: whether there are coroutines ``reset_async(seed=None)`` and ``step_async(action)`` beside
+            ``reset`` and ``step``, which do the same. Vector environments run thousands of them in one thread. A
+            wrapper that has both declares it anew: it does not follow from the inner environment.
         observation_form: what an observation is. ``"message"``: what is new, to be appended to the
             conversation. ``"history"``: everything so far, as one message. ``"prompt"``: everything so
             far, rendered as a prompt already. Wrappers that rewrite the history change it.
@@ -98,6 +103,8 @@ class Env(abc.ABC):
     max_turns: int | None = None
     reward_range: tuple[float, float] = (float("-inf"), float("inf"))
     blocking: bool = True
+    cpu_bound: bool = False
+    asynchronous: bool = False
     observation_form: Literal["message", "history", "prompt"] = "message"
 
     _rng: random.Random | None = None
@@ -286,6 +293,7 @@ class EnvWrapper(Env):
     max_turns: Any = _Delegated()
     reward_range: Any = _Delegated()
     blocking: Any = _Delegated()
+    cpu_bound: Any = _Delegated()
     observation_form: Any = _Delegated()
     rng: Any = _Delegated()
     action_rng: Any = _Delegated()

@@ -131,6 +131,34 @@ def test_check_shows_every_check(run):
     assert result.stdout.endswith("1 of 1 passed\n")
 
 
+def test_bench_shows_steps_a_second_by_back_end_and_size(run):
+    result = run("bench", "game:GuessTheNumber-v0-easy", "--sizes", "1,3", "--seconds", "0.03")
+    assert result.exit_code == 0
+    lines = [line.split() for line in result.stdout.splitlines() if line.strip()]
+    assert lines[0] == ["steps", "a", "second", "1", "3"]
+    assert [line[0] for line in lines[2:]] == ["sync", "thread", "process"]
+    assert all(int(cell.replace(",", "")) > 0 for line in lines[2:] for cell in line[1:])
+
+
+def test_bench_measures_the_back_ends_that_are_named(run):
+    result = run("bench", "qa:Sample", "--sizes", "2", "--backends", "sync,asyncio", "--seconds", "0.03")
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()[3:5]] == ["sync", "asyncio"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backends", "gpu"], "there is no backend 'gpu'; there are sync, thread, asyncio, process, ray"),
+        (["--sizes", "0"], "--sizes takes whole numbers from 1, separated by commas, not '0'"),
+        (["--sizes", "many"], "--sizes takes whole numbers from 1, separated by commas, not 'many'"),
+    ],
+)
+def test_bench_refuses_what_it_cannot_measure(run, arguments, message):
+    result = run("bench", "game:GuessTheNumber-v0-easy", *arguments)
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", f"gem: {message}\n")
+
+
 class Unfinished(Env):
     def reset(self, seed=None):
         return super().reset(seed)

@@ -18,7 +18,6 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from gem.core import Env, check_seed
@@ -155,31 +154,60 @@ def make_vec(
         wrappers: applied to each environment, in order: functions of an environment, as
             :func:`gem.wrappers.wrapper_factory.get_wrapper_fns` returns them.
         vec_kwargs: constructor arguments of each environment.
-        async_mode: step in threads. Accepted, and warned about: environments are stepped one after
-            another so far, with the same results.
+        async_mode: step in threads, unless ``kwargs`` name another back end.
         seed: environment ``i`` begins with seed ``seed + i``, unless its ``vec_kwargs`` have a ``seed``; None
             seeds from the operating system.
-        **kwargs: constructor arguments of all environments.
-    """
-    from gem.vector.sync_vector_env import SyncVectorEnv
+        **kwargs: of the vector environment, the first three: ``backend`` (``"sync"``, ``"thread"``, ``"asyncio"``,
+            ``"process"``, ``"ray"``, or ``"auto"`` for what the environments declare; by default ``"sync"``),
+            ``autoreset_mode``, and ``backend_kwargs`` (a dict: ``timeout``, ``workers`` and so on, see the classes in
+            :mod:`gem.vector`). The others are constructor arguments of all environments; one that has the name of
+            one of the three goes into ``vec_kwargs``.
 
-    if async_mode:
-        warnings.warn("async_mode=True: environments are stepped one after another so far", stacklevel=2)
+    Raises:
+        ValueError: there is no such environment or back end, or ``vec_kwargs`` are too few or too many.
+        TypeError: an argument is unknown.
+    """
+    from gem.vector.backends import choose_backend, load_backend
+
     ids = [env_ids] if isinstance(env_ids, str) else list(env_ids)
     if vec_kwargs is not None and len(vec_kwargs) != len(ids):
         raise ValueError(f"vec_kwargs has {len(vec_kwargs)} entries for {len(ids)} environments")
-
+    backend = kwargs.pop("backend", "thread" if async_mode else "sync")
+    options = {"autoreset_mode": kwargs.pop("autoreset_mode", "SameStep"), **kwargs.pop("backend_kwargs", {})}
     first_seed = check_seed(seed)
-
-    def build(index: int) -> Env:
+    builds = []
+    for index, env_id in enumerate(ids):
         own = dict(vec_kwargs[index]) if vec_kwargs is not None else {}
         own_seed = None if first_seed is None else first_seed + index
-        env = make(ids[index], **{"seed": own_seed, **own, **kwargs})
-        for wrap in wrappers or ():
+        arguments = {"seed": own_seed, **own, **kwargs}
+        builds.append(Build(find_spec(env_id), arguments, tuple(wrappers or ())))
+    if backend == "auto":
+        backend = choose_backend(ids, builds, options.get("timeout") is not None)
+    return load_backend(backend)(ids, builds, **options)
+
+
+@dataclass(frozen=True)
+class Build:
+    """A function that builds an environment, here or in a process where nobody has registered it.
+
+    Attributes:
+        spec: of the environment.
+        arguments: of :func:`make`.
+        wrappers: to be applied, in order.
+    """
+
+    spec: EnvSpec
+    arguments: dict[str, Any]
+    wrappers: tuple[Callable[[Env], Env], ...] = ()
+
+    def __call__(self) -> Env:
+        """Build it; errors as in :func:`make`."""
+        if self.spec.id not in ENV_REGISTRY:
+            ENV_REGISTRY[self.spec.id] = self.spec
+        env = make(self.spec.id, **self.arguments)
+        for wrap in self.wrappers:
             env = wrap(env)
         return env
-
-    return SyncVectorEnv(ids, [partial(build, index) for index in range(len(ids))])
 
 
 def print_envs() -> None:

@@ -14,7 +14,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -65,7 +65,8 @@ class Limits:
         max_new_tokens: tokens sampled a turn, at most.
         max_context: tokens of prompt and answer together; None for no limit.
         max_completion: tokens of an append-only episode after its first prompt; None for no limit.
-        step_timeout: seconds that a ``reset`` or a ``step`` of a blocking environment may take; None for no limit.
+        step_timeout: seconds that a ``reset`` or a ``step`` of a blocking environment, or of one with coroutines of
+            its own, may take; None for no limit.
         max_threads: blocking environments that may be stepped at the same time.
     """
 
@@ -238,7 +239,7 @@ class Player:
         lease = _Lease(task, partial(self.make_env, task))
         try:
             env = await self._make(task, lease)
-            reset = partial(env.reset, seed=task.reset_seed)
+            reset = partial(_method(env, "reset"), seed=task.reset_seed)
             episode.first_observation = observation = await self._call(env, reset, _checked_reset)
             await self._play_turns(ask, episode, env, observation)
         except EnvironmentFailed as failure:
@@ -265,7 +266,7 @@ class Player:
             if turn.finish_reason == "abort":
                 episode.truncation = "abort"
                 return
-            step = partial(env.step, turn.action)
+            step = partial(_method(env, "step"), turn.action)
             text, turn.reward, turn.terminated, turn.truncated, turn.info = await self._call(env, step, _checked_step)
             turn.observation = text
             if turn.terminated:
@@ -308,7 +309,10 @@ class Player:
         return await self._in_thread(lease.begin)
 
     async def _call(self, env: Env, function: Callable[[], Any], check: Callable[[Env, Any], T]) -> T:
-        """Call an environment's method: in a thread with a deadline if it may block, else at once."""
+        """Call an environment's method: awaited if it is a coroutine's, in a thread if it may block, else at once."""
+        if env.asynchronous:
+            result = await self._awaited(function())
+            return _guarded(lambda: check(env, result))
         guarded = partial(_guarded, lambda: check(env, function()))
         return await self._in_thread(guarded) if env.blocking else guarded()
 
@@ -324,6 +328,18 @@ class Player:
         except asyncio.CancelledError:  # for the second time: nobody can wait for it
             threading.Thread(target=lease.end, daemon=True).start()
             raise
+
+    async def _awaited(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        """Await an environment's coroutine; one that is not back by the deadline is cancelled, and left alone."""
+        job = asyncio.ensure_future(coroutine)
+        job.add_done_callback(lambda job: job.cancelled() or job.exception())  # also when nobody asks for it any more
+        try:
+            await asyncio.wait([job], timeout=self.limits.step_timeout)
+        finally:
+            job.cancel()  # which does nothing to one that has ended
+        if not job.done():
+            raise EnvironmentFailed(f"no answer within {self.limits.step_timeout} s")
+        return _guarded(job.result)
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         """Call in a thread; one that is not back by the deadline is left alone, and its place given away."""
@@ -379,6 +395,10 @@ async def _rendered(render: Callable[[str], list[int]], text: str) -> list[int]:
     if len(text) < _LONG_TEXT:
         return render(text)
     return await anyio.to_thread.run_sync(render, text)
+
+
+def _method(env: Env, name: str) -> Callable[..., Any]:
+    return getattr(env, f"{name}_async" if env.asynchronous else name)
 
 
 def _guarded(function: Callable[[], T], set_up: tuple[type[Exception], ...] = ()) -> T:

@@ -1,1 +1,1 @@
-"""Vector environments: several environments that are stepped together."""
+"""Vector environments: several environments that are stepped together, or each at its own pace."""

@@ -1,36 +1,67 @@
-"""What a vector environment is."""
+r"""VectorEnv: several environments that are stepped together, or each at its own pace.
+
+With a barrier, ``step`` waits for all the environments that it is given. Without one, ``send`` starts steps and
+``recv`` returns those that are ready, so that a slow environment holds up nobody:
+
+>>> import gem
+>>> with gem.make_vec(["game:GuessTheNumber-v0-easy"] * 3, seed=7) as vec:
+...     observations, infos = vec.reset()
+...     vec.send({0: "I try \\boxed{5}", 2: "I try \\boxed{5}"})
+...     ready = vec.recv(min_count=2)
+>>> ready.indices, ready.rewards
+([0, 2], array([0., 0.]))
+
+Every back end does the same, for environments that keep the contract of :mod:`gem.core`; they differ in where the
+environments are (``docs/vector.md``).
+"""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
-from enum import Enum
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gem.core import Env, Info, check_seed
+from gem.vector.slot import CRASH_LIMIT, AutoresetMode, CrashLoop, Row
+
+__all__ = ["Actions", "AutoresetMode", "CrashLoop", "Ready", "VectorEnv", "VectorStep"]
 
 Actions = Sequence[str] | dict[int, str]
 VectorStep = tuple[list[str], np.ndarray, np.ndarray, np.ndarray, list[Info]]
 
 
-class AutoresetMode(Enum):
-    """When an environment whose episode has ended begins the next.
+class Ready(NamedTuple):
+    """What :meth:`VectorEnv.recv` returns: one entry a step that is ready, in the order in which they became so.
 
-    * ``NEXT_STEP``: the next ``step`` ignores its action, resets, and returns reward 0.
-    * ``SAME_STEP``: at once. The observation and info returned are the new episode's; the old one's last
-      are in ``info["final_obs"]`` and ``info["final_info"]``.
-    * ``DISABLED``: never; the caller resets.
+    Attributes:
+        indices: of the environments.
+        observations: texts.
+        rewards: float64, of shape (number of steps,), as the next two.
+        terminated: bool.
+        truncated: bool.
+        infos: dicts.
     """
 
-    NEXT_STEP = "NextStep"
-    SAME_STEP = "SameStep"
-    DISABLED = "Disabled"
+    indices: list[int]
+    observations: list[str]
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+    infos: list[Info]
 
 
 class VectorEnv(abc.ABC):
-    """Several environments that are stepped together.
+    """Several environments.
+
+    An environment that raises, takes longer than ``timeout`` (on the back ends that have it) or ends its process ends
+    its own episode: ``truncated``, with the reason in ``info["error"]``. A fresh one takes its place, and the others
+    go on. One that does so :data:`~gem.vector.slot.CRASH_LIMIT` times without a healthy step in between is reported by
+    :class:`CrashLoop`, which ``step``, ``recv`` or ``reset`` raise; what the others have done can still be received.
+
+    A vector environment belongs to one thread.
 
     Args:
         env_ids: an id an environment, for people.
@@ -38,8 +69,9 @@ class VectorEnv(abc.ABC):
         autoreset_mode: a mode, or its value.
 
     Attributes:
-        envs: the environments.
         num_envs: how many they are.
+        faults: an environment's failures so far, by index.
+        restarts: threads that were abandoned, or processes that were started again.
     """
 
     def __init__(
@@ -49,35 +81,122 @@ class VectorEnv(abc.ABC):
         autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
     ) -> None:
         self.env_ids = list(env_ids)
-        self.envs = [build() for build in env_fns]
-        self.num_envs = len(self.envs)
+        self.env_fns = list(env_fns)
+        self.num_envs = len(self.env_fns)
         self.autoreset_mode = AutoresetMode(autoreset_mode)
-        self._ended = [False] * self.num_envs
+        self.faults = [0] * self.num_envs
+        self.restarts = 0
+        self._under_way: set[int] = set()
+        self._arrived: dict[int, Row] = {}
+        self._failing: dict[int, int] = {}  # failures since the last healthy step, of those that have any
 
+    @property
     @abc.abstractmethod
-    def reset(self, seed: int | Sequence[int | None] | None = None) -> tuple[list[str], list[Info]]:
-        """Reset all environments.
+    def envs(self) -> list[Any]:
+        """The environments.
 
-        Args:
-            seed: an integer seeds environment ``i`` with ``seed + i``; a sequence has a seed an environment.
-
-        Returns:
-            An observation and an info an environment.
+        Raises:
+            AttributeError: they are in other processes; see :meth:`call`.
         """
 
-    @abc.abstractmethod
+    def reset(
+        self, seed: int | Sequence[int | None] | None = None, only: Iterable[int] | None = None
+    ) -> tuple[list[str], list[Info]]:
+        """Reset all environments, or some.
+
+        Args:
+            seed: an integer seeds environment ``i`` with ``seed + i``; a sequence has a seed an environment that is
+                reset. None goes on with the environment's own generator.
+            only: indices of the environments to reset.
+
+        Returns:
+            An observation and an info an environment that is reset.
+
+        Raises:
+            ValueError: an environment is under way; see :meth:`recv`.
+            CrashLoop: an environment cannot be reset.
+        """
+        ready = self._run("reset", self._seeds(seed, only))
+        return ready.observations, ready.infos
+
     def step(self, actions: Actions) -> VectorStep:
-        """Step all environments, or those that a dict from index to action names.
+        """Step all environments, or those that a dict from index to action names, and wait for them.
 
         Returns:
             Observations (list), rewards (float64), terminated and truncated (bool), infos (list): one entry
             an action, in the order of the actions.
+
+        Raises:
+            ValueError: the actions do not fit the environments, or one of those is under way.
+            ResetNeeded: an environment was not reset.
+            CrashLoop: an environment fails again and again.
         """
+        return self._run("step", self._by_index(actions))[1:]
+
+    def send(self, actions: Actions) -> None:
+        """Start steps, without waiting; arguments and errors as in :meth:`step`."""
+        self._submit("step", self._by_index(actions))
+
+    def send_reset(self, seed: int | Sequence[int | None] | None = None, only: Iterable[int] | None = None) -> None:
+        """Start resets, without waiting: :meth:`recv` returns them with reward 0; arguments as in :meth:`reset`."""
+        self._submit("reset", self._seeds(seed, only))
+
+    def recv(self, min_count: int = 1, timeout: float | None = None) -> Ready:
+        """Return the steps and resets that are ready.
+
+        Args:
+            min_count: wait for so many, or for all that are under way if they are fewer.
+            timeout: seconds after which to return what there is; None waits.
+
+        Raises:
+            ValueError: nothing is under way.
+            ResetNeeded, CrashLoop: see :meth:`step`; the others can be received by the next call.
+        """
+        if not self._under_way:
+            raise ValueError("nothing is under way: send actions first")
+        wanted = min(min_count, len(self._under_way))
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while len(self._arrived) < wanted:
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            self._arrived.update(self._wait(left))
+            if left == 0.0:
+                break
+        return self._delivered(self._arrived)
+
+    def call(self, name: str, *args: Any, only: Iterable[int] | None = None, **kwargs: Any) -> list[Any]:
+        """Return an attribute of each environment, or what it returns if it is a method, wherever they are.
+
+        Args:
+            name: of the attribute or method.
+            *args: of the method.
+            only: indices of the environments to ask; None for all.
+            **kwargs: of the method.
+
+        Raises:
+            RuntimeError: an environment raised.
+        """
+        indices = range(self.num_envs) if only is None else only
+        ready = self._run("call", dict.fromkeys(self._known(indices), (name, args, kwargs)))
+        if errors := [info["error"] for info in ready.infos if info]:
+            raise RuntimeError(errors[0])
+        return ready.observations
+
+    def assign(self, builds: dict[int, Callable[[], Env]]) -> None:
+        """Put other environments into some places; the old ones are closed.
+
+        Args:
+            builds: by index, functions that build the environments.
+
+        Raises:
+            Exception: what one of them raises.
+            TypeError: one cannot be sent to where its environment is to be.
+        """
+        self._run("assign", dict(zip(self._known(builds), builds.values(), strict=True)))
 
     def close(self) -> None:
-        """Close all environments."""
-        for env in self.envs:
-            env.close()
+        """Close all environments. What is under way is lost. Calling it again does nothing."""
+        self._under_way.clear()
+        self._arrived.clear()
 
     def __enter__(self) -> VectorEnv:
         """Return the vector environment, to be closed when the block ends."""
@@ -87,22 +206,110 @@ class VectorEnv(abc.ABC):
         """Close all environments."""
         self.close()
 
-    def _seeds(self, seed: int | Sequence[int | None] | None) -> Sequence[int | None]:
+    @abc.abstractmethod
+    def _start(self, method: str, arguments: dict[int, Any]) -> None:
+        """Start calling a method of slots with an argument each."""
+
+    @abc.abstractmethod
+    def _wait(self, seconds: float | None) -> list[tuple[int, Row]]:
+        """Return what is ready, waiting at most so long for the first of it."""
+
+    def _submit(self, method: str, arguments: dict[int, Any]) -> None:
+        if not self._under_way.isdisjoint(arguments):
+            busy = min(self._under_way.intersection(arguments))
+            raise ValueError(f"environment {busy} is under way: receive its step first")
+        self._start(method, arguments)
+        self._under_way.update(arguments)
+
+    def _run(self, method: str, arguments: dict[int, Any]) -> Ready:
+        self._submit(method, arguments)
+        missing = set(arguments)
+        while missing:
+            rows = self._wait(None)
+            self._arrived.update(rows)
+            missing.difference_update([index for index, _ in rows])
+        return self._delivered(arguments)
+
+    def _delivered(self, indices: Iterable[int]) -> Ready:
+        """Return what has arrived, as columns; what must be raised is raised, and the others stay."""
+        indices = list(indices)
+        rows = [self._arrived[index] for index in indices]
+        observations, rewards, terminated, truncated, infos, faults = zip(*rows, strict=True) if rows else ((),) * 6
+        if any(faults) or self._failing:
+            self._count(indices, faults)
+        if len(indices) == len(self._arrived):
+            self._arrived = {}
+        else:
+            for index in indices:
+                del self._arrived[index]
+        self._under_way.difference_update(indices)
+        return Ready(
+            indices,
+            list(observations),
+            np.array(rewards, dtype=np.float64),
+            np.array(terminated, dtype=np.bool_),
+            np.array(truncated, dtype=np.bool_),
+            list(infos),
+        )
+
+    def _count(self, indices: Sequence[int], faults: Sequence[Any]) -> None:
+        for index, fault in zip(indices, faults, strict=True):
+            if fault is None:
+                self._failing.pop(index, None)
+            if not fault:
+                continue
+            error: Exception | None = None
+            if isinstance(fault, str | CrashLoop):
+                self.faults[index] += 1
+                self._failing[index] = self._failing.get(index, 0) + 1
+                if isinstance(fault, CrashLoop) or self._failing[index] >= CRASH_LIMIT:
+                    error = CrashLoop(fault.error if isinstance(fault, CrashLoop) else fault, index)
+            else:
+                error = fault
+            o, r, te, tr, info, _ = self._arrived[index]
+            self._arrived[index] = o, r, te, tr, info, ""  # counted: the next call must not do so again
+            if error is not None:
+                self._failing.pop(index, None)
+                del self._arrived[index]
+                self._under_way.discard(index)
+                raise error
+
+    def _seeds(
+        self, seed: int | Sequence[int | None] | None, only: Iterable[int] | None = None
+    ) -> dict[int, int | None]:
+        indices = range(self.num_envs) if only is None else self._known(only)
         if seed is None:
-            return [None] * self.num_envs
+            return dict.fromkeys(indices)
         if isinstance(seed, int | np.integer):
             first = check_seed(seed)
             assert first is not None
-            return range(first, first + self.num_envs)
-        if len(seed) != self.num_envs:
-            raise ValueError(f"{len(seed)} seeds for {self.num_envs} environments")
-        return seed
+            return {index: first + index for index in indices}
+        if len(seed) != len(indices):
+            raise ValueError(f"{len(seed)} seeds for {len(indices)} environments")
+        return dict(zip(indices, map(check_seed, seed), strict=True))
 
     def _by_index(self, actions: Actions) -> dict[int, str]:
         if isinstance(actions, dict):
-            if unknown := [index for index in actions if index not in range(self.num_envs)]:
-                raise ValueError(f"there is no environment {unknown[0]!r} among {self.num_envs}")
+            self._known(actions)
             return actions
         if isinstance(actions, str) or len(actions) != self.num_envs:
             raise ValueError(f"step takes {self.num_envs} actions, or a dict from index to action")
         return dict(enumerate(actions))
+
+    def _known(self, indices: Iterable[int]) -> list[int]:
+        indices = list(indices)
+        if indices and (min(indices) < 0 or max(indices) >= self.num_envs):
+            unknown = next(index for index in indices if not 0 <= index < self.num_envs)
+            raise ValueError(f"there is no environment {unknown!r} among {self.num_envs}")
+        return indices
+
+
+class LocalVectorEnv(VectorEnv):
+    """A vector environment whose environments are in this process."""
+
+    _slots: list[Any]
+
+    @property
+    def envs(self) -> list[Any]:
+        """The environments."""
+        return [slot.env for slot in self._slots]

@@ -262,9 +262,40 @@ def test_make_vec_refuses_vec_kwargs_of_another_length():
 
 
 def test_make_vec_async_mode_gives_the_same_results():
-    with pytest.warns(UserWarning, match="async_mode"):
-        vec = gem.make_vec(["game:Mastermind-v0"] * 2, async_mode=True, seed=3)
-    assert vec.reset() == gem.make_vec(["game:Mastermind-v0"] * 2, seed=3).reset()
+    with gem.make_vec(["game:Mastermind-v0"] * 2, async_mode=True, seed=3) as vec:
+        assert vec.reset() == gem.make_vec(["game:Mastermind-v0"] * 2, seed=3).reset()
+
+
+# tools
+
+
+def test_make_wraps_an_environment_in_the_tools_that_are_named():
+    env = gem.make("game:GuessTheNumber-v0-easy", seed=3, tools="python+search")
+    assert [tool.tool_type for tool in env.tools] == ["python_code", "search"]
+    assert "<python>" in env.reset()[0]
+    assert [tool.tool_type for tool in env.spawn().tools] == ["python_code", "search"]
+    assert type(gem.make("game:GuessTheNumber-v0-easy", tools=[])).__name__ == "GuessTheNumberEnv"
+    with pytest.raises(ValueError, match="there is no tool 'moon'; there are python, search"):
+        gem.make("game:GuessTheNumber-v0-easy", tools="python,moon")
+
+
+def test_an_environment_that_takes_tools_gets_them_itself():
+    class Own(gem.Env):
+        def __init__(self, tools=()):
+            super().__init__()
+            self.own = tools
+
+        def reset(self, seed=None):
+            return "", {}
+
+        def step(self, action):
+            return "", 0.0, True, False, {}
+
+    gem.register("test:Own-v0", Own)
+    try:
+        assert gem.make("test:Own-v0", tools="hammer").own == "hammer"
+    finally:
+        del registration.ENV_REGISTRY["test:Own-v0"]
 
 
 # importing

@@ -1,6 +1,7 @@
 """The driver: the token contract, limits and errors."""
 
 import asyncio
+import contextlib
 import json
 import threading
 import time
@@ -343,6 +344,99 @@ def test_an_environment_that_hangs_past_its_deadline_ends_its_own_episode_only(t
     woken.set()
     assert [e.truncation for e in episodes] == ["error"] * 4 + ["turns"] * 4
     assert episodes[0].error == "no answer within 0.2 s"
+
+
+class Awaited(Plain):
+    """Has coroutines; its steps wait for those of all others, or do what they are told."""
+
+    asynchronous = True
+
+    def __init__(self, wait=None):
+        super().__init__()
+        self._wait = wait
+
+    async def reset_async(self, seed=None):
+        await asyncio.sleep(0)
+        return self.reset(seed)
+
+    async def step_async(self, action):
+        if self._wait is not None:
+            await self._wait()
+        return self.step(action)
+
+
+def test_coroutines_of_environments_are_awaited_side_by_side(tokenizer, renderer):
+    async def main():
+        inside, all_inside = [], asyncio.Event()
+
+        async def wait():
+            inside.append(threading.get_ident())
+            if len(inside) == 200:
+                all_inside.set()
+            await asyncio.wait_for(all_inside.wait(), 20)
+
+        engine = ScriptedEngine([say(tokenizer, "hi")])
+        limits = Limits(max_turns=1, step_timeout=30)
+        episodes = await run_episodes(make_tasks(EASY, range(200)), engine, renderer, limits, lambda _: Awaited(wait))
+        assert set(inside) == {threading.get_ident()}
+        return episodes
+
+    assert [episode.turns[0].reward for episode in asyncio.run(main())] == [1.0] * 200
+
+
+def test_coroutines_that_fail_end_their_own_episode_only(tokenizer, renderer):
+    async def raises():
+        raise OSError("gone")
+
+    async def cancels():
+        raise asyncio.CancelledError
+
+    async def hangs():
+        await asyncio.sleep(99)
+
+    async def ignores():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(99)
+        await asyncio.sleep(0.01)
+        raise ValueError("too late")
+
+    waits = [raises, cancels, hangs, ignores, None]
+    engine = ScriptedEngine([say(tokenizer, "hi")])
+    limits = Limits(max_turns=2, step_timeout=0.1)
+    episodes = asyncio.run(
+        run_episodes(make_tasks(EASY, range(5)), engine, renderer, limits, lambda task: Awaited(waits[task.seed]))
+    )
+    errors = ["OSError: gone", "CancelledError: ", "no answer within 0.1 s", "no answer within 0.1 s", None]
+    assert [episode.error for episode in episodes] == errors
+    assert [episode.truncation for episode in episodes] == ["error"] * 4 + ["turns"]
+
+
+def test_cancelling_a_run_cancels_the_coroutine_and_closes_the_environment(tokenizer, renderer):
+    told, envs = [], []
+
+    async def main():
+        stepping = asyncio.Event()
+
+        async def wait():
+            stepping.set()
+            try:
+                await asyncio.sleep(99)
+            except asyncio.CancelledError:
+                told.append("cancelled")
+                raise
+
+        def make(task):
+            envs.append(Awaited(wait))
+            return envs[-1]
+
+        engine = ScriptedEngine([say(tokenizer, "hi")])
+        run = asyncio.ensure_future(run_episodes(make_tasks(EASY, [0]), engine, renderer, None, make))
+        await stepping.wait()
+        run.cancel()
+        await asyncio.gather(run, return_exceptions=True)
+
+    asyncio.run(main())
+    assert (told, envs[0].closed) == (["cancelled"], 1)
 
 
 def test_blocking_environments_are_stepped_side_by_side_while_the_event_loop_runs(tokenizer, renderer):

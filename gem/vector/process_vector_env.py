@@ -1,0 +1,404 @@
+"""ProcessVectorEnv: environments that are stepped in other processes.
+
+For steps that compute, or that may take their process down. Each process holds several environments and is sent jobs in
+batches. One that dies, or whose step takes longer than ``timeout`` and which is killed, is started again. The
+environment that was being stepped has failed; the others in that process are brought back exactly as they were, from
+their last saved state, or their seed, and what was done since; and steps that were not delivered are done again.
+
+That takes environments that keep the contract of :mod:`gem.core`: the same seed and actions give the same episode, and
+the state can be saved. One that plays otherwise when it is brought back fails too, and says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from gem.core import Env
+from gem.vector import process_worker
+from gem.vector.process_worker import FORK, KILL, NOT_SAVED, ORDER, Board, Job, Reply, fingerprint, packed, unpacked
+from gem.vector.slot import CRASH_LIMIT, AutoresetMode, CrashLoop, Row, describe, given_up
+from gem.vector.vector_env import VectorEnv
+
+CLOSE_SECONDS = 5.0
+"""What closing waits for the steps that are under way, where there is no timeout."""
+_CHUNK = 1 << 18
+
+
+class _Past:
+    """How an environment came into its state.
+
+    Attributes:
+        build: what built it, as a pickle; None for the function that the vector environment was given.
+        saved: the state that was saved last; None for a new environment.
+        calls: since then: methods, arguments, and fingerprints of what they returned.
+    """
+
+    def __init__(self) -> None:
+        self.build: bytes | None = None
+        self.saved: bytes | None = None
+        self.calls: list[tuple[str, tuple[Any, ...], int]] = []
+
+    def add(self, job: Job, reply: Reply) -> None:
+        """Go on by a job that was done."""
+        if reply.saved is not None:
+            self.saved, self.calls = reply.saved, []
+            return
+        if job.method != "step":  # a seeded reset, or another environment
+            self.saved, self.calls = None, []
+        if job.method == "assign_pickled":
+            self.build = job.arguments[0]
+        if job.method in ("reset", "step"):
+            self.calls.append((job.method, job.arguments, fingerprint(reply.row)))
+
+
+class _Worker:
+    """A worker process, as its parent sees it.
+
+    Attributes:
+        number: by which the starter knows it; another for each process.
+        indices: of its environments.
+        jobs: that it has not answered, by index.
+        tries: how often an environment was replaced for the job that it has now, by index.
+        late: the environment for whose hanging it was killed.
+        open: whether it has not closed its side of the socket.
+        deaths: how often it ended without having answered anything.
+    """
+
+    def __init__(self, indices: range) -> None:
+        self.indices = indices
+        self.jobs: dict[int, Job] = {}
+        self.tries: dict[int, int] = {}
+        self.deaths = 0
+
+    def begin(self, number: int, control: socket.socket) -> None:
+        """Have a process started."""
+        self.number = number
+        self.late: int | None = None
+        self.open = True
+        self._outgoing, self._incoming = bytearray(), bytearray()
+        self.socket, theirs = socket.socketpair()
+        self.socket.setblocking(False)
+        with theirs, tempfile.TemporaryFile() as file:
+            file.truncate(Board.SIZE)
+            self.board = Board(file.fileno())
+            self.board.write(-1)
+            with contextlib.suppress(ConnectionError):  # the starter has ended: the next exchange tells
+                socket.send_fds(control, [ORDER.pack(FORK, number)], [theirs.fileno(), file.fileno()])
+
+    def post(self, jobs: list[Job]) -> bool:
+        """Send jobs as far as that goes without waiting; return whether all is sent."""
+        if jobs:
+            self._outgoing += packed(jobs)
+        try:
+            while self._outgoing:
+                del self._outgoing[: self.socket.send(memoryview(self._outgoing)[:_CHUNK].tobytes())]
+        except (BlockingIOError, ConnectionError):  # the starter tells of those that ended
+            return False
+        return True
+
+    def receive(self) -> list[Reply]:
+        """Return the replies that are there."""
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while data := self.socket.recv(_CHUNK):
+                self._incoming += data
+            self.open = False
+        return [reply for replies in unpacked(self._incoming) for reply in replies]
+
+    def end(self) -> None:
+        """Give back what belongs to a process that has ended."""
+        self.socket.close()
+        self.board.close()
+
+
+class ProcessVectorEnv(VectorEnv):
+    """Steps environments in other processes.
+
+    Args:
+        env_ids: an id an environment, for people.
+        env_fns: functions that build the environments; ``pickle`` must take them. Where they are defined in the script
+            itself, it is imported by the other processes, as by :mod:`multiprocessing`.
+        autoreset_mode: a mode, or its value.
+        timeout: seconds that a step (with the reset that follows it) or a reset may take; None for no limit.
+        workers: processes; None for one a core.
+        memory_limit: bytes of address space that a process may take; None for no limit.
+
+    Raises:
+        TypeError: a function cannot be sent to other processes.
+        RuntimeError: the environments cannot be built there.
+    """
+
+    def __init__(
+        self,
+        env_ids: Sequence[str],
+        env_fns: Sequence[Callable[[], Env]],
+        autoreset_mode: AutoresetMode | str = AutoresetMode.SAME_STEP,
+        timeout: float | None = None,
+        workers: int | None = None,
+        memory_limit: int | None = 4 << 30,
+    ) -> None:
+        super().__init__(env_ids, env_fns, autoreset_mode)
+        if process_worker.is_starter:
+            raise RuntimeError('a script that steps environments in processes needs `if __name__ == "__main__":`')
+        self.timeout = timeout
+        self._setup = _pickled(self.env_fns, self.autoreset_mode, memory_limit)
+        self._pasts = [_Past() for _ in range(self.num_envs)]
+        self._seeds_given: dict[int, int] = {}
+        self._next_look = 0.0
+        self._number = 0
+        self._selector = selectors.DefaultSelector()
+        size = max(1, min(workers or _cores(), self.num_envs))
+        self._workers = [_Worker(range(first, self.num_envs, size)) for first in range(size)]
+        self._begin_starter()
+        try:
+            for worker in self._workers:
+                self._begin(worker)
+            self._run("first", dict.fromkeys(range(self.num_envs)))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def envs(self) -> list[Any]:
+        """They are in other processes.
+
+        Raises:
+            AttributeError: always.
+        """
+        raise AttributeError("the environments are in other processes: use call(name, ...) to ask them")
+
+    def fileno(self) -> int:
+        """Return a handle that can be read from whenever something may be ready."""
+        return self._selector.fileno()
+
+    def close(self) -> None:
+        """Close all environments, once the steps under way have ended; processes that take too long are killed."""
+        super().close()
+        if not self._stop.alive:
+            return
+        running = {worker.number for worker in self._workers}
+        for worker in self._workers:
+            self._post(worker, [Job(-1, "close", ())])
+        deadline = time.monotonic() + (CLOSE_SECONDS if self.timeout is None else self.timeout)
+        while running and (left := deadline - time.monotonic()) > 0:
+            ended = self._exchange(left)[1]
+            running = set() if ended is None else running - {number for number, _ in ended}
+        self._selector.close()
+        for worker in self._workers:
+            worker.end()
+        self._stop()
+
+    def _begin_starter(self) -> None:
+        self._control, theirs = socket.socketpair()
+        code = "import sys; sys.path[:] = eval(sys.argv[1]); from gem.vector.process_worker import serve"
+        with theirs:
+            self._starter = subprocess.Popen(
+                [sys.executable, "-c", f"{code}; serve(int(sys.argv[2]))", repr(sys.path), str(theirs.fileno())],
+                stdin=subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C in the terminal is not for it
+            )
+        self._stop = weakref.finalize(self, _stop, self._control, self._starter, os.getpid())
+        assert self._starter.stdin is not None
+        with contextlib.suppress(BrokenPipeError), self._starter.stdin as stdin:
+            stdin.write(self._setup)
+        if (answer := self._control.recv(4096)) != b"\0":
+            self._stop()
+            raise RuntimeError(f"the environments cannot be loaded in another process: {answer.decode() or 'it ended'}")
+        self._control.setblocking(False)
+        self._selector.register(self._control, selectors.EVENT_READ)
+
+    def _begin(self, worker: _Worker) -> None:
+        self._number += 1
+        worker.begin(self._number, self._control)
+        self._selector.register(worker.socket, selectors.EVENT_READ, worker)
+
+    def _start(self, method: str, arguments: dict[int, Any]) -> None:
+        batches: dict[int, list[Job]] = {}
+        if method == "assign":
+            method, arguments = "assign_pickled", {index: _pickle(build) for index, build in arguments.items()}
+            for index in arguments:
+                self._seeds_given.pop(index, None)
+        for index, argument in arguments.items():
+            if method == "reset" and argument is not None:
+                self._seeds_given[index] = argument
+            job = Job(index, method, (argument,))
+            self._workers[index % len(self._workers)].jobs[index] = job
+            batches.setdefault(index % len(self._workers), []).append(job)
+        for number, jobs in batches.items():
+            self._post(self._workers[number], jobs)
+
+    def _post(self, worker: _Worker, jobs: list[Job]) -> None:
+        """Send jobs; what the socket does not take yet is sent when it does."""
+        if worker.open:
+            waiting = selectors.EVENT_READ if worker.post(jobs) else selectors.EVENT_READ | selectors.EVENT_WRITE
+            if self._selector.get_key(worker.socket).events != waiting:
+                self._selector.modify(worker.socket, waiting, worker)
+
+    def _wait(self, seconds: float | None) -> list[tuple[int, Row]]:
+        end = None if seconds is None else time.monotonic() + seconds
+        while True:
+            left = None if end is None else max(0.0, end - time.monotonic())
+            waits = [limit for limit in (left, self._kill_late()) if limit is not None]
+            rows, ended = self._exchange(min(waits, default=None))
+            rows += self._revive(ended)
+            if rows or left == 0.0:
+                return rows
+
+    def _exchange(self, seconds: float | None) -> tuple[list[tuple[int, Row]], list[tuple[int, int]] | None]:
+        """Send and receive; return rows, and the numbers and statuses of processes that ended (None: the starter)."""
+        rows: list[tuple[int, Row]] = []
+        ended: list[tuple[int, int]] | None = []
+        for key, events in self._selector.select(seconds):
+            worker = key.data
+            if worker is None:
+                data = self._control.recv(1 << 16)
+                ended = list(ORDER.iter_unpack(data)) if data else None
+                continue
+            if events & selectors.EVENT_WRITE:
+                self._post(worker, [])
+            if events & selectors.EVENT_READ:
+                rows += self._received(worker)
+                if not worker.open:
+                    self._selector.unregister(worker.socket)
+        return rows, ended
+
+    def _received(self, worker: _Worker) -> list[tuple[int, Row]]:
+        replies = worker.receive()
+        for reply in replies:
+            self._pasts[reply.env].add(worker.jobs.pop(reply.env), reply)
+            worker.deaths = 0
+            worker.tries.pop(reply.env, None)
+        return [(reply.env, reply.row) for reply in replies]
+
+    def _kill_late(self) -> float | None:
+        """Kill the workers whose step takes too long; return the seconds until the next can."""
+        if self.timeout is None:
+            return None
+        now = time.monotonic()
+        if now < self._next_look:
+            return self._next_look - now
+        self._next_look = now + self.timeout
+        for worker in self._workers:
+            index, since = worker.board.read()
+            if index < 0 or worker.late is not None:
+                continue
+            if now < since + self.timeout:
+                self._next_look = min(self._next_look, since + self.timeout)
+            else:
+                worker.late = index
+                with contextlib.suppress(ConnectionError):  # all have ended: the next exchange tells
+                    self._control.send(ORDER.pack(KILL, worker.number))
+        return self._next_look - now
+
+    def _revive(self, ended: list[tuple[int, int]] | None) -> list[tuple[int, Row]]:
+        """Start processes in the place of those that ended; return rows that they had sent, or that are given up."""
+        if ended is None:  # and so have the workers
+            self._selector.unregister(self._control)
+            self._stop()
+            ended = [(worker.number, signal.SIGKILL) for worker in self._workers]
+            self._begin_starter()
+        rows = []
+        for number, status in ended:
+            worker = next(worker for worker in self._workers if worker.number == number)
+            if worker.open:
+                self._selector.unregister(worker.socket)
+            rows += self._received(worker)
+            index, _ = worker.board.read()
+            error = f"its process {_how(status)}"
+            if worker.late is not None:  # it may have gone on to another before it was killed
+                index, error = index if index == worker.late else -1, f"no answer within {self.timeout:g} s"
+            worker.deaths += 1
+            worker.end()
+            self.restarts += 1
+            self._begin(worker)
+            jobs = []
+            for each in worker.indices:
+                again, row = self._again(worker, each, error if each == index else None)
+                jobs += again
+                rows += [(each, row)] if row else []
+            self._post(worker, jobs)
+            if worker.deaths > CRASH_LIMIT:  # whoever waits on tries it again
+                worker.deaths = 0
+                self._arrived.update(rows)
+                raise CrashLoop(error)
+        return rows
+
+    def _again(self, worker: _Worker, index: int, error: str | None) -> tuple[list[Job], Row | None]:
+        """Return the jobs that bring an environment back, or that replace it if its process ended by its fault."""
+        past, job = self._pasts[index], worker.jobs.get(index)
+        tries = worker.tries.get(index, 0)
+        take_over = Job(index, "take_over", (past.build, self._seeds_given.get(index), self.faults[index] + tries))
+        restore = Job(index, "restore", (past.saved, past.calls))
+        if error is None or (job is not None and job.method == "first"):
+            if job is None:
+                return [take_over, restore], None
+            if job.method in ("first", "assign_pickled", "replace"):  # which build it
+                return [take_over, job], None
+            if job.method == "reset" and job.arguments[0] is not None:  # to which it does not matter what was before
+                restore = Job(index, "restore", (None, []))
+            return [take_over, restore, job], None
+        if job is None:
+            past.saved = NOT_SAVED
+            return [take_over, Job(index, "restore", (NOT_SAVED, []))], None
+        if job.method != "assign_pickled" and tries + 1 < CRASH_LIMIT:
+            begins = job.method == "reset" or (job.method == "replace" and job.arguments[2])
+            worker.tries[index] = tries + 1
+            worker.jobs[index] = Job(index, "replace", (error, None, begins))
+            return [take_over, worker.jobs[index]], None
+        del worker.jobs[index]
+        worker.tries.pop(index, None)
+        past.saved = NOT_SAVED
+        if job.method == "assign_pickled":
+            return [take_over], ("", 0.0, False, False, {}, RuntimeError(error))
+        return [take_over], given_up(error)
+
+
+def _pickled(env_fns: Sequence[Callable[[], Env]], mode: AutoresetMode, memory_limit: int | None) -> bytes:
+    """Return what the starter needs; see :func:`gem.vector.process_worker.serve`."""
+    data = _pickle((env_fns, mode, memory_limit))
+    main: dict[str, Any] = {}
+    if b"__main__" in data:
+        from multiprocessing import spawn
+
+        names = ("init_main_from_name", "init_main_from_path")
+        found = spawn.get_preparation_data("gem-vector")
+        main = {name: found[name] for name in names if name in found}
+    return pickle.dumps((main, data))
+
+
+def _pickle(builds: Any) -> bytes:
+    try:
+        return pickle.dumps(builds)
+    except Exception as error:
+        raise TypeError(
+            f"the environments cannot be sent to other processes ({describe(error)}): build and wrap them by functions "
+            "and classes that can be imported, not by a lambda or a function inside another"
+        ) from error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _how(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+
+
+def _stop(control: socket.socket, starter: subprocess.Popen[bytes], owner: int) -> None:
+    """Let the starter end, and with it all workers."""
+    control.close()
+    if os.getpid() == owner:  # else this is a fork, and it is not its child
+        starter.wait()

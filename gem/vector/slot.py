@@ -1,0 +1,272 @@
+"""Slot: the place of one environment in a vector environment, wherever it is stepped.
+
+A slot knows what comes after an episode (autoreset) and after a failure (a fresh environment), and answers every call
+with a :data:`Row`. Back ends differ only in where their slots are: in this thread, in others, in an event loop, in
+other processes.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+from gem.core import Env, Info, ResetNeeded
+
+logger = logging.getLogger("gem.vector")
+
+CRASH_LIMIT = 5
+"""Failures of an environment, without a healthy step in between, after which it is given up."""
+
+BUILD_SECONDS = 60.0
+"""What building a fresh environment may take, beside the time of the call that does it."""
+
+Row = tuple[str, float, bool, bool, Info, "str | Exception | None"]
+"""Observation, reward, terminated, truncated, info, and the failure: None for a healthy step, "" for a reset, another
+text for a failure that ended the episode, an exception for what the caller must be told."""
+
+
+class AutoresetMode(Enum):
+    """When an environment whose episode has ended begins the next.
+
+    * ``NEXT_STEP``: the next ``step`` ignores its action, resets, and returns reward 0.
+    * ``SAME_STEP``: at once. The observation and info returned are the new episode's; the old one's last
+      are in ``info["final_obs"]`` and ``info["final_info"]``.
+    * ``DISABLED``: never; the caller resets.
+
+    A mode is also known by Gymnasium's name for it:
+
+    >>> AutoresetMode("next_step")
+    <AutoresetMode.NEXT_STEP: 'NextStep'>
+    """
+
+    NEXT_STEP = "NextStep"
+    SAME_STEP = "SameStep"
+    DISABLED = "Disabled"
+
+    @classmethod
+    def _missing_(cls, value: object) -> AutoresetMode | None:
+        return cls.__members__.get(value.upper()) if isinstance(value, str) else None
+
+
+class CrashLoop(RuntimeError):
+    """An environment failed :data:`CRASH_LIMIT` times without a healthy step in between, and is not tried again.
+
+    Attributes:
+        index: of the environment; None for a worker process that ends as often as it is started.
+    """
+
+    def __init__(self, error: str, index: int | None = None) -> None:
+        who = "a worker process" if index is None else f"environment {index}"
+        super().__init__(f"{who} failed {CRASH_LIMIT} times in a row: {error}")
+        self.error, self.index = error, index
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CrashLoop, (self.error, self.index)
+
+
+def describe(error: object) -> str:
+    """Return an exception as the text that goes into ``info["error"]``."""
+    return f"{type(error).__name__}: {error}"
+
+
+class Slot:
+    """An environment, and what comes after its ends and its failures.
+
+    Args:
+        build: builds an environment.
+        mode: when the next episode begins.
+
+    Attributes:
+        env: the environment; None before :meth:`build`, and in the place of one that failed until the next is needed.
+        ended: whether its episode has ended, and the next has not begun.
+        allow: called with the seconds that the running call may take beside its own time, by which whoever keeps
+            deadlines spares the building of environments.
+    """
+
+    allow: Callable[[float], object] | None = None
+
+    def __init__(self, build: Callable[[], Env], mode: AutoresetMode) -> None:
+        self._build = build
+        self.mode = mode
+        self.env: Any = None
+        self.ended = False
+        self._seed: int | None = None
+        self._faults = 0
+        self._fresh = False
+
+    def successor(self) -> Slot:
+        """Return a slot without an environment that goes on in the place of this one, which hangs."""
+        slot = Slot(self._build, self.mode)
+        slot.inherit(self._seed, self._faults)
+        return slot
+
+    def inherit(self, seed: int | None, faults: int) -> None:
+        """Go on in the place of another: take over its last seed, and the number of its failures."""
+        self._seed, self._faults = seed, faults
+
+    def build(self) -> None:
+        """Build the environment.
+
+        Raises:
+            Exception: whatever its constructor raises.
+        """
+        if self.allow is not None:
+            self.allow(BUILD_SECONDS)
+        self.env = self._build()
+        if self.allow is not None:
+            self.allow(0.0)
+
+    def reset(self, seed: int | None = None) -> Row:
+        """Begin an episode; the row has no reward and no end."""
+        try:
+            if self.env is None:
+                self.build()
+            return self.begun(*self.env.reset(seed=self.next_seed(seed)))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
+            return self.replace(describe(error), begin=True)
+
+    def step(self, action: Any) -> Row:
+        """Step, and reset where the mode says so."""
+        last = None
+        try:
+            if self.ended:
+                if self.mode is AutoresetMode.NEXT_STEP:
+                    return self.begun(*self.env.reset(seed=self.next_seed(None)))
+                if self.env is None:
+                    raise ResetNeeded
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            if reward.__class__ is not float:
+                reward = float(reward)
+            if not (terminated or truncated):
+                return observation, reward, False, False, info, None
+            last = observation, reward, bool(terminated), bool(truncated), info, None
+            if self.mode is AutoresetMode.SAME_STEP:
+                return self.after(last, *self.env.reset())
+            self.ended = True
+            return last
+        except ResetNeeded as error:
+            return "", 0.0, False, False, {}, error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
+            return self.replace(describe(error), last)
+
+    def replace(self, error: str, last: Row | None = None, begin: bool = False) -> Row:
+        """Put a fresh environment in the place of one that failed.
+
+        Args:
+            error: what happened.
+            last: the healthy step after which it happened, if there is one to deliver.
+            begin: whether to begin an episode in any mode.
+
+        Returns:
+            A row that ends the episode, with the error in its info.
+        """
+        for _ in range(CRASH_LIMIT):
+            try:
+                if not self.renew(begin):
+                    return self.failed(error, last, None)
+                return self.failed(error, last, self.env.reset(seed=self.next_seed(None)))
+            except KeyboardInterrupt:
+                raise
+            except BaseException as another:  # noqa: BLE001 (its own affair, SystemExit too)
+                error = describe(another)
+        return given_up(error)
+
+    def assign(self, build: Callable[[], Env]) -> Row:
+        """Put another environment into this slot; what building it raises is in the row."""
+        self.close()
+        self._build = build
+        self.env, self.ended, self._fresh = None, False, False
+        self.inherit(None, 0)
+        try:
+            self.build()
+        except Exception as error:  # noqa: BLE001 (the caller is told)
+            return "", 0.0, False, False, {}, error
+        return "", 0.0, False, False, {}, ""
+
+    def call(self, what: tuple[str, tuple[Any, ...], dict[str, Any]]) -> Row:
+        """Return an attribute of the environment, or what it returns if it is a method, in the observation's place."""
+        name, args, kwargs = what
+        try:
+            value = getattr(self.env, name)
+            return (value(*args, **kwargs) if callable(value) else value), 0.0, False, False, {}, ""
+        except Exception as error:  # noqa: BLE001 (the caller is told)
+            return "", 0.0, False, False, {}, RuntimeError(describe(error))
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the state of the environment and of this slot.
+
+        Raises:
+            TypeError: the environment's state is not JSON data.
+        """
+        own = {"ended": self.ended, "_seed": self._seed, "_faults": self._faults, "_fresh": self._fresh}
+        return {**own, "env": None if self.env is None else self.env.get_state()}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`get_state` returned; the environment is built."""
+        if state["env"] is None:
+            self.env = None
+        else:
+            self.env.set_state(state["env"])
+        vars(self).update({name: value for name, value in state.items() if name != "env"})
+
+    def close(self) -> None:
+        """Close the environment, which remains to be looked at."""
+        if self.env is None:
+            return
+        try:
+            self.env.close()
+        except Exception as error:  # noqa: BLE001 (the others are to be closed all the same)
+            logger.warning("closing %s: %s", type(self.env).__name__, describe(error))
+
+    def renew(self, begin: bool) -> bool:
+        """Build a fresh environment in the place of one that failed, if one is needed; return whether to reset it."""
+        self.close()
+        self.env = None
+        self._faults += 1
+        self._fresh = True
+        if begin or self.mode is not AutoresetMode.DISABLED:
+            self.build()
+        return begin or self.mode is AutoresetMode.SAME_STEP
+
+    def next_seed(self, seed: int | None) -> int | None:
+        """Return the seed for a reset: a fresh environment must not begin with the episodes of the first one again."""
+        if seed is not None:
+            self._seed = seed
+        elif self._fresh:
+            first = self._seed if self._seed is not None else getattr(self.env.unwrapped, "_first_seed", None)
+            if first is not None:
+                seed = random.Random(f"{first} after {self._faults} failures").getrandbits(32)
+        self._fresh = False
+        return seed
+
+    def begun(self, observation: str, info: Info) -> Row:
+        """Return the row of a reset."""
+        self.ended = False
+        return observation, 0.0, False, False, info, ""
+
+    def after(self, last: Row, observation: str, info: Info) -> Row:
+        """Return the row of the step that ended an episode, after which the next has begun."""
+        final = {"final_obs": last[0], "final_info": last[4]}
+        return observation, last[1], last[2], last[3], {**info, **final}, None
+
+    def failed(self, error: str, last: Row | None, begun: tuple[str, Info] | None) -> Row:
+        """Return the row that tells of a failure, after which a fresh environment has begun an episode, or not."""
+        final, reward, terminated, truncated, info, _ = last or ("", 0.0, False, True, {"error": error}, None)
+        self.ended = begun is None
+        if begun is None:
+            return final, reward, terminated, truncated, {**info, "error": error}, error
+        observation, new = begun
+        new = {**new, "final_obs": final, "final_info": info, "error": error}
+        return observation, reward, terminated, truncated, new, error
+
+
+def given_up(error: str) -> Row:
+    """Return the row of an environment of which no fresh one can be had."""
+    return "", 0.0, False, True, {"error": error}, CrashLoop(error)

@@ -1,0 +1,147 @@
+"""Environments that come and go, each awaited alone."""
+
+import asyncio
+import threading
+from functools import partial
+
+import pytest
+import vector_envs
+from proc import descendants
+from vector_envs import Told, Unbuildable
+
+import gem
+from gem.vector.places import EnvFailed, Places
+
+
+@pytest.fixture(params=["thread", "process"])
+def run(request):
+    """Run a coroutine function in places."""
+
+    def runs(body, size=2, **kwargs):
+        async def main():
+            async with Places(request.param, size, **kwargs) as places:
+                return await asyncio.wait_for(body(places), 30)
+
+        return asyncio.run(main())
+
+    runs.backend = request.param
+    yield runs
+    vector_envs.hold.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("gem-vector"):
+            thread.join(10)
+    vector_envs.hold.clear()
+    assert descendants() == []
+
+
+async def episode(places, seed, actions=("x",) * 5):
+    async with await places.open(Told) as env:
+        said = [await env.reset(seed=seed)]
+        return [*said, *[await env.step(action) for action in actions]]
+
+
+def expected(seed):
+    env = Told()
+    return [env.reset(seed=seed), *[env.step("x") for _ in range(5)]]
+
+
+def test_any_number_of_episodes_takes_turns_in_the_places(run):
+    async def body(places):
+        return await asyncio.gather(*(episode(places, seed) for seed in range(9)))
+
+    assert run(body, size=2) == [expected(seed) for seed in range(9)]
+
+
+@pytest.mark.parametrize(
+    ("action", "error"), [("raise", "ValueError: told to"), ("hang", "no answer within 0.3 s"), ("exit", "its process")]
+)
+def test_a_failure_is_its_own_environments(run, action, error):
+    if action == "exit" and run.backend == "thread":
+        pytest.skip("would end this process")
+
+    async def body(places):
+        fails = episode(places, 7, ("x", action))
+        return await asyncio.gather(episode(places, 0), fails, episode(places, 1), return_exceptions=True)
+
+    first, failed, second = run(body, timeout=0.3)
+    assert [first, second] == [expected(0), expected(1)]
+    assert isinstance(failed, EnvFailed)
+    assert str(failed).startswith(error)
+
+
+def test_what_building_raises_is_raised_and_the_place_is_free_again(run):
+    async def body(places):
+        for _ in range(3):
+            with pytest.raises(ValueError, match="no data"):
+                await places.open(Unbuildable)
+        return await episode(places, 3)
+
+    assert run(body, size=1) == expected(3)
+
+
+def test_a_step_without_reset_raises(run):
+    async def body(places):
+        async with await places.open(Told) as env:
+            with pytest.raises(gem.ResetNeeded):
+                await env.step("x")
+
+    run(body)
+
+
+def test_a_cancelled_episode_frees_its_place_when_its_step_ends(run):
+    async def body(places):
+        task = asyncio.ensure_future(episode(places, 0, ("sleep",)))
+        await asyncio.sleep(0.15)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return await episode(places, 3)
+
+    assert run(body, size=1) == expected(3)
+
+
+def test_a_closed_environment_takes_no_call(run):
+    async def body(places):
+        env = await places.open(Told)
+        await env.close()
+        with pytest.raises(RuntimeError, match="is closed"):
+            await env.step("x")
+        await env.close()
+
+    run(body)
+
+
+def test_a_process_that_dies_brings_back_the_environments_that_came_later(run):
+    if run.backend == "thread":
+        pytest.skip("would end this process")
+
+    async def body(places):
+        async with await places.open(partial(Told, 9)) as env, await places.open(Told) as other:
+            said = [await env.reset(seed=4), await env.step("x")]
+            await other.reset(seed=1)
+            with pytest.raises(EnvFailed, match="ended with code 7"):
+                await other.step("exit")
+            return [*said, *[await env.step("x") for _ in range(4)]]
+
+    env = Told(9)
+    assert run(body, workers=1) == [env.reset(seed=4), *[env.step("x") for _ in range(5)]]
+
+
+def test_what_cannot_be_sent_to_a_process_is_refused(run):
+    if run.backend == "thread":
+        pytest.skip("threads take anything")
+
+    async def body(places):
+        with pytest.raises(TypeError, match="not by a lambda"):
+            await places.open(lambda: Told())
+        return await episode(places, 2)
+
+    assert run(body, size=1) == expected(2)
+
+
+def test_other_back_ends_are_refused():
+    async def main():
+        Places("sync", 2)
+
+    with pytest.raises(ValueError, match="in threads or processes, not 'sync'"):
+        asyncio.run(main())
