@@ -15,12 +15,6 @@ from gem.core import Env
 from gem.vector.slot import BUILD_SECONDS, CRASH_LIMIT, AutoresetMode, Row, Slot, describe, given_up
 from gem.vector.vector_env import VectorEnv
 
-try:
-    import ray
-    from ray.exceptions import RayError
-except ImportError as error:
-    raise ImportError("the back end ray needs Ray: pip install 'gem-adapters[ray]'") from error
-
 CLOSE_SECONDS = 5.0
 """What closing waits for environments to close."""
 
@@ -60,6 +54,7 @@ class RayVectorEnv(VectorEnv):
         actor_options: of the actors, for Ray: ``num_cpus``, ``resources``, ``scheduling_strategy``, ``runtime_env``...
 
     Raises:
+        ImportError: Ray is not installed.
         RuntimeError: an environment cannot be built.
     """
 
@@ -73,17 +68,18 @@ class RayVectorEnv(VectorEnv):
     ) -> None:
         super().__init__(env_ids, env_fns, autoreset_mode)
         self.timeout = timeout
+        ray = self._ray = _import_ray()
         options = {"max_restarts": -1, **(actor_options or {})}
         new = ray.remote(_Actor).options(**options).remote
         self._actors = [new(build, self.autoreset_mode) for build in self.env_fns]
-        self._stop = weakref.finalize(self, _kill, self._actors)
+        self._stop = weakref.finalize(self, _kill, ray, self._actors)
         self._under: dict[Any, tuple[int, str, float]] = {}  # by the reference of a call: whose, what, since when
         self._late: set[int] = set()
         self._replaced: dict[int, int] = {}
         self._seeds_given: dict[int, int] = {}
         try:
             ray.get([actor.build.remote() for actor in self._actors])
-        except RayError as error:
+        except ray.exceptions.RayError as error:
             self._stop()
             raise RuntimeError(f"an environment cannot be built: {_cause(error)}") from error
 
@@ -101,7 +97,7 @@ class RayVectorEnv(VectorEnv):
         super().close()
         if self._stop.alive:
             closing = [actor.close.remote() for actor in self._actors]
-            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
+            self._ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
             self._stop()
 
     def _start(self, method: str, arguments: dict[int, Any]) -> None:
@@ -118,8 +114,8 @@ class RayVectorEnv(VectorEnv):
             left = None if end is None else max(0.0, end - time.monotonic())
             waits = [limit for limit in (left, self._kill_late()) if limit is not None]
             calls = list(self._under)
-            if ray.wait(calls, timeout=min(waits, default=None))[0]:
-                ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0)
+            if self._ray.wait(calls, timeout=min(waits, default=None))[0]:
+                ready, _ = self._ray.wait(calls, num_returns=len(calls), timeout=0)
                 rows = [row for call in ready if (row := self._row(call, *self._under.pop(call))) is not None]
             if left == 0.0:
                 break
@@ -128,8 +124,8 @@ class RayVectorEnv(VectorEnv):
     def _row(self, call: Any, index: int, method: str, since: float) -> tuple[int, Row] | None:
         """Return the row of a call that has ended; None if the environment is being replaced."""
         try:
-            row = ray.get(call)
-        except RayError as failure:
+            row = self._ray.get(call)
+        except self._ray.exceptions.RayError as failure:
             error = _cause(failure)
             if index in self._late:
                 error = f"no answer within {self.timeout:g} s"
@@ -157,7 +153,7 @@ class RayVectorEnv(VectorEnv):
                 due = min(due, since + self.timeout)
             elif index not in self._late:
                 self._late.add(index)
-                ray.kill(self._actors[index], no_restart=False)
+                self._ray.kill(self._actors[index], no_restart=False)
         return due - now
 
 
@@ -165,7 +161,15 @@ def _cause(error: Exception) -> str:
     return " ".join(describe(getattr(error, "cause", None) or error).split())
 
 
-def _kill(actors: Sequence[Any]) -> None:
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError("the back end ray needs Ray: pip install 'gem-adapters[ray]'") from error
+    return ray
+
+
+def _kill(ray: Any, actors: Sequence[Any]) -> None:
     if ray.is_initialized():
         for actor in actors:
             ray.kill(actor)

@@ -24,6 +24,9 @@ MAX_THREADS = 1024
 CLOSE_SECONDS = 5.0
 """What closing waits for the steps that are under way, where there is no timeout."""
 
+_INSTANT = 1e-4
+"""Seconds that are not worth waiting; Python 3.10 waits for ever if they are less than a microsecond."""
+
 
 class _Job:
     """A call of a slot's method.
@@ -132,8 +135,10 @@ class ThreadVectorEnv(LocalVectorEnv):
             rows = self._abandon_late()
             left = None if end is None else max(0.0, end - time.monotonic())
             waits = [limit for limit in (left, self._until_next_look()) if limit is not None]
+            wait = min(waits, default=None)
+            worth_waiting = not rows and (wait is None or wait > _INSTANT)
             with contextlib.suppress(queue.Empty):
-                rows.append(self._done.get(not rows, min(waits, default=None)))
+                rows.append(self._done.get(worth_waiting, wait))
             rows += [self._done.get() for _ in range(self._done.qsize())]
             if left == 0.0:
                 break
