@@ -32,6 +32,10 @@ ROUNDS = 5
 SECONDS = 1.0
 STEP_SECONDS = 0.01
 RESET_SECONDS = 0.05
+CORES = 1.8
+"""What two processes must get for what takes two cores to be measured."""
+GOAL_256 = 1.9
+"""Times gem-llm's, with 256 environments that block for 10 ms."""
 
 # --- In either side's process. What uses gem runs on both packages, and on Gymnasium what does not. ---
 
@@ -291,7 +295,7 @@ def straggler(n: int, seconds: float, slow: float) -> float:
 
 
 class Compute:
-    """Builds an environment that computes for about two milliseconds a step; other processes can import it."""
+    """Builds an environment that computes for about four milliseconds a step; other processes can import it."""
 
     def __call__(self) -> Any:
         import gem
@@ -304,7 +308,7 @@ class Compute:
                 return "", {}
 
             def step(self, action: str) -> Any:
-                sum(range(120_000))
+                sum(range(300_000))
                 return "computed", 0.0, False, False, {}
 
         return Computing()
@@ -318,7 +322,7 @@ def compute_bare(n: int, seconds: float) -> float:
     """Return steps a second of so many processes that only compute: what the machine has to give."""
     code = (
         f"import time\nend, steps = time.perf_counter() + {seconds}, 0\n"
-        f"while time.perf_counter() < end:\n    sum(range(120_000)); steps += 1\nprint(steps / {seconds})"
+        f"while time.perf_counter() < end:\n    sum(range(300_000)); steps += 1\nprint(steps / {seconds})"
     )
     command = [sys.executable, "-c", code]
     bare = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(n)]
@@ -385,15 +389,26 @@ class Report:
         self.table = Table("what", "ours", "beside", "", "times", "goal", title="vector environments, steps a second")
 
     def compare(
-        self, what: str, ours: Callable[[], Any], name: str, other: Callable[[], Any], goal: float | None = None
+        self,
+        what: str,
+        ours: Callable[[], Any],
+        name: str,
+        other: Callable[[], Any],
+        goal: float | None = None,
+        ideal: float = float("inf"),
     ) -> float:
-        """Measure two sides in turn, add a row with their ratio, and return that."""
+        """Measure two sides in turn, add a row with their ratio, and return that.
+
+        Where the other side is so fast that the goal comes near the ideal, 80% of the ideal is the goal.
+        """
         best = [0.0, 0.0]
         for _ in range(self.rounds):
             for number, rate in enumerate((ours(), other())):
                 if isinstance(rate, dict):
                     raise SystemExit(f"{what}: {rate['error']}")
                 best[number] = max(best[number], rate)
+        if goal is not None:
+            goal = min(goal, 0.8 * ideal / best[1])
         self.add(what, f"{best[0]:,.0f}", name, f"{best[1]:,.0f}", best[0] / best[1], goal)
         return best[0] / best[1]
 
@@ -402,7 +417,7 @@ class Report:
         if short:
             self.missed.append(f"{what}: {ratio:.3g} times {name}, goal {goal:g}")
         shown = f"[red]{ratio:.2f}[/]" if short else f"{ratio:.2f}"
-        self.table.add_row(what, ours, name, other, shown, "" if goal is None else f"{goal:g}")
+        self.table.add_row(what, ours, name, other, shown, "" if goal is None else f"{goal:.3g}")
         self.console.print(f"  {what}: {ours}; {name} {other}: {ratio:.2f}", highlight=False)
 
     def section(self) -> None:
@@ -421,6 +436,16 @@ def main() -> None:
         work()
         return
     raise SystemExit(measure(options.only.split(","), options.rounds, options.seconds))
+
+
+def wait_for_cores(rate: Callable[[int, float], float]) -> float:
+    """Wait, for a minute at most, until two processes get two cores; return how many they got last."""
+    for _ in range(20):
+        cores = rate(2, 0.5) / rate(1, 0.5)
+        if cores >= CORES:
+            break
+        time.sleep(2)
+    return cores
 
 
 def measure(parts: list[str], rounds: int, seconds: float) -> int:
@@ -448,8 +473,10 @@ def measure(parts: list[str], rounds: int, seconds: float) -> int:
             for n in (64, 256):
                 what, recv = f"10 ms blocking steps, recv, n={n}", ours("thread_recv", n, seconds)
                 report.compare(what, recv, "threads and queues", ours("thread_bare", n, seconds), 0.9)
-                goal = 1.9 if n == 256 else None
-                report.compare(what, recv, "gem-llm", theirs("step_all_in_threads", n, seconds), goal)
+                report.compare(
+                    *(what, recv, "gem-llm", theirs("step_all_in_threads", n, seconds)),
+                    *((GOAL_256, n / STEP_SECONDS) if n == 256 else ()),
+                )
             gymnasium = theirs("gymnasium_rate", "threads", 64, seconds)
             report.compare("10 ms blocking steps, recv, n=64", ours("thread_recv", 64, seconds), "Gymnasium", gymnasium)
             report.section()
@@ -482,15 +509,15 @@ def measure(parts: list[str], rounds: int, seconds: float) -> int:
             )
             report.section()
         if "processes" in parts:
-            process, bare = ours("compute", "process", 16, seconds), partial(ours, "compute_bare")
-            report.compare("computing for 2 ms, 2 processes", process, "2 bare processes", bare(2, seconds), 0.85)
-            cores = report.compare("2 bare processes", bare(2, seconds), "1 bare process", bare(1, seconds))
-            goal = 1.7 if cores > 1.8 else None
+            cores = wait_for_cores(partial(us.ask, "compute_bare"))
+            process = ours("compute", "process", 16, seconds)
+            bare = ours("compute_bare", 2, seconds)
+            report.compare("computing for 4 ms, 2 processes", process, "2 bare processes", bare, 0.85)
             report.compare(
-                "computing for 2 ms, 2 processes", process, "sync", ours("compute", "sync", 16, seconds), goal
+                "computing for 4 ms, 2 processes", process, "sync", ours("compute", "sync", 16, seconds), 1.7
             )
-            if goal is None:
-                report.console.print(f"  no goal beside sync: this machine has {cores:.1f} cores to give just now")
+            if cores < CORES:
+                report.missed.append(f"of what takes 2 cores nothing is known: there were {cores:.1f} to be had")
     report.console.print(report.table)
     if "many" in parts:
         from rich.table import Table

@@ -59,23 +59,32 @@ class Sandbox:
         if sys.platform != "linux":
             raise SandboxUnavailable("the sandbox is for Linux")
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._process = subprocess.Popen(
-                command,
-                stdin=theirs.fileno(),
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                env=_VARIABLES,
-                start_new_session=True,  # a Ctrl-C in the terminal is for this process
-                user=user,
-                group=user,
-                extra_groups=None if user is None else (),
-            )
+        try:
+            self._process = self._begin(command, theirs, user)
+        except OSError as error:  # a user who cannot reach it, say
+            self.control.close()
+            raise SandboxUnavailable(f"the sandbox did not start: {error}") from error
+        finally:
+            theirs.close()
         try:
             self._wait_until_ready()
         except BaseException:
             self.close()
             raise
+
+    @staticmethod
+    def _begin(command: Sequence[str], stdin: socket.socket, user: int | None) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command,
+            stdin=stdin.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=_VARIABLES,
+            start_new_session=True,  # a Ctrl-C in the terminal is for this process
+            user=user,
+            group=user,
+            extra_groups=None if user is None else (),
+        )
 
     def _wait_until_ready(self) -> None:
         assert self._process.stderr is not None

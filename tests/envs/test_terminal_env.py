@@ -40,7 +40,7 @@ def folder(tmp_path):
     (path / "instruction.md").write_text("Copy `number.txt` to `copy.txt`.\n")
     (path / "setup.sh").write_text("echo $((GEM_SEED % 100000)) > number.txt")
     (path / "check.sh").write_text(
-        'grep -q look "$GEM_ORIGINAL/notes/hint.txt" && cmp "$GEM_ORIGINAL/number.txt" copy.txt # SECRET'
+        'grep -q look "$GEM_ORIGINAL/notes/hint.txt" && cmp "$GEM_ORIGINAL/number.txt" copy.txt # KEPT-FROM-YOU'
     )
     (path / "solution.sh").write_text("cp ~/number.txt ~/copy.txt")
     return path
@@ -331,8 +331,8 @@ def test_cheats_do_not_spoil_an_honest_solution(env, name):
 
 
 def test_the_check_is_nowhere_to_be_read(env):
-    assert say(env, "grep -rls SECRE[T] /tmp /etc /gem") == "[exit code 1]"
-    assert say(env, "cat /proc/[0-9]*/{environ,cmdline} 2> /dev/null | grep -c SECRE[T]") == "0\n[exit code 1]"
+    assert say(env, "grep -rls KEPT-FROM-YO[U] /tmp /etc /gem") == "[exit code 1]"
+    assert say(env, "cat /proc/[0-9]*/{environ,cmdline} 2> /dev/null | grep -c KEPT-FROM-YO[U]") == "0\n[exit code 1]"
     assert say(env, "env | grep GEM_") == "[exit code 1]"
     assert say(env, f"ls {env.task.folder}").endswith("[exit code 2]")
 
