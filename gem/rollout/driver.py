@@ -23,12 +23,13 @@ import anyio
 import anyio.to_thread
 
 from gem.core import Env, Info, StepResult, observation_text
-from gem.envs.registration import ENV_REGISTRY
+from gem.envs.registration import ENV_REGISTRY, EnvSpec
 from gem.rollout.engine import Engine
 from gem.rollout.episode import Episode, Turn, plain_json
 from gem.rollout.rendering import ChatRenderer
 from gem.sandbox import SandboxUnavailable
 from gem.tasks import Task
+from gem.vector.places import EnvFailed, Place, Places
 
 logger = logging.getLogger("gem.rollout")
 T = TypeVar("T")
@@ -151,6 +152,8 @@ async def run_episodes(
             job.cancel()
         await asyncio.gather(*jobs, return_exceptions=True)
         raise
+    finally:
+        await player.aclose()
 
 
 async def run_turns(
@@ -220,6 +223,13 @@ class Player:
         self.make_env = make_env
         self.places = anyio.Semaphore(limits.max_threads)
         self.threads = anyio.CapacityLimiter(math.inf)  # an abandoned thread must not keep a place
+        self.processes: Places | None = None
+
+    async def aclose(self) -> None:
+        """End the processes of environments, if there are any; a player that is not closed keeps them."""
+        if self.processes is not None:
+            processes, self.processes = self.processes, None
+            await processes.aclose()
 
     async def play(self, task: Task, engine: Engine, number: int = 0, episode: Episode | None = None) -> Episode:
         """Play a task.
@@ -304,19 +314,40 @@ class Player:
 
     async def _make(self, task: Task, lease: _Lease) -> Env:
         spec = ENV_REGISTRY.get(task.env_id)
-        if spec is not None and not getattr(spec.load(), "blocking", True):
+        kind = None if spec is None else spec.load()
+        if spec is not None and getattr(kind, "cpu_bound", False):
+            return await self._in_process(partial(_build_registered, spec, self.make_env, task), lease)
+        if not getattr(kind, "blocking", True):
             return lease.begin()
         return await self._in_thread(lease.begin)
+
+    async def _in_process(self, build: Callable[[], Env], lease: _Lease) -> Any:
+        """Build an environment in another process, which computes beside this one, and may die of it."""
+        if self.processes is None:
+            self.processes = Places("process", self.limits.max_threads, timeout=self.limits.step_timeout)
+        try:
+            lease.place = await self.processes.open(build)
+            return _Elsewhere(lease.place, await lease.place.get("observation_form"))
+        except Exception as error:
+            if type(error) in _SETUP_ERRORS:
+                raise
+            raise EnvironmentFailed(f"{type(error).__name__}: {error}") from error
 
     async def _call(self, env: Env, function: Callable[[], Any], check: Callable[[Env, Any], T]) -> T:
         """Call an environment's method: awaited if it is a coroutine's, in a thread if it may block, else at once."""
         if env.asynchronous:
-            result = await self._awaited(function())
+            # In another process the deadline is kept there: it does not begin before the step does.
+            timeout = None if isinstance(env, _Elsewhere) else self.limits.step_timeout
+            result = await self._awaited(function(), timeout)
             return _guarded(lambda: check(env, result))
         guarded = partial(_guarded, lambda: check(env, function()))
         return await self._in_thread(guarded) if env.blocking else guarded()
 
     async def _end(self, lease: _Lease, task: Task) -> None:
+        if lease.place is not None:
+            with anyio.CancelScope(shield=True):
+                await lease.place.close()
+            return
         if lease.env is None or not lease.env.blocking:
             lease.end()
             return
@@ -329,16 +360,16 @@ class Player:
             threading.Thread(target=lease.end, daemon=True).start()
             raise
 
-    async def _awaited(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    async def _awaited(self, coroutine: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
         """Await an environment's coroutine; one that is not back by the deadline is cancelled, and left alone."""
         job = asyncio.ensure_future(coroutine)
         job.add_done_callback(lambda job: job.cancelled() or job.exception())  # also when nobody asks for it any more
         try:
-            await asyncio.wait([job], timeout=self.limits.step_timeout)
+            await asyncio.wait([job], timeout=timeout)
         finally:
             job.cancel()  # which does nothing to one that has ended
         if not job.done():
-            raise EnvironmentFailed(f"no answer within {self.limits.step_timeout} s")
+            raise EnvironmentFailed(f"no answer within {timeout} s")
         return _guarded(job.result)
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
@@ -362,6 +393,7 @@ class _Lease:
 
     def __init__(self, task: Task, build: Callable[[], Env]) -> None:
         self.env: Env | None = None
+        self.place: Place | None = None  # of an environment that is in another process
         self._task, self._build = task, build
         self._lock = threading.Lock()
         self._ended = False
@@ -387,6 +419,35 @@ class _Lease:
             logger.warning("closing the environment of %s: %s", self._task, failure)
 
 
+def _build_registered(spec: EnvSpec, make_env: Callable[[Task], Env], task: Task) -> Env:
+    """Build an environment in a process that may not know it yet."""
+    ENV_REGISTRY.setdefault(task.env_id, spec)
+    return make_env(task)
+
+
+class _Elsewhere:
+    """An environment in another process, as the driver sees it."""
+
+    asynchronous = True
+    blocking = False
+
+    def __init__(self, place: Place, observation_form: str) -> None:
+        self._place = place
+        self.observation_form = observation_form
+
+    async def reset_async(self, seed: int | None = None) -> Any:
+        try:
+            return await self._place.reset(seed)
+        except EnvFailed as failure:
+            raise EnvironmentFailed(str(failure)) from failure
+
+    async def step_async(self, action: str) -> Any:
+        try:
+            return await self._place.step(action)
+        except EnvFailed as failure:
+            raise EnvironmentFailed(str(failure)) from failure
+
+
 _LONG_TEXT = 20_000
 """Characters from which on a text is put into tokens outside the event loop: megabytes take seconds."""
 
@@ -405,7 +466,7 @@ def _guarded(function: Callable[[], T], set_up: tuple[type[Exception], ...] = ()
     """Call what belongs to an environment: whatever it raises is the affair of its own episode."""
     try:
         return function()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, EnvironmentFailed):
         raise
     except BaseException as error:  # SystemExit and CancelledError too
         if type(error) in set_up:

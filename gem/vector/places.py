@@ -71,6 +71,14 @@ class Place:
         observation, reward, terminated, truncated, info, _ = await self._call("step", action)
         return observation, reward, terminated, truncated, info
 
+    async def get(self, name: str) -> Any:
+        """Return an attribute of the environment.
+
+        Raises:
+            RuntimeError: it has none of that name.
+        """
+        return (await self._call("call", (name, (), {})))[0]
+
     async def close(self) -> None:
         """Close the environment and leave the place; what is under way, after a cancellation say, ends before."""
         if self._left is None:
