@@ -17,8 +17,8 @@ from typing import Any
 from gem.sandbox.limits import SandboxUnavailable
 from gem.sandbox.starting import Sandbox, start_bubblewrap, start_landlock, start_plain
 
-KEPT = 8
-"""Sandboxes of a kind that are kept when nobody uses them."""
+KEPT = max(4, 2 * (os.cpu_count() or 1))
+"""Sandboxes of a kind that are kept when nobody uses them: with more than some a processor, many runs take longer."""
 
 
 PATIENCE = 0.05
