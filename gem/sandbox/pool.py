@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from gem.sandbox.limits import SandboxUnavailable
@@ -44,6 +45,7 @@ class Pool:
         for sandbox in self._started:
             sandbox.control.close()
         self._changed = threading.Condition()
+        self._line = threading.Semaphore(KEPT)  # of those who look whether one comes back; the others only wait
         self._free: list[Sandbox] = []
         self._started = set()
         self._last_back = 0.0
@@ -74,7 +76,7 @@ class Pool:
 
         If as many are there as are kept, to wait for one is cheaper than to start one, as long as they come back.
         """
-        with self._changed:
+        with self._line if wait else nullcontext(), self._changed:
             while wait and not self._free and len(self._started) >= KEPT:
                 if not self._changed.wait(PATIENCE) and time.monotonic() - self._last_back > PATIENCE:
                     break

@@ -52,7 +52,7 @@ MACHINES = {
         socket=41,
         socketpair=53,
         refused=(
-            *(29, 30, 64, 68, 71),  # shmget shmat semget msgget msgctl
+            *(29, 30, 64, 68, 71, 240, 241),  # shmget shmat semget msgget msgctl mq_open mq_unlink
             *(101, 310, 311, 312),  # ptrace process_vm_readv process_vm_writev kcmp
             *(135, 136, 139, 153, 154, 155, 156),  # personality ustat sysfs vhangup modify_ldt pivot_root _sysctl
             *(161, 163, 164, 165, 166, 167, 168, 169),  # chroot acct settimeofday mount umount2 swapon swapoff reboot
@@ -64,7 +64,7 @@ MACHINES = {
             *_SAME,
         ),
         shared=(
-            *(41, 42, 49, 240, 241),  # socket connect bind mq_open mq_unlink
+            *(41, 42, 49),  # socket connect bind
             *(31, 65, 66, 67, 69, 70, 220),  # shmctl semop semctl shmdt msgsnd msgrcv semtimedop
             *(251, 253, 294),  # ioprio_set inotify_init inotify_init1
             *(90, 91, 268, 92, 93, 94, 260),  # chmod fchmod fchmodat chown fchown lchown fchownat
@@ -87,7 +87,7 @@ MACHINES = {
         socket=198,
         socketpair=199,
         refused=(
-            *(194, 196, 190, 186, 187),  # shmget shmat semget msgget msgctl
+            *(194, 196, 190, 186, 187, 180, 181),  # shmget shmat semget msgget msgctl mq_open mq_unlink
             *(117, 270, 271, 272),  # ptrace process_vm_readv process_vm_writev kcmp
             *(92, 58, 41, 51, 89, 170),  # personality vhangup pivot_root chroot acct settimeofday
             *(40, 39, 224, 225, 142),  # mount umount2 swapon swapoff reboot
@@ -99,7 +99,7 @@ MACHINES = {
             *_SAME,
         ),
         shared=(
-            *(198, 203, 200, 180, 181),  # socket connect bind mq_open mq_unlink
+            *(198, 203, 200),  # socket connect bind
             *(195, 193, 191, 197, 189, 188, 192),  # shmctl semop semctl shmdt msgsnd msgrcv semtimedop
             *(30, 26),  # ioprio_set inotify_init1
             *(52, 53, 55, 54, 88),  # fchmod fchmodat fchown fchownat utimensat

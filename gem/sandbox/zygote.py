@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 elif __name__ == "__main__" and json.loads(sys.argv[1])["readable"]:
     import confining  # stands beside this file, but not where there are namespaces
 
-_NEW_MOUNTS, _NEW_IPC, _NEW_PROCESSES = 0x20000, 0x08000000, 0x20000000
+_NEW_MOUNTS, _NEW_PROCESSES = 0x20000, 0x20000000
 _NOSUID, _NODEV, _NOEXEC, _BIND, _RECURSIVE, _PRIVATE = 2, 4, 8, 0x1000, 0x4000, 0x40000
 _DUMPABLE, _SET_SECCOMP, _SECCOMP_FILTER, _NO_NEW_RIGHTS, _AMBIENT, _CLEAR_ALL = 4, 22, 2, 38, 47, 4
 _SIGNAL_AT_END_OF_PARENT, _ADOPT = 1, 36
@@ -240,7 +240,7 @@ def _keep(how: dict[str, Any], folder: str) -> None:
 
 
 def _mount_own_files(size: int, below_tmp: list[str]) -> None:
-    if _libc.unshare(_NEW_MOUNTS | _NEW_IPC) != 0:
+    if _libc.unshare(_NEW_MOUNTS) != 0:
         _fail("unshare")
     _mount(b"none", b"/", b"", _PRIVATE | _RECURSIVE, b"")
     # Only processes: without /proc/sys and the like, some of which even a process without rights can write if the
