@@ -331,7 +331,7 @@ def test_cheats_do_not_spoil_an_honest_solution(env, name):
 
 
 def test_the_check_is_nowhere_to_be_read(env):
-    assert say(env, "grep -rls KEPT-FROM-YO[U] /tmp /etc /gem") == "[exit code 1]"
+    assert say(env, "grep -rls --exclude-dir=site-packages KEPT-FROM-YO[U] /tmp /etc /gem") == "[exit code 1]"
     assert say(env, "cat /proc/[0-9]*/{environ,cmdline} 2> /dev/null | grep -c KEPT-FROM-YO[U]") == "0\n[exit code 1]"
     assert say(env, "env | grep GEM_") == "[exit code 1]"
     assert say(env, f"ls {env.task.folder}").endswith("[exit code 2]")
