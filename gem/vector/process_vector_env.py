@@ -169,15 +169,6 @@ class ProcessVectorEnv(VectorEnv):
             self.close()
             raise
 
-    @property
-    def envs(self) -> list[Any]:
-        """They are in other processes.
-
-        Raises:
-            AttributeError: always.
-        """
-        raise AttributeError("the environments are in other processes: use call(name, ...) to ask them")
-
     def fileno(self) -> int:
         """Return a handle that can be read from whenever something may be ready."""
         return self._selector.fileno()

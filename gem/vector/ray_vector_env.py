@@ -83,15 +83,6 @@ class RayVectorEnv(VectorEnv):
             self._stop()
             raise RuntimeError(f"an environment cannot be built: {_cause(error)}") from error
 
-    @property
-    def envs(self) -> list[Any]:
-        """They are in other processes.
-
-        Raises:
-            AttributeError: always.
-        """
-        raise AttributeError("the environments are in other processes: use call(name, ...) to ask them")
-
     def close(self) -> None:
         """Close all environments, and end their actors."""
         super().close()

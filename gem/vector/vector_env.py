@@ -91,13 +91,13 @@ class VectorEnv(abc.ABC):
         self._failing: dict[int, int] = {}  # failures since the last healthy step, of those that have any
 
     @property
-    @abc.abstractmethod
     def envs(self) -> list[Any]:
         """The environments.
 
         Raises:
             AttributeError: they are in other processes; see :meth:`call`.
         """
+        raise AttributeError("the environments are in other processes: use call(name, ...) to ask them")
 
     def reset(
         self, seed: int | Sequence[int | None] | None = None, only: Iterable[int] | None = None
