@@ -29,7 +29,7 @@ from gem.vector.slot import AutoresetMode, Row, Slot, describe
 
 FLUSH_SECONDS = 0.001
 """How long a worker keeps results while it goes on with other jobs."""
-REPLAY_SHARE = 20.0
+REPLAY_SHARE = 50.0
 """An environment's state is saved when playing on from the last saved one takes so many times as long as saving."""
 REPLAY_LENGTH = 1000
 """... or when it takes so many calls."""
