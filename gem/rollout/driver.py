@@ -39,6 +39,9 @@ _SETUP_ERRORS = (TypeError, ValueError, ImportError, ModuleNotFoundError, Sandbo
 JSONDecodeError of a server's bad answer, is a failure like any other."""
 
 
+MAX_ELSEWHERE = 1024
+"""Episodes at a time whose environments are in other processes; a place that is free costs nothing."""
+
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
@@ -324,7 +327,7 @@ class Player:
     async def _in_process(self, build: Callable[[], Env], lease: _Lease) -> Any:
         """Build an environment in another process, which computes beside this one, and may die of it."""
         if self.processes is None:
-            self.processes = Places("process", self.limits.max_threads, timeout=self.limits.step_timeout)
+            self.processes = Places("process", MAX_ELSEWHERE, timeout=self.limits.step_timeout)
         try:
             lease.place = await self.processes.open(build)
             return _Elsewhere(lease.place, await lease.place.get("observation_form"))

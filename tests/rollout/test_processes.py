@@ -66,6 +66,25 @@ def test_one_that_fails_ends_its_own_episode_only(tokenizer, computes):
     assert all(len(episodes[at].turns) == 5 for at in (0, 4))
 
 
+def test_waiting_for_the_model_keeps_nobody_from_a_process(tokenizer, computes):
+    class All(Says):
+        """Answers nobody before all have asked."""
+
+        asked = 0
+
+        async def generate(self, prompt_ids, max_new_tokens, *, episode=0):
+            self.asked += 1
+            while self.asked < len(self._ids):
+                await asyncio.sleep(0.01)
+            return await super().generate(prompt_ids, max_new_tokens, episode=episode)
+
+    count = 2 * Limits().max_threads + 1
+    tasks = make_tasks(computes, range(count))
+    run = run_episodes(tasks, All(tokenizer, ["go"] * count), ChatRenderer(tokenizer))
+    episodes = asyncio.run(asyncio.wait_for(run, 60))
+    assert [len(episode.turns) for episode in episodes] == [5] * count
+
+
 def test_wrappers_go_along_and_what_cannot_is_told(tokenizer, computes):
     (episode,) = play(tokenizer, computes, ["go"], make_env=partial(limited, 2))
     assert (episode.truncation, len(episode.turns)) == ("turns", 2)
