@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+sys.path.insert(0, str(Path(__file__).parent))  # what tests share is imported from here
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 collect_ignore = ["adapters/verl_plugin.py"]  # verl's processes import it

@@ -16,7 +16,6 @@ import argparse
 import gc
 import itertools
 import random
-import resource
 import statistics
 import string
 import sys
@@ -25,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sides import Side, install_theirs, serve
+from sides import Side, install_theirs, resident, serve
 
 VARIANTS = ("easy", "hard", "random")
 GAMES = (
@@ -139,17 +138,12 @@ def memory(env_id: str, count: int) -> float:
     if env_id.startswith("rg:"):
         import reasoning_gym  # noqa: F401
     gc.collect()
-    before = _resident()
+    before = resident()
     envs = [gem.make(env_id) for _ in range(count)]
     for seed, env in enumerate(envs):
         env.reset(seed=seed)
     gc.collect()
-    return (_resident() - before) / 1e6
-
-
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize()
+    return (resident() - before) / 1e6
 
 
 def set_words(words: dict[str, list[str]]) -> None:

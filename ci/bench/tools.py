@@ -22,7 +22,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sides import Side, install_theirs, serve
+from sides import Side, install_theirs, resident, serve
 
 GOALS = {"latency": 4.0, "processor time": 4.0, "64 at once": 4.0}
 """Ratios: how many times less, or more calls a second, than gem-llm."""
@@ -115,14 +115,10 @@ def search(path: str, queries: list[str]) -> dict[str, float]:
         if "<information>" not in observation:
             raise RuntimeError(observation)
     gc.collect()
-    before = _resident()
+    before = resident()
     envs += [make() for _ in range(255)]
     gc.collect()
-    return {"latency": statistics.median(latencies), "added": _resident() - before}
-
-
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return {"latency": statistics.median(latencies), "added": resident() - before}
 
 
 # --- In the process that compares. ---

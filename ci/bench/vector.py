@@ -16,17 +16,15 @@ import asyncio
 import contextlib
 import gc
 import queue
-import resource
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from sides import Side, install_theirs, serve
+from sides import Side, install_theirs, resident, serve
 
 ROUNDS = 5
 SECONDS = 1.0
@@ -350,10 +348,6 @@ def many(backend: str, n: int) -> dict[str, float]:
         for turn in range(5):
             vec.step([f"I say \\boxed{{{turn + 6}}}"] * n)
         return {"MB": size / 1e6, "us": 1e6 * (time.perf_counter() - begin) / (5 * n)}
-
-
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def work() -> None:

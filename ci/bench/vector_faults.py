@@ -19,13 +19,13 @@ import asyncio
 import gc
 import os
 import random
-import resource
 import sys
 import threading
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
+
+import psutil
 
 import gem
 from gem.vector.asyncio_vector_env import AsyncioVectorEnv
@@ -155,20 +155,13 @@ def run(vec: Any, steps: int, share: float, kinds: tuple[str, ...]) -> tuple[flo
 def holdings() -> dict[str, int]:
     """Count what may be left behind."""
     gc.collect()
-    children = [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))) if _parent(pid) == os.getpid()]
+    this = psutil.Process()
     return {
-        "processes": len(children),
+        "processes": len(this.children()),
         "threads": threading.active_count(),
-        "descriptors": len(os.listdir("/proc/self/fd")),
-        "MB": int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1_000_000,
+        "descriptors": this.num_fds(),
+        "MB": this.memory_info().rss // 1_000_000,
     }
-
-
-def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except (OSError, IndexError):
-        return -1
 
 
 def main() -> None:

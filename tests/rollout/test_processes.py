@@ -1,13 +1,13 @@
 """Environments that compute, or may take their process down, are played in other processes."""
 
 import asyncio
-import os
 import sys
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
+from processes import descendants
 
 import gem
 from gem.envs import registration
@@ -100,14 +100,9 @@ def limited(turns, task):
 
 
 def test_processes_end_with_the_run(tokenizer, computes):
-    before = children()
+    before = descendants()
     play(tokenizer, computes, ["go"])
     deadline = time.monotonic() + 5
-    while children() - before and time.monotonic() < deadline:
+    while descendants() != before and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not children() - before
-
-
-def children():
-    paths = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    return {child for path in paths for child in path.read_text().split()}
+    assert descendants() == before

@@ -1,7 +1,6 @@
 """Nothing is left of a run: no process, no handle, no file."""
 
 import gc
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import descendants, handles, resident, runs
 
 from gem.sandbox import Limits, Session, run
 from gem.sandbox import pool as pools
@@ -26,22 +26,10 @@ PROGRAMS = (
 )
 
 
-def descendants(process):
-    children = []
-    for path in Path(f"/proc/{process}/task").glob("*/children"):
-        for child in path.read_text().split():
-            children += [int(child), *descendants(child)]
-    return children
-
-
 def state():
     # The folders of programs that wait for their code are empty.
     left = [str(path) for path in Path(tempfile.gettempdir()).iterdir() if any(path.iterdir())]
-    return len(descendants(os.getpid())), len(os.listdir("/proc/self/fd")), left
-
-
-def memory():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return len(descendants()), handles(), left
 
 
 @pytest.fixture
@@ -60,7 +48,7 @@ def test_200_bad_programs_leave_nothing(own_folders):
         run("")
         time.sleep(0.2)  # until they have the next programs ready
     gc.collect()
-    before, held = state(), memory()
+    before, held = state(), resident()
     for at in range(200):
         program = PROGRAMS[at % len(PROGRAMS)]
         limits = Limits(wall_seconds=0.03, memory_bytes=1 << 28)
@@ -74,7 +62,7 @@ def test_200_bad_programs_leave_nothing(own_folders):
     while state() != before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert state() == before
-    assert memory() - held < 20 << 20
+    assert resident() - held < 20 << 20
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -93,13 +81,6 @@ def test_sandboxes_end_with_their_process_however_it_ends(end, sandbox):
         process.send_signal(end)
     assert len(children) >= 3
     deadline = time.monotonic() + 5
-    while (left := [child for child in children if is_alive(child)]) and time.monotonic() < deadline:
+    while (left := [child for child in children if runs(child)]) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not left
-
-
-def is_alive(process):
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False

@@ -1,14 +1,13 @@
 """A call that hangs, crashes or floods costs its own episode's turn, and nothing else; and nothing is left of it."""
 
 import gc
-import os
 import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
+from processes import descendants, handles, resident
 
 import gem
 from gem.sandbox import SandboxUnavailable
@@ -93,16 +92,4 @@ def test_1000_bad_calls_leave_nothing(tmp_path, monkeypatch):
 
 def left():
     """Return how many processes, handles and threads there are."""
-    return len(descendants(os.getpid())), len(os.listdir("/proc/self/fd")), threading.active_count()
-
-
-def descendants(process):
-    children = []
-    for path in Path(f"/proc/{process}/task").glob("*/children"):
-        for child in path.read_text().split():
-            children += [int(child), *descendants(child)]
-    return children
-
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return len(descendants()), handles(), threading.active_count()

@@ -9,11 +9,10 @@ import sys
 import threading
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 import vector_envs
-from proc import descendants, runs
+from processes import descendants, handles, runs
 from vector_envs import AsyncBroken, AsyncTold, BreaksOnReset, Broken, Drifting, Told, Unbuildable, Unsavable
 
 import gem
@@ -364,10 +363,6 @@ def check_random_faults(vec, n, seed, steps, share, kinds):
         vec.send(actions)
 
 
-def open_files():
-    return len(os.listdir("/proc/self/fd"))
-
-
 def test_nothing_is_left_behind(kind):
     def run():
         with kind([""] * 4, [env_for(kind)] * 4) as vec:
@@ -379,7 +374,7 @@ def test_nothing_is_left_behind(kind):
         vector_envs.hold.set()
 
     run()
-    files, threads, children = open_files(), threading.active_count(), descendants()
+    files, threads, children = handles(), threading.active_count(), descendants()
     for _ in range(3):
         vector_envs.hold.clear()
         run()
@@ -388,7 +383,7 @@ def test_nothing_is_left_behind(kind):
             break
         time.sleep(0.05)
     assert threading.active_count() <= threads
-    assert open_files() <= files
+    assert handles() <= files
     assert descendants() == children
 
 
@@ -417,10 +412,10 @@ def test_a_vector_environment_that_is_forgotten_ends(kind):
 def test_processes_end_with_their_parent_however_it_ends_and_whatever_they_do(how):
     code = f"""
 import os, sys, time
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = {sys.path!r}
 from vector_envs import Told
 from gem.vector.process_vector_env import ProcessVectorEnv
-from proc import descendants
+from processes import descendants
 vec = ProcessVectorEnv([""] * 4, [Told] * 4, workers=2)
 vec.reset(seed=0)
 vec.send({{0: "hang", 1: "x"}})

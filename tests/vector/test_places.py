@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import vector_envs
-from proc import descendants
+from processes import descendants
 from vector_envs import Told, Unbuildable
 
 import gem
