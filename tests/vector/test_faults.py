@@ -75,6 +75,7 @@ def test_a_hanging_step_ends_its_episode_and_the_others_do_not_notice(kind):
         assert [again[0], again[2]] == [steps[2][0], steps[2][2]]
         assert again[1].startswith("1 1 ")
         assert vec.faults == [0, 1, 0]
+        assert vec.restarts == (kind.func is not AsyncioVectorEnv)  # a coroutine is cancelled, and ends
 
 
 def test_recv_has_the_others_while_one_hangs(kind):
