@@ -266,14 +266,20 @@ def test_a_process_that_is_killed_from_outside_while_nothing_runs_costs_nothing(
         assert (vec.faults, vec.restarts) == ([0] * 4, 2)
 
 
-def test_the_process_that_starts_workers_can_be_killed_too():
+def test_the_process_that_starts_workers_can_be_killed_too_and_they_end_with_it():
     steps = expected(4, 2)
-    with ProcessVectorEnv([""] * 4, [Told] * 4, workers=2) as vec:
+    with ProcessVectorEnv([""] * 4, [Told] * 4, timeout=TIMEOUT, workers=2) as vec:
         vec.reset(seed=5)
         assert vec.step(["x"] * 4)[0] == steps[0]
+        vec.send({0: "hang"})
+        time.sleep(TIMEOUT / 5)
+        workers = descendants(vec._starter.pid)
         os.kill(vec._starter.pid, signal.SIGKILL)
-        assert vec.step(["x"] * 4)[0] == steps[1]
-        assert vec.faults == [0] * 4
+        assert vec.recv().infos[0]["error"] == "its process was ended by SIGKILL"
+        assert vec.step(dict.fromkeys((1, 2, 3), "x"))[0] == steps[1][1:]
+        assert vec.faults == [1, 0, 0, 0]
+        assert len(workers) == 2
+        assert not any(map(runs, workers))
 
 
 def test_what_cannot_be_sent_back_fails():

@@ -39,7 +39,7 @@ class Told(gem.Env):
         elif action == "exit":
             os._exit(7)
         elif action == "memory":
-            self._hoard = bytearray(64 << 30)
+            self._hoard = bytearray(6 << 30)  # which most machines would promise
 
     def move(self, action):
         if action == "raise":
