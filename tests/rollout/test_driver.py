@@ -434,9 +434,39 @@ def test_cancelling_a_run_cancels_the_coroutine_and_closes_the_environment(token
         await stepping.wait()
         run.cancel()
         await asyncio.gather(run, return_exceptions=True)
+        assert told == ["cancelled"]  # not only when the event loop ends
 
     asyncio.run(main())
-    assert (told, envs[0].closed) == (["cancelled"], 1)
+    assert envs[0].closed == 1
+
+
+def test_cancelling_a_run_twice_closes_the_environment_once(tokenizer, renderer):
+    closing = threading.Event()
+    envs = []
+
+    class SlowToClose(Plain):
+        def close(self):
+            closing.set()
+            time.sleep(0.3)
+            super().close()
+
+    def make(task):
+        envs.append(SlowToClose(blocking=True))
+        return envs[-1]
+
+    async def main():
+        engine = ScriptedEngine([say(tokenizer, "hi")])
+        run = asyncio.ensure_future(run_episodes(make_tasks(EASY, [0]), engine, renderer, Limits(1), make))
+        while not closing.is_set():
+            await asyncio.sleep(0.01)
+        for _ in range(2):
+            run.cancel()
+            await asyncio.sleep(0.05)
+        await asyncio.gather(run, return_exceptions=True)
+
+    asyncio.run(main())
+    time.sleep(0.5)
+    assert envs[0].closed == 1
 
 
 def test_blocking_environments_are_stepped_side_by_side_while_the_event_loop_runs(tokenizer, renderer):

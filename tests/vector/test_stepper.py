@@ -139,6 +139,29 @@ def test_a_coroutine_that_cancels_its_own_task_is_cancelled_where_it_waits_next(
     assert run(gives_up()) == ("enough",)
 
 
+def test_the_next_coroutine_knows_nothing_of_a_cancellation_before_it():
+    requests = []
+
+    async def cancelled():
+        asyncio.current_task().cancel()
+        await asyncio.sleep(60)
+
+    async def next_one():
+        requests.append(asyncio.current_task().cancelling())
+        await asyncio.sleep(0)
+
+    async def main():
+        stepper = Calling(lambda result, failure: None)
+        for coroutine in (cancelled(), next_one()):
+            asyncio.get_running_loop().call_soon(stepper.run, coroutine)
+            await asyncio.sleep(0.01)
+        stepper.close()
+        await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert requests == [0]
+
+
 def test_a_coroutine_that_never_suspends_is_cancelled_between_two_steps():
     async def busy():
         try:
