@@ -12,7 +12,6 @@ import asyncio
 import json
 import logging
 import math
-import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from gem.rollout.rendering import ChatRenderer
 from gem.sandbox import SandboxUnavailable
 from gem.tasks import Task
 from gem.vector.places import EnvFailed, Place, Places
+from gem.vector.slot import describe
 
 logger = logging.getLogger("gem.rollout")
 T = TypeVar("T")
@@ -39,8 +39,8 @@ _SETUP_ERRORS = (TypeError, ValueError, ImportError, ModuleNotFoundError, Sandbo
 JSONDecodeError of a server's bad answer, is a failure like any other."""
 
 
-MAX_ELSEWHERE = 1024
-"""Episodes at a time whose environments are in other processes; a place that is free costs nothing."""
+MAX_ELSEWHERE = 4096
+"""Episodes at a time whose environments are in threads, or in other processes; a place that is free costs nothing."""
 
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
@@ -170,7 +170,7 @@ async def run_turns(
         tasks: what to play, as many as are needed; not all may be taken.
         min_turns: turns of all episodes together, at least, unless the tasks come to an end.
         engine: samples the answers.
-        player: plays the episodes.
+        player: plays the episodes; it is closed.
         max_concurrent: episodes played at the same time.
 
     Returns:
@@ -198,6 +198,7 @@ async def run_turns(
         for job in running:
             job.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        await player.aclose()
 
 
 class EnvironmentFailed(Exception):
@@ -224,15 +225,16 @@ class Player:
         self.renderer = renderer
         self.limits = limits = limits or Limits()
         self.make_env = make_env
-        self.places = anyio.Semaphore(limits.max_threads)
-        self.threads = anyio.CapacityLimiter(math.inf)  # an abandoned thread must not keep a place
-        self.processes: Places | None = None
+        self._places: dict[tuple[str, asyncio.AbstractEventLoop], Places] = {}
 
     async def aclose(self) -> None:
-        """End the processes of environments, if there are any; a player that is not closed keeps them."""
-        if self.processes is not None:
-            processes, self.processes = self.processes, None
-            await processes.aclose()
+        """End the threads and processes of environments; they come back if the player plays again."""
+        while self._places:
+            (_, loop), places = self._places.popitem()
+            if loop is asyncio.get_running_loop():
+                await places.aclose()
+            else:
+                places.close()
 
     async def play(self, task: Task, engine: Engine, number: int = 0, episode: Episode | None = None) -> Episode:
         """Play a task.
@@ -249,9 +251,9 @@ class Player:
         episode = Episode(task) if episode is None else episode
         episode.started = time.time()
         ask = partial(self._answer, episode, engine, number)
-        lease = _Lease(task, partial(self.make_env, task))
+        close: Callable[[], Awaitable[None]] | None = None
         try:
-            env = await self._make(task, lease)
+            env, close = await self._make(task)
             reset = partial(_method(env, "reset"), seed=task.reset_seed)
             episode.first_observation = observation = await self._call(env, reset, _checked_reset)
             await self._play_turns(ask, episode, env, observation)
@@ -262,7 +264,8 @@ class Player:
                 await ask(self.renderer.first(episode.first_observation), max_new_tokens=1)
         finally:
             episode.ended = time.time()
-            await self._end(lease, task)
+            if close is not None:
+                await close()
         return episode
 
     async def _play_turns(self, ask: Callable[..., Awaitable[Turn]], episode: Episode, env: Env, text: str) -> None:
@@ -315,53 +318,57 @@ class Player:
     async def _first_prompt(self, env: Env, text: str) -> list[int]:
         return await _rendered(self.renderer.encode if env.observation_form == "prompt" else self.renderer.first, text)
 
-    async def _make(self, task: Task, lease: _Lease) -> Env:
+    async def _make(self, task: Task) -> tuple[Any, Callable[[], Awaitable[None]]]:
+        """Return an environment, and what closes it."""
         spec = ENV_REGISTRY.get(task.env_id)
         kind = None if spec is None else spec.load()
+        build = partial(self.make_env, task)
         if spec is not None and getattr(kind, "cpu_bound", False):
-            return await self._in_process(partial(_build_registered, spec, self.make_env, task), lease)
+            place, form = await self._open("process", partial(_build_registered, spec, self.make_env, task))
+            return _Elsewhere(place, form), partial(_leave, place)
         if not getattr(kind, "blocking", True):
-            return lease.begin()
-        return await self._in_thread(lease.begin)
+            env = _guarded(build, _SETUP_ERRORS)
+            if not env.blocking or env.asynchronous:
+                return env, partial(_close, env, task)
+            build = partial(_itself, env)
+        place, form = await self._open("thread", build)
+        env = place.env
+        there = env.blocking and not env.asynchronous
+        return _Elsewhere(place, form) if there else env, partial(_leave, place)
 
-    async def _in_process(self, build: Callable[[], Env], lease: _Lease) -> Any:
-        """Build an environment in another process, which computes beside this one, and may die of it."""
-        if self.processes is None:
-            self.processes = Places("process", MAX_ELSEWHERE, timeout=self.limits.step_timeout)
+    async def _open(self, backend: str, build: Callable[[], Env]) -> tuple[Place, str]:
+        """Build an environment where it holds up nobody; return its place, and the form of its observations."""
         try:
-            lease.place = await self.processes.open(build)
-            return _Elsewhere(lease.place, await lease.place.get("observation_form"))
+            place = await self._places_of(backend).open(build)
+            try:
+                return place, await place.get("observation_form")
+            except BaseException:
+                place.leave()
+                raise
         except Exception as error:
             if type(error) in _SETUP_ERRORS:
                 raise
-            raise EnvironmentFailed(f"{type(error).__name__}: {error}") from error
+            raise _failed(error) from error
 
-    async def _call(self, env: Env, function: Callable[[], Any], check: Callable[[Env, Any], T]) -> T:
-        """Call an environment's method: awaited if it is a coroutine's, in a thread if it may block, else at once."""
-        if env.asynchronous:
-            # In another process the deadline is kept there: it does not begin before the step does.
-            timeout = None if isinstance(env, _Elsewhere) else self.limits.step_timeout
-            result = await self._awaited(function(), timeout)
-            return _guarded(lambda: check(env, result))
-        guarded = partial(_guarded, lambda: check(env, function()))
-        return await self._in_thread(guarded) if env.blocking else guarded()
+    def _places_of(self, backend: str) -> Places:
+        loop = asyncio.get_running_loop()
+        if (backend, loop) not in self._places:
+            for key in [key for key in self._places if key[1].is_closed()]:
+                self._places.pop(key).close()
+            options = {"workers": self.limits.max_threads} if backend == "thread" else {}
+            places = Places(backend, MAX_ELSEWHERE, timeout=self.limits.step_timeout, **options)
+            self._places[backend, loop] = places
+        return self._places[backend, loop]
 
-    async def _end(self, lease: _Lease, task: Task) -> None:
-        if lease.place is not None:
-            with anyio.CancelScope(shield=True):
-                await lease.place.close()
-            return
-        if lease.env is None or not lease.env.blocking:
-            lease.end()
-            return
-        try:
-            with anyio.CancelScope(shield=True):  # also when the run is being cancelled
-                await self._in_thread(lease.end)
-        except EnvironmentFailed as failure:
-            logger.warning("closing the environment of %s: %s", task, failure)
-        except asyncio.CancelledError:  # for the second time: nobody can wait for it
-            threading.Thread(target=lease.end, daemon=True).start()
-            raise
+    async def _call(self, env: Any, function: Callable[[], Any], check: Callable[[Any, Any], T]) -> T:
+        """Call an environment's method: awaited if it is a coroutine's, else at once."""
+        if not env.asynchronous:
+            return _guarded(lambda: check(env, function()))
+        if isinstance(env, _Elsewhere):  # where the deadline is kept
+            result = await function()
+        else:
+            result = await self._awaited(function(), self.limits.step_timeout)
+        return _guarded(lambda: check(env, result))
 
     async def _awaited(self, coroutine: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
         """Await an environment's coroutine; one that is not back by the deadline is cancelled, and left alone."""
@@ -375,51 +382,11 @@ class Player:
             raise EnvironmentFailed(f"no answer within {timeout} s")
         return _guarded(job.result)
 
-    async def _in_thread(self, function: Callable[[], T]) -> T:
-        """Call in a thread; one that is not back by the deadline is left alone, and its place given away."""
-        async with self.places:  # first, so that waiting for a place does not count
-            try:
-                with anyio.fail_after(self.limits.step_timeout):
-                    return await anyio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self.threads)
-            except TimeoutError:
-                raise EnvironmentFailed(f"no answer within {self.limits.step_timeout} s") from None
-
 
 @lru_cache(maxsize=32)
 def shared_player(renderer: ChatRenderer, limits: Limits, make_env: Callable[[Task], Env] = Task.make) -> Player:
     """Return the player for these arguments, the same one every time, so that all episodes share its threads."""
     return Player(renderer, limits, make_env)
-
-
-class _Lease:
-    """An environment that is closed once, whoever still waits: also one that is built after all was cancelled."""
-
-    def __init__(self, task: Task, build: Callable[[], Env]) -> None:
-        self.env: Env | None = None
-        self.place: Place | None = None  # of an environment that is in another process
-        self._task, self._build = task, build
-        self._lock = threading.Lock()
-        self._ended = False
-
-    def begin(self) -> Env:
-        env = _guarded(self._build, _SETUP_ERRORS)
-        with self._lock:
-            self.env, late = env, self._ended
-        if late:
-            self._close(env)
-        return env
-
-    def end(self) -> None:
-        with self._lock:
-            first, self._ended = not self._ended, True
-        if first and self.env is not None:
-            self._close(self.env)
-
-    def _close(self, env: Env) -> None:
-        try:
-            _guarded(env.close)
-        except EnvironmentFailed as failure:
-            logger.warning("closing the environment of %s: %s", self._task, failure)
 
 
 def _build_registered(spec: EnvSpec, make_env: Callable[[Task], Env], task: Task) -> Env:
@@ -429,10 +396,9 @@ def _build_registered(spec: EnvSpec, make_env: Callable[[Task], Env], task: Task
 
 
 class _Elsewhere:
-    """An environment in another process, as the driver sees it."""
+    """An environment in a thread or another process, as the driver sees it."""
 
     asynchronous = True
-    blocking = False
 
     def __init__(self, place: Place, observation_form: str) -> None:
         self._place = place
@@ -441,14 +407,22 @@ class _Elsewhere:
     async def reset_async(self, seed: int | None = None) -> Any:
         try:
             return await self._place.reset(seed)
-        except EnvFailed as failure:
-            raise EnvironmentFailed(str(failure)) from failure
+        except Exception as error:
+            raise _failed(error) from error
 
     async def step_async(self, action: str) -> Any:
         try:
             return await self._place.step(action)
-        except EnvFailed as failure:
-            raise EnvironmentFailed(str(failure)) from failure
+        except Exception as error:
+            raise _failed(error) from error
+
+
+def _itself(env: Env) -> Env:
+    return env
+
+
+def _failed(error: BaseException) -> EnvironmentFailed:
+    return EnvironmentFailed(str(error) if isinstance(error, EnvFailed) else describe(error))
 
 
 _LONG_TEXT = 20_000
@@ -465,6 +439,21 @@ def _method(env: Env, name: str) -> Callable[..., Any]:
     return getattr(env, f"{name}_async" if env.asynchronous else name)
 
 
+async def _leave(place: Place) -> None:
+    """Have an environment closed, and wait for that unless it is busy: that is, when the episode was cancelled."""
+    if place.is_busy:
+        place.leave()
+    else:
+        await place.close()
+
+
+async def _close(env: Env, task: Task) -> None:
+    try:
+        _guarded(env.close)
+    except EnvironmentFailed as failure:
+        logger.warning("closing the environment of %s: %s", task, failure)
+
+
 def _guarded(function: Callable[[], T], set_up: tuple[type[Exception], ...] = ()) -> T:
     """Call what belongs to an environment: whatever it raises is the affair of its own episode."""
     try:
@@ -474,7 +463,7 @@ def _guarded(function: Callable[[], T], set_up: tuple[type[Exception], ...] = ()
     except BaseException as error:  # SystemExit and CancelledError too
         if type(error) in set_up:
             raise
-        raise EnvironmentFailed(f"{type(error).__name__}: {error}") from error
+        raise _failed(error) from error
 
 
 def _checked_reset(env: Env, result: Any) -> str:

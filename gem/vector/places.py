@@ -20,12 +20,16 @@ in threads or processes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+from weakref import WeakMethod
 
 from gem.core import Env, Info, StepResult
 from gem.vector.backends import load_backend
 from gem.vector.slot import AutoresetMode, CrashLoop, Row
+from gem.vector.thread_vector_env import ThreadVectorEnv
 
 LOOK_SECONDS = 0.25
 """How often deadlines are looked after, at least."""
@@ -79,10 +83,29 @@ class Place:
         """
         return (await self._call("call", (name, (), {})))[0]
 
-    async def close(self) -> None:
-        """Close the environment and leave the place; what is under way, after a cancellation say, ends before."""
+    @property
+    def env(self) -> Env:
+        """The environment itself.
+
+        Raises:
+            AttributeError: it is in another process.
+        """
+        return self._places._vec.envs[self._index]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a call is under way, also one for which nobody waits any more."""
+        return self._index in self._places._calls
+
+    def leave(self) -> None:
+        """Have the environment closed, and the place left, when what is under way (after a cancellation) has ended."""
         if self._left is None:
             self._left = self._places._leave(self._index)
+
+    async def close(self) -> None:
+        """Close the environment and leave the place; what is under way ends before."""
+        self.leave()
+        assert self._left is not None
         await asyncio.shield(self._left)
 
     async def _call(self, method: str, argument: Any) -> Row:
@@ -100,7 +123,7 @@ class Place:
 
 
 class Places:
-    """Places for environments, in an event loop.
+    """Places for environments, in an event loop. One that fails is not replaced: its place can be left.
 
     Args:
         backend: ``"thread"`` or ``"process"``. (Environments with async steps are awaited as they are; steps of
@@ -118,9 +141,9 @@ class Places:
         self._loop = asyncio.get_running_loop()
         self._told = False
         if backend == "thread":
-            backend_kwargs["on_ready"] = self._tell
+            backend_kwargs["on_ready"] = partial(_call_if_alive, WeakMethod(self._tell))  # threads keep no places
         new: Callable[..., Any] = load_backend(backend)
-        self._vec = new([""] * size, [_Vacant] * size, AutoresetMode.DISABLED, **backend_kwargs)
+        self._vec = new([""] * size, [_Vacant] * size, AutoresetMode.ONCE, **backend_kwargs)
         if backend == "process":
             self._loop.add_reader(self._vec.fileno(), self._collect)
         self._calls: dict[int, asyncio.Future[Row]] = {}
@@ -144,7 +167,7 @@ class Places:
         try:
             await self._call(index, "assign", build)
         except BaseException:
-            await place.close()
+            place.leave()
             raise
         return place
 
@@ -158,7 +181,11 @@ class Places:
             call.cancel()
         for leaving in self._leaving.values():
             leaving.cancel()
-        await asyncio.to_thread(self._vec.close)
+        await asyncio.to_thread(self.close)
+
+    def close(self) -> None:
+        """Close all environments, and end threads and processes; for when the event loop has ended."""
+        self._vec.close()
 
     async def __aenter__(self) -> Places:
         """Return the places, to be closed when the block ends."""
@@ -189,14 +216,18 @@ class Places:
     def _leave(self, index: int) -> asyncio.Future[None]:
         """Let a place be left, as soon as nothing is under way in it."""
         self._leaving[index] = left = self._loop.create_future()
-        if index not in self._calls:
+        if index in self._calls and isinstance(self._vec, ThreadVectorEnv):  # for the loop may end before the call does
+            self._vec.drop_afterwards(index)
+            self._collect()
+        elif index not in self._calls:
             self._vacate(index)
         return left
 
     def _tell(self) -> None:
         if not self._told:
             self._told = True
-            self._loop.call_soon_threadsafe(self._collect)
+            with contextlib.suppress(RuntimeError):  # the event loop has ended: nobody waits
+                self._loop.call_soon_threadsafe(self._collect)
 
     def _look(self) -> None:
         self._timer = None
@@ -228,3 +259,8 @@ class Places:
     def _vacate(self, index: int) -> None:
         self._vacating.add(index)
         self._begin(index, "assign", _Vacant)
+
+
+def _call_if_alive(method: WeakMethod[Callable[[], None]]) -> None:
+    if (call := method()) is not None:
+        call()

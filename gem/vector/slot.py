@@ -35,8 +35,9 @@ class AutoresetMode(Enum):
     * ``SAME_STEP``: at once. The observation and info returned are the new episode's; the old one's last
       are in ``info["final_obs"]`` and ``info["final_info"]``.
     * ``DISABLED``: never; the caller resets.
+    * ``ONCE``: never, and an environment that fails is not replaced either; the caller assigns another.
 
-    A mode is also known by Gymnasium's name for it:
+    A mode is also known by Gymnasium's name for it, which has the first three:
 
     >>> AutoresetMode("next_step")
     <AutoresetMode.NEXT_STEP: 'NextStep'>
@@ -45,6 +46,7 @@ class AutoresetMode(Enum):
     NEXT_STEP = "NextStep"
     SAME_STEP = "SameStep"
     DISABLED = "Disabled"
+    ONCE = "Once"
 
     @classmethod
     def _missing_(cls, value: object) -> AutoresetMode | None:
@@ -186,8 +188,10 @@ class Slot:
         self.inherit(None, 0)
         try:
             self.build()
-        except Exception as error:  # noqa: BLE001 (the caller is told)
-            return "", 0.0, False, False, {}, error
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 (the caller is told)
+            return "", 0.0, False, False, {}, error if isinstance(error, Exception) else RuntimeError(describe(error))
         return "", 0.0, False, False, {}, ""
 
     def call(self, what: tuple[str, tuple[Any, ...], dict[str, Any]]) -> Row:
@@ -222,7 +226,9 @@ class Slot:
             return
         try:
             self.env.close()
-        except Exception as error:  # noqa: BLE001 (the others are to be closed all the same)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 (the others are to be closed all the same)
             logger.warning("closing %s: %s", type(self.env).__name__, describe(error))
 
     def renew(self, begin: bool) -> bool:
@@ -231,6 +237,8 @@ class Slot:
         self.env = None
         self._faults += 1
         self._fresh = True
+        if self.mode is AutoresetMode.ONCE:
+            return False
         if begin or self.mode is not AutoresetMode.DISABLED:
             self.build()
         return begin or self.mode is AutoresetMode.SAME_STEP

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from gem.core import Env
-from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Row, Slot, given_up
+from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Row, Slot, describe, given_up
 from gem.vector.vector_env import LocalVectorEnv
 
 MAX_THREADS = 1024
@@ -36,9 +36,10 @@ class _Job:
         thread: that does it; None before.
         ended: is acquired once: by the thread, when the call has returned, or by who abandons the thread.
         replaced: how many slots were tried before this one, since a row was last delivered.
+        drop: whether nobody needs the environment any more when the call has returned.
     """
 
-    __slots__ = ("arguments", "ended", "index", "method", "replaced", "slot", "started", "thread")
+    __slots__ = ("arguments", "drop", "ended", "index", "method", "replaced", "slot", "started", "thread")
 
     def __init__(self, index: int, slot: Slot, method: str, arguments: tuple[Any, ...], replaced: int = 0) -> None:
         self.index, self.slot, self.method, self.arguments = index, slot, method, arguments
@@ -46,6 +47,7 @@ class _Job:
         self.started: float | None = None
         self.thread: threading.Thread | None = None
         self.ended = threading.Lock()
+        self.drop = False
 
     def allow(self, seconds: float) -> None:
         """Let the time of the call begin again, so many seconds from now."""
@@ -60,10 +62,16 @@ def _work(jobs: queue.SimpleQueue[_Job | None], deliver: Callable[[tuple[int, Ro
         job.thread = thread
         slot.allow = job.allow
         job.started = time.monotonic()
-        row = getattr(slot, job.method)(*job.arguments)
+        try:
+            row = getattr(slot, job.method)(*job.arguments)
+        except KeyboardInterrupt as error:  # its own: the user's goes to the main thread
+            row = slot.replace(describe(error), begin=job.method == "reset")
         if not job.ended.acquire(blocking=False):
             slot.close()
             return
+        if job.drop:
+            slot.close()
+            slot.env = None
         deliver((job.index, row))
 
 
@@ -117,6 +125,10 @@ class ThreadVectorEnv(LocalVectorEnv):
         for slot in self._slots:
             if id(slot) not in hanging:
                 slot.close()
+
+    def drop_afterwards(self, index: int) -> None:
+        """Have the environment closed as soon as what is under way for it has ended, by the thread that does that."""
+        self._jobs[index].drop = True
 
     def _add_thread(self) -> None:
         thread = threading.Thread(target=_work, args=(self._todo, self._deliver), name="gem-vector", daemon=True)
@@ -182,9 +194,14 @@ def _put_and_tell(done: queue.SimpleQueue[tuple[int, Row]], tell: Callable[[], o
 
 
 def _stop(todo: queue.SimpleQueue[_Job | None], threads: list[threading.Thread]) -> None:
-    """Let threads end: jobs that none has begun are dropped."""
+    """Let threads end: steps that none has begun are dropped; environments that were to be closed still are."""
+    closing = []
     with contextlib.suppress(queue.Empty):
         while True:
-            todo.get_nowait()
+            job = todo.get_nowait()
+            if job is not None and job.method == "assign":
+                closing.append(job)
+    for job in closing:
+        todo.put(job)
     for _ in threads:
         todo.put(None)

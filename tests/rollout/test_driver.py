@@ -492,6 +492,28 @@ def test_blocking_environments_are_stepped_side_by_side_while_the_event_loop_run
     assert [e.truncation for e in asyncio.run(main())] == ["turns"] * 8
 
 
+def test_a_blocking_environment_that_fails_is_not_made_again(tokenizer, renderer):
+    made = []
+
+    def make_env(task):
+        raises = {1: {"on_step": fail}, 2: {"on_reset": lambda env: 1 / 0}}
+        made.append(Plain(**raises.get(task.seed, {}), blocking=True))
+        if task.seed == 3:
+            raise SystemExit(3)
+        return made[-1]
+
+    engine = ScriptedEngine([say(tokenizer, "x")])
+    tasks = [Task("test:NotRegistered-v0", seed) for seed in range(4)]  # and so made in threads, too
+    episodes = asyncio.run(run_episodes(tasks, engine, renderer, make_env=make_env))
+    assert [episode.truncation for episode in episodes] == ["turns", "error", "error", "error"]
+    assert [episode.error for episode in episodes[2:]] == [
+        "ZeroDivisionError: division by zero",
+        "RuntimeError: SystemExit: 3",
+    ]
+    assert len(made) == 4
+    assert sorted(env.closed for env in made) == [0, 1, 1, 1]  # none for the one that was not built
+
+
 def test_every_environment_is_closed_once_whatever_happened(tokenizer, renderer):
     made = []
 

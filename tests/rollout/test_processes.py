@@ -1,7 +1,9 @@
 """Environments that compute, or may take their process down, are played in other processes."""
 
 import asyncio
+import gc
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -11,7 +13,7 @@ from processes import descendants
 
 import gem
 from gem.envs import registration
-from gem.rollout import ChatRenderer, Limits, run_episodes
+from gem.rollout import ChatRenderer, Limits, Player, run_episodes
 from gem.tasks import Task, make_tasks
 from gem.testing import ScriptedEngine
 from gem.wrappers import TimeLimit
@@ -97,6 +99,24 @@ def test_wrappers_go_along_and_what_cannot_is_told(tokenizer, computes):
 
 def limited(turns, task):
     return TimeLimit(task.make(), turns)
+
+
+@pytest.mark.parametrize("cpu_bound", [True, False])
+def test_a_player_can_play_in_one_event_loop_after_another(tokenizer, computes, monkeypatch, cpu_bound):
+    monkeypatch.setattr(Told, "cpu_bound", cpu_bound)
+    before, threads = descendants(), threading.active_count()
+    player = Player(ChatRenderer(tokenizer), Limits(max_threads=3))
+    for _ in range(3):
+        episode = asyncio.run(player.play(Task(computes, 0), Says(tokenizer, ["go"])))
+        assert (episode.error, len(episode.turns)) == (None, 5)
+    assert (len(descendants()) > len(before)) == cpu_bound
+    assert (threading.active_count() - threads == 3) == (not cpu_bound)  # those of the first two have ended
+    del player
+    gc.collect()
+    deadline = time.monotonic() + 5
+    while (descendants() != before or threading.active_count() > threads) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert (descendants(), threading.active_count()) == (before, threads)
 
 
 def test_processes_end_with_the_run(tokenizer, computes):

@@ -53,7 +53,7 @@ def play(vec, seed, steps=23):
 
 @pytest.mark.parametrize("mode", AutoresetMode)
 def test_the_same_seeds_give_the_same_episodes_as_one_by_one(vector, mode):
-    steps = 4 if mode is AutoresetMode.DISABLED else 23
+    steps = 4 if mode in (AutoresetMode.DISABLED, AutoresetMode.ONCE) else 23
     expected = play(SyncVectorEnv([""] * 3, [Told] * 3, mode), 7, steps)
     assert play(vector(3, mode), 7, steps) == expected
 
@@ -301,7 +301,7 @@ def test_an_environment_that_cannot_be_built_raises_at_once():
 
 
 def test_modes_have_gymnasiums_names_too():
-    assert [AutoresetMode(name) for name in ("next_step", "same_step", "disabled")] == list(AutoresetMode)
+    assert [AutoresetMode(name) for name in ("next_step", "same_step", "disabled", "once")] == list(AutoresetMode)
     assert AutoresetMode("NextStep") is AutoresetMode.NEXT_STEP
 
 

@@ -41,10 +41,11 @@ def env_for(kind, told=Told, asynchronous=AsyncTold):
 
 @pytest.fixture(autouse=True)
 def let_go():
+    threads = threading.enumerate()  # those of other tests
     yield
     vector_envs.hold.set()
     for thread in threading.enumerate():
-        if thread.name.startswith("gem-vector"):
+        if thread not in threads and thread.name.startswith("gem-vector"):
             thread.join(10)
     vector_envs.hold.clear()
 
@@ -138,6 +139,7 @@ def test_a_thread_that_hangs_is_abandoned_and_ends_when_its_step_does():
         def close(self):
             closed.append(self)
 
+    others = threading.enumerate()
     with ThreadVectorEnv([""] * 2, [Closing] * 2, timeout=0.2, workers=1) as vec:
         vec.reset(seed=0)
         old = vec.envs[0]
@@ -152,7 +154,15 @@ def test_a_thread_that_hangs_is_abandoned_and_ends_when_its_step_does():
                 break
             time.sleep(0.05)
         assert closed == [old]
-        assert len([t for t in threading.enumerate() if t.name == "gem-vector"]) == 1
+        assert len([t for t in threading.enumerate() if t not in others and t.name == "gem-vector"]) == 1
+
+
+def test_a_thread_survives_what_only_the_user_should_raise():
+    with ThreadVectorEnv([""] * 2, [Told] * 2, workers=1) as vec:
+        vec.reset(seed=0)
+        _, _, _, truncated, infos = vec.step(["interrupt", "x"])
+        assert (truncated.tolist(), infos[0]["error"]) == ([True, False], "KeyboardInterrupt: me")
+        assert not vec.step(["x"] * 2)[3].any()
 
 
 def test_a_coroutine_that_does_not_heed_its_cancellation_is_abandoned():

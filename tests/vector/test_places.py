@@ -16,7 +16,7 @@ from gem.vector.places import EnvFailed, Places
 @pytest.fixture(params=["thread", "process"])
 def run(request):
     """Run a coroutine function in places."""
-    others = descendants()  # those of other tests
+    others, threads = descendants(), threading.enumerate()  # those of other tests
 
     def runs(body, size=2, **kwargs):
         async def main():
@@ -29,7 +29,7 @@ def run(request):
     yield runs
     vector_envs.hold.set()
     for thread in threading.enumerate():
-        if thread.name.startswith("gem-vector"):
+        if thread not in threads and thread.name.startswith("gem-vector"):
             thread.join(10)
     vector_envs.hold.clear()
     assert descendants() == others

@@ -44,6 +44,8 @@ class Told(gem.Env):
     def move(self, action):
         if action == "raise":
             raise ValueError("told to")
+        if action == "interrupt":
+            raise KeyboardInterrupt("me")
         if action == "quit":
             raise SystemExit(3)
         if action == "nonsense":
