@@ -6,6 +6,9 @@ One process measures both sides of each ratio, in turn, several times, and print
 * ``driver``: :func:`gem.rollout.run_episodes`, with an environment and a tokenizer that do next to nothing.
 * ``environment and tokenizer``: the same environment steps and renderings, in a plain loop.
 
+* ``driver, blocking environment``: the same of one that is to be stepped in threads.
+* ``executor``: its steps in the threads of an executor, by bare asyncio.
+
 The driver's own cost is ``driver`` less ``environment and tokenizer``. A last line plays GuessTheNumber with a
 real tokenizer, for scale.
 
@@ -21,6 +24,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rich.console import Console
@@ -118,6 +122,37 @@ def driver(episodes: int, turns: int) -> None:
     assert sum(len(episode.turns) for episode in done) == episodes * turns
 
 
+class Blocking(Counter):
+    """The same, to be stepped in threads."""
+
+    blocking = True
+
+
+def driver_in_threads(episodes: int, turns: int) -> None:
+    """Play with the driver, stepping in threads."""
+    tasks = make_tasks(ENV, range(episodes))
+    done = asyncio.run(run_episodes(tasks, Script(), Constant(), make_env=lambda task: Blocking(turns)))
+    assert sum(len(episode.turns) for episode in done) == episodes * turns
+
+
+def executor(episodes: int, turns: int) -> None:
+    """Play with nothing but asyncio and an executor with as many threads as the driver has."""
+    engine = Script()
+
+    async def episode(pool: ThreadPoolExecutor) -> None:
+        env, loop = Blocking(turns), asyncio.get_running_loop()
+        await loop.run_in_executor(pool, env.reset)
+        for _ in range(turns):
+            await engine.generate((), 8)
+            await loop.run_in_executor(pool, env.step, "")
+
+    async def main() -> None:
+        with ThreadPoolExecutor(Limits().max_threads) as pool:
+            await asyncio.gather(*(episode(pool) for _ in range(episodes)))
+
+    asyncio.run(main())
+
+
 def real(episodes: int, turns: int) -> None:
     """Play a game with a real tokenizer and template."""
     corpus = [m["content"] for play in conversations(LESSONS[-1], 60, seed=0) for m in play]
@@ -152,7 +187,10 @@ def main() -> None:
     args = parser.parse_args()
     console = Console()
 
-    sides: dict[str, Callable[[int, int], None]] = {"bare": bare, "environment and tokenizer": parts, "driver": driver}
+    sides: dict[str, Callable[[int, int], None]] = {
+        **{"bare": bare, "environment and tokenizer": parts, "driver": driver},
+        **{"executor": executor, "driver, blocking environment": driver_in_threads},
+    }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(args.repeats):
         for name, play in sides.items():
