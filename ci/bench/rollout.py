@@ -5,7 +5,6 @@ One process measures both sides of each ratio, in turn, several times, and print
 * ``bare``: the same number of asyncio tasks and turns, each awaiting an engine and appending to a list.
 * ``driver``: :func:`gem.rollout.run_episodes`, with an environment and a tokenizer that do next to nothing.
 * ``environment and tokenizer``: the same environment steps and renderings, in a plain loop.
-
 * ``driver, blocking environment``: the same of one that is to be stepped in threads.
 * ``executor``: its steps in the threads of an executor, by bare asyncio.
 

@@ -365,21 +365,24 @@ class Player:
         if not env.asynchronous:
             return _guarded(lambda: check(env, function()))
         if isinstance(env, _Elsewhere):  # where the deadline is kept
-            result = await function()
+            try:
+                result = await function()
+            except Exception as error:
+                raise _failed(error) from error
         else:
-            result = await self._awaited(function(), self.limits.step_timeout)
+            result = await self._awaited(function())
         return _guarded(lambda: check(env, result))
 
-    async def _awaited(self, coroutine: Coroutine[Any, Any, Any], timeout: float | None) -> Any:
+    async def _awaited(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """Await an environment's coroutine; one that is not back by the deadline is cancelled, and left alone."""
         job = asyncio.ensure_future(coroutine)
         job.add_done_callback(lambda job: job.cancelled() or job.exception())  # also when nobody asks for it any more
         try:
-            await asyncio.wait([job], timeout=timeout)
+            await asyncio.wait([job], timeout=self.limits.step_timeout)
         finally:
             job.cancel()  # which does nothing to one that has ended
         if not job.done():
-            raise EnvironmentFailed(f"no answer within {timeout} s")
+            raise EnvironmentFailed(f"no answer within {self.limits.step_timeout} s")
         return _guarded(job.result)
 
 
@@ -401,20 +404,8 @@ class _Elsewhere:
     asynchronous = True
 
     def __init__(self, place: Place, observation_form: str) -> None:
-        self._place = place
+        self.reset_async, self.step_async = place.reset, place.step
         self.observation_form = observation_form
-
-    async def reset_async(self, seed: int | None = None) -> Any:
-        try:
-            return await self._place.reset(seed)
-        except Exception as error:
-            raise _failed(error) from error
-
-    async def step_async(self, action: str) -> Any:
-        try:
-            return await self._place.step(action)
-        except Exception as error:
-            raise _failed(error) from error
 
 
 def _itself(env: Env) -> Env:
