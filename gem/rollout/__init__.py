@@ -21,14 +21,25 @@ diff, atif  where episodes part; episodes in an interchange format
 from gem.rollout.batching import BatchedRollout, GatheringEngine, Request
 from gem.rollout.driver import ContextTooSmall, Limits, Player, run_episode, run_episodes, run_turns, shared_player
 from gem.rollout.engine import Engine, Response
-from gem.rollout.episode import Episode, TokenSequence, Transition, Turn, read_jsonl, write_jsonl
+from gem.rollout.episode import (
+    INVALID,
+    Episode,
+    OnError,
+    TokenSequence,
+    Transition,
+    Turn,
+    check_on_error,
+    read_jsonl,
+    write_jsonl,
+)
 from gem.rollout.recorder import append_episode, read_episodes
 from gem.rollout.rendering import ChatRenderer, RenderDifference, render_differences
 from gem.rollout.replay import replay
-from gem.rollout.returns import discounted_returns, gae, group_advantages, rebn, spread_over_tokens
+from gem.rollout.returns import check_gamma, discounted_returns, gae, group_advantages, rebn, spread_over_tokens
 from gem.rollout.stepped import SteppedEpisode
 
 __all__ = [
+    "INVALID",
     "BatchedRollout",
     "ChatRenderer",
     "ContextTooSmall",
@@ -36,6 +47,7 @@ __all__ = [
     "Episode",
     "GatheringEngine",
     "Limits",
+    "OnError",
     "Player",
     "RenderDifference",
     "Request",
@@ -45,6 +57,8 @@ __all__ = [
     "Transition",
     "Turn",
     "append_episode",
+    "check_gamma",
+    "check_on_error",
     "discounted_returns",
     "gae",
     "group_advantages",

@@ -9,6 +9,7 @@ episode                     trajectory
 first observation           the first step, from the user
 a turn                      a step of the agent
 its action, observation     ``message``, ``observation``
+its full text               ``extra`` of the step, where it is more than the action
 its ids, log-probabilities  ``metrics``: ``prompt_token_ids``, ``completion_token_ids``, ``logprobs``
 its reward, end and info    ``extra`` of the step
 task, truncation, error     ``extra`` of the trajectory
@@ -98,4 +99,6 @@ def _step(number: int, turn: Turn) -> dict[str, Any]:
         step["observation"] = {"results": [{"content": turn.observation}]}
     ended = {"finish_reason": turn.finish_reason, "terminated": turn.terminated, "truncated": turn.truncated}
     step["extra"] = {"reward": turn.reward, **ended, "info": turn.info}
+    if turn.full_text is not None:
+        step["extra"]["full_text"] = turn.full_text
     return step

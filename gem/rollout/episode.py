@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -21,6 +21,28 @@ from gem.rollout.returns import discounted_returns
 from gem.tasks import Task
 
 FORMAT_VERSION = 1
+
+INVALID = frozenset({"error", "abort", "overlong"})
+"""Values of ``Episode.truncation`` that are not the model's doing: the environment, the engine or the set-up failed."""
+
+OnError = Literal["mask", "keep"]
+"""What a trainer learns from invalid episodes.
+
+``"mask"``: nothing. Such an episode moves neither the policy nor the baseline of its group or batch. ``"keep"``: it is
+learned from like any other, with the rewards that it had until then.
+"""
+
+
+def check_on_error(value: str) -> OnError:
+    """Return an option ``on_error`` of an adapter.
+
+    Raises:
+        ValueError: it is neither ``"mask"`` nor ``"keep"``.
+    """
+    for known in get_args(OnError):
+        if value == known:
+            return known
+    raise ValueError(f"on_error is 'mask' or 'keep', got {value!r}")
 
 
 @dataclass
@@ -32,12 +54,14 @@ class Turn:
         response_ids: what it sampled, verbatim.
         logprobs: a log-probability a sampled id, or None.
         finish_reason: why sampling ended.
-        action: the text of ``response_ids``, without special tokens.
+        action: what the environment was given: the answer in ``response_ids``, without special tokens.
         observation: the environment's answer; empty if it was not asked (abort) or failed.
         reward: the environment's reward for the action.
         terminated: whether the environment said that the task ended.
         truncated: whether the environment said that a limit ended it.
         info: the environment's info.
+        full_text: the whole text of ``response_ids`` where ``action`` is only a part of it, since the model also
+            wrote thoughts or used other channels; None if the action is all.
     """
 
     prompt_ids: list[int]
@@ -50,6 +74,7 @@ class Turn:
     terminated: bool = False
     truncated: bool = False
     info: Info = field(default_factory=dict)
+    full_text: str | None = None
 
 
 @dataclass
@@ -102,8 +127,11 @@ class Episode:
         task: what was played.
         first_observation: what ``reset`` returned.
         turns: at least one, unless the engine aborted the first.
-        truncation: None if the task ended; else ``"turns"``, ``"context"``, ``"abort"`` or ``"error"``.
-        error: what the environment raised, if it did.
+        truncation: None if the task ended. ``"turns"`` and ``"context"`` are limits of the task. The others are
+            :data:`INVALID`: ``"error"`` (the environment, a tool or a server failed), ``"abort"`` (the engine gave up,
+            or sampled nothing) and ``"overlong"`` (the first observation does not fit into the context).
+        error: what went wrong, if the environment failed or the first observation does not fit.
+        retries: how many attempts failed before the first token was sampled, and were begun again.
         started: when it was begun, in seconds since the epoch; 0 if nobody knows. Not part of what is compared.
         ended: when it ended.
     """
@@ -113,8 +141,14 @@ class Episode:
     turns: list[Turn] = field(default_factory=list)
     truncation: str | None = None
     error: str | None = None
+    retries: int = 0
     started: float = field(default=0.0, compare=False)
     ended: float = field(default=0.0, compare=False)
+
+    @property
+    def valid(self) -> bool:
+        """Whether the episode shows what the model does: it was not ended by a failure that is not the model's."""
+        return self.truncation not in INVALID
 
     @property
     def rewards(self) -> list[float]:
@@ -143,7 +177,8 @@ class Episode:
         """Return what there is to log of the episode, under the names that all adapters use.
 
         The means of these over a batch are its mean return, its success rate, its turns and sampled tokens an
-        episode, and the shares of its episodes that ended for each reason other than the end of the task.
+        episode, the shares of its episodes that ended for each reason other than the end of the task, the retries an
+        episode, and the share of invalid episodes (``left_out``).
         """
         return {
             "return": self.total_reward,
@@ -154,6 +189,9 @@ class Episode:
             "truncated_context": float(self.truncation == "context"),
             "aborted": float(self.truncation == "abort"),
             "environment_errors": float(self.truncation == "error"),
+            "overlong": float(self.truncation == "overlong"),
+            "retries": float(self.retries),
+            "left_out": float(not self.valid),
         }
 
     @property

@@ -9,6 +9,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
+_ROUNDING = 1e-6
+"""A standard deviation of this part of the largest value is taken for rounding: a few units of float32, in which most
+trainers keep rewards. Dividing by it would make advantages of size 1 out of nothing."""
+
+
+def check_gamma(gamma: float) -> float:
+    """Return a discount.
+
+    Raises:
+        ValueError: it is not from 0 to 1.
+    """
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma, the discount a turn, is from 0 to 1, got {gamma}")
+    return gamma
+
 
 def discounted_returns(rewards: Sequence[float], gamma: float = 1.0) -> np.ndarray:
     """Return the discounted sum of each turn's and the following turns' rewards.
@@ -44,13 +59,13 @@ def rebn(rewards: Sequence[Sequence[float]], gamma: float = 1.0, eps: float = 1e
         eps: added to the (population) standard deviation.
 
     Returns:
-        For each episode an advantage a turn, float64.
+        For each episode an advantage a turn, float64. Exactly 0 if all returns of the batch are equal but for rounding
+        (a standard deviation of at most 1e-6 of the largest return).
     """
     returns = [discounted_returns(episode, gamma) for episode in rewards]
-    every = np.concatenate(returns) if returns else np.zeros(0)
-    if every.size == 0:
-        return returns
-    return [(r - every.mean()) / (every.std() + eps) for r in returns]
+    ends = np.cumsum([len(episode) for episode in returns])[:-1]
+    every = np.concatenate([np.zeros(0), *returns])
+    return np.split(_normalised(every, eps, ddof=0), ends) if returns else []
 
 
 def gae(
@@ -108,7 +123,8 @@ def group_advantages(
         ddof: 1 for the sample standard deviation, 0 for the population's.
 
     Returns:
-        float64, length B.
+        float64, length B. Exactly 0 in a group whose returns are equal but for rounding (a standard deviation of at
+        most 1e-6 of the largest return).
 
     Raises:
         ValueError: B is not a multiple of the group size, or a group has fewer than two episodes.
@@ -118,10 +134,22 @@ def group_advantages(
     if len(episode_returns) % group_size:
         raise ValueError(f"{len(episode_returns)} episodes do not make groups of {group_size}")
     groups = np.asarray(episode_returns, dtype=np.float64).reshape(-1, group_size)
-    advantages = groups - groups.mean(axis=1, keepdims=True)
-    if scale:
-        advantages /= groups.std(axis=1, ddof=ddof, keepdims=True) + eps
-    return advantages.reshape(-1)
+    if not len(groups):
+        return np.zeros(0)
+    return np.concatenate([_normalised(group, eps, ddof, scale) for group in groups])
+
+
+def _normalised(values: np.ndarray, eps: float, ddof: int, scale: bool = True) -> np.ndarray:
+    """Return values less their mean, over their standard deviation; 0 if they are equal but for rounding."""
+    largest = float(np.abs(values).max(initial=0.0))
+    if largest == 0:
+        return np.zeros(len(values))
+    # In units of the largest value, so that sums and squares of huge and tiny numbers stay within range.
+    units = values / largest
+    centred, std = units - units.mean(), float(units.std(ddof=ddof))
+    if std <= _ROUNDING:
+        return np.zeros(len(values))
+    return centred / (std + eps / largest) if scale else centred * largest
 
 
 def spread_over_tokens(

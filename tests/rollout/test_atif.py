@@ -27,6 +27,10 @@ def aborted():
     return Episode(Task("x", 0), "Guess.", [Turn([1], [2], [-0.5], "abort", "f")], "abort")
 
 
+def thinking():
+    return Episode(Task("x", 0), "Guess.", [Turn([1], [2], [-0.5], "stop", "f", full_text="<think>f?</think>f")])
+
+
 def failed():
     return Episode(Task("x", 0), "", [], "error", "ConnectionError: gone")
 
@@ -49,7 +53,9 @@ def from_atif(trajectory):
     return Episode(Task(**extra["task"]), user["message"], turns, extra["truncation"], extra["error"])
 
 
-@pytest.mark.parametrize("episode", [make(), aborted(), failed()], ids=["two turns", "aborted", "failed"])
+@pytest.mark.parametrize(
+    "episode", [make(), aborted(), thinking(), failed()], ids=["two turns", "aborted", "thinking", "failed"]
+)
 def test_trajectory_is_valid_and_nothing_is_lost(episode):
     pytest.importorskip("atif")
     trajectory = json.loads(json.dumps(to_atif(episode)))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gem.rollout import Episode, Turn, read_jsonl, write_jsonl
+from gem.rollout import INVALID, Episode, Turn, check_on_error, read_jsonl, write_jsonl
 from gem.tasks import SPLITS, Task
 
 TASK = Task("game:GuessTheNumber-v1-easy", seed=3)
@@ -184,6 +184,28 @@ def test_episode_without_turns_is_no_success():
     assert Episode(TASK, truncation="abort").success is False
 
 
+# Whose failure
+
+
+@pytest.mark.parametrize(
+    ("truncation", "valid"),
+    [(None, True), ("turns", True), ("context", True), ("error", False), ("abort", False), ("overlong", False)],
+)
+def test_an_episode_is_invalid_where_a_failure_that_is_not_the_models_ended_it(truncation, valid):
+    episode = Episode(TASK, truncation=truncation, retries=2)
+    assert episode.valid is valid
+    metrics = episode.metrics()
+    assert metrics["left_out"] == 1 - valid
+    assert metrics["overlong"] == (truncation == "overlong")
+    assert metrics["retries"] == 2
+
+
+def test_the_option_on_error_has_two_values():
+    assert [check_on_error(value) for value in ("mask", "keep")] == ["mask", "keep"]
+    with pytest.raises(ValueError, match="on_error is 'mask' or 'keep', got 'skip'"):
+        check_on_error("skip")
+
+
 # As JSON
 
 IDS = st.lists(st.integers(0, 2**31), max_size=4)
@@ -211,6 +233,7 @@ def any_turn(draw, before):
         terminated=draw(st.booleans()),
         truncated=draw(st.booleans()),
         info=draw(st.dictionaries(TEXT, JSON, max_size=3)),
+        full_text=draw(st.none() | TEXT),
     )
 
 
@@ -220,8 +243,8 @@ def any_episode(draw):
     turns = []
     for _ in range(draw(st.integers(0, 3))):
         turns.append(draw(any_turn(turns[-1] if turns else None)))
-    truncation = draw(st.sampled_from([None, "turns", "context", "abort", "error"]))
-    return Episode(task, draw(TEXT), turns, truncation, draw(st.none() | TEXT))
+    truncation = draw(st.sampled_from([None, "turns", "context", *sorted(INVALID)]))
+    return Episode(task, draw(TEXT), turns, truncation, draw(st.none() | TEXT), draw(st.integers(0, 2)))
 
 
 @given(any_episode())
@@ -305,6 +328,14 @@ def test_line_of_a_thousand_turns_is_short_and_quick():
 def test_line_of_another_format_is_refused(line):
     with pytest.raises(ValueError, match="not an episode of format 1"):
         Episode.from_json(line)
+
+
+def test_line_from_before_there_were_retries_and_full_texts_is_read():
+    data = json.loads(three_turns().to_json())
+    del data["retries"]
+    for row in data["turns"]:
+        del row["full_text"]
+    assert Episode.from_json(json.dumps(data)) == three_turns()
 
 
 def test_line_that_was_cut_off_is_refused():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gem.rollout import discounted_returns, gae, group_advantages, rebn, spread_over_tokens
+from gem.rollout import check_gamma, discounted_returns, gae, group_advantages, rebn, spread_over_tokens
 
 NUMBERS = st.floats(-10, 10).map(lambda x: round(x, 3))
 DISCOUNTS = st.floats(0, 1)
@@ -104,7 +104,40 @@ def test_rebn_is_not_changed_by_episodes_without_turns():
 
 @pytest.mark.parametrize("batch", [[[1.0], [1.0]], [[0.0, 0.0]], [[0.0, 1.0]], [[0.5]], [[0.1], [0.1], [0.1]]])
 def test_rebn_of_equal_returns_is_0(batch):
-    close(np.concatenate(rebn(batch)), 0)
+    assert not np.concatenate(rebn(batch)).any()
+
+
+LARGE_AND_SMALL = [1e-300, 1e-30, -0.1, 0.3, 7.0, 1e6, -1e30, 1e300]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", LARGE_AND_SMALL)
+@pytest.mark.parametrize("eps", [1e-8, 0.0])
+def test_returns_equal_but_for_rounding_have_advantages_of_exactly_0(value, eps):
+    rounded = [value, value * (1 + 1e-7), value * (1 - 2e-7), np.nextafter(value, 1)]
+    for values in ([value], [value] * 7, rounded):
+        assert not np.concatenate(rebn([[v] for v in values], eps=eps)).any()
+        assert not np.concatenate(rebn([[0.0, v] for v in values], eps=eps)).any()
+        for scale in (True, False):
+            assert not group_advantages(values * 2, 2 * len(values), scale, eps).any()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", LARGE_AND_SMALL)
+def test_returns_that_differ_have_advantages_whatever_their_size(value):
+    close(np.concatenate(rebn([[value], [-value]], eps=0.0)), [np.sign(value), -np.sign(value)])
+    close(group_advantages([value, -value], 2, eps=0.0, ddof=0), [np.sign(value), -np.sign(value)])
+    close(np.concatenate(rebn([[value], [value * (1 + 1e-4)]], eps=0.0)), [-np.sign(value), np.sign(value)])
+
+
+@pytest.mark.parametrize("gamma", [-1, -1e-9, 1 + 1e-9, 2.0, float("nan"), float("inf")])
+def test_a_discount_outside_of_0_to_1_is_refused(gamma):
+    with pytest.raises(ValueError, match=f"gamma, the discount a turn, is from 0 to 1, got {gamma}"):
+        check_gamma(gamma)
+
+
+def test_a_discount_from_0_to_1_is_returned():
+    assert [check_gamma(gamma) for gamma in (0, 0.5, 1)] == [0, 0.5, 1]
 
 
 @pytest.mark.filterwarnings("error")
