@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ def sample(
     max_tokens: Sequence[int],
     temperatures: Sequence[float],
     generator: torch.Generator | None = None,
+    stop_ids: Sequence[Collection[int]] | None = None,
 ) -> list[Answer]:
     """Continue all prompts, padded on the left, a token at a time.
 
@@ -40,8 +41,10 @@ def sample(
         max_tokens: the limit of each answer.
         temperatures: of each; 0 is greedy, and its log-probabilities are those of temperature 1.
         generator: of the random numbers; torch's global one by default.
+        stop_ids: for each answer, the tokens that end it beside those of the model's generation configuration.
     """
-    ends = end_ids(model)
+    own = end_ids(model)
+    ends = [own.union(ids) for ids in stop_ids or [()] * len(prompts)]
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts])
     seen = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -63,7 +66,7 @@ def sample(
             token = int(sampled[i])
             answers[i][0].append(token)
             answers[i][1].append(float(chosen[i]))
-            if token in ends or len(answers[i][0]) == max_tokens[i]:
+            if token in ends[i] or len(answers[i][0]) == max_tokens[i]:
                 running.discard(i)
         ids = sampled[:, None]
         seen = torch.cat([seen, torch.ones_like(ids)], dim=1)
