@@ -12,7 +12,8 @@ driver      :func:`run_episode`, :func:`run_episodes` and :class:`Player`, limit
 batching    :class:`GatheringEngine`, :class:`BatchedRollout`: generating a batch at a time
 stepped     :class:`SteppedEpisode`: an episode whose turns somebody else asks for
 returns     reference implementations of returns, ReBN, GAE and group advantages
-recorder    episodes in a folder, from many processes
+recorder    episodes in a folder, from many processes and runs
+metrics     means over a batch of episodes, and for each environment id
 replay      does an episode still hold against its environment?
 diff, atif  where episodes part; episodes in an interchange format
 ==========  =====================================================================================
@@ -32,7 +33,8 @@ from gem.rollout.episode import (
     read_jsonl,
     write_jsonl,
 )
-from gem.rollout.recorder import append_episode, read_episodes
+from gem.rollout.metrics import mean_metrics
+from gem.rollout.recorder import Run, append_episode, begin_run, current_run, read_episodes
 from gem.rollout.rendering import ChatRenderer, RenderDifference, render_differences
 from gem.rollout.replay import replay
 from gem.rollout.returns import check_gamma, discounted_returns, gae, group_advantages, rebn, spread_over_tokens
@@ -52,16 +54,20 @@ __all__ = [
     "RenderDifference",
     "Request",
     "Response",
+    "Run",
     "SteppedEpisode",
     "TokenSequence",
     "Transition",
     "Turn",
     "append_episode",
+    "begin_run",
     "check_gamma",
     "check_on_error",
+    "current_run",
     "discounted_returns",
     "gae",
     "group_advantages",
+    "mean_metrics",
     "read_episodes",
     "read_jsonl",
     "rebn",

@@ -291,6 +291,8 @@ class Episode:
                 if "bridge_ids" in row:
                     row["prompt_ids"] = turns[-1].prompt_ids + turns[-1].response_ids + row.pop("bridge_ids")
                 turns.append(Turn(**row))
+            for name in ("run", "step"):  # which the recorder adds to a line
+                data.pop(name, None)
             return cls(**{**data, "task": Task(**data["task"]), "turns": turns})
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError(f"not an episode ({type(error).__name__}: {error}): {line[:80]!r}") from None

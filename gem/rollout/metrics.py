@@ -1,0 +1,51 @@
+"""Metrics of a batch of episodes, under the names that all adapters log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from gem.rollout.episode import Episode
+
+FAILURES = ("aborted", "environment_errors", "overlong", "retries", "left_out")
+"""Metrics that are means over all episodes. All others are means over the valid ones: they show what the model does."""
+
+OF_EACH_ENV = ("return", "success", "turns", "environment_errors")
+"""Metrics that a batch of several environment ids has for each of them too."""
+
+
+def mean_metrics(episodes: Iterable[Episode]) -> dict[str, float]:
+    """Return the means of :meth:`gem.rollout.Episode.metrics` over a batch.
+
+    The shares of episodes that failed (:data:`FAILURES`) are of all episodes. Everything else is a mean over the valid
+    ones, since a failure that is not the model's changes neither its return nor its success rate; without any valid
+    episode, those metrics are missing. A batch with several environment ids has some of them (:data:`OF_EACH_ENV`) for
+    each id as well, as ``<name>/<env_id>``.
+
+    >>> from gem.tasks import Task
+    >>> failed = Episode(Task("game:Hangman-v0", 1), truncation="error")
+    >>> metrics = mean_metrics([Episode(Task("game:Wordle-v0", 0)), Episode(Task("game:Hangman-v0", 0)), failed])
+    >>> for name in sorted(metrics):
+    ...     if name.startswith("environment_errors"):
+    ...         print(name, round(metrics[name], 2))
+    environment_errors 0.33
+    environment_errors/game:Hangman-v0 0.5
+    environment_errors/game:Wordle-v0 0.0
+
+    Args:
+        episodes: of one step, or of one validation.
+    """
+    episodes = list(episodes)
+    metrics = _means(episodes)
+    ids = sorted({episode.task.env_id for episode in episodes})
+    if len(ids) > 1:
+        for env_id in ids:
+            means = _means([episode for episode in episodes if episode.task.env_id == env_id])
+            metrics |= {f"{name}/{env_id}": means[name] for name in OF_EACH_ENV if name in means}
+    return metrics
+
+
+def _means(episodes: Sequence[Episode]) -> dict[str, float]:
+    rows = [(episode.valid, episode.metrics()) for episode in episodes]
+    names = rows[0][1] if rows else ()
+    values = {name: [row[name] for valid, row in rows if valid or name in FAILURES] for name in names}
+    return {name: sum(some) / len(some) for name, some in values.items() if some}
