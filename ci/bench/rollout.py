@@ -33,6 +33,7 @@ from gem.core import Env, Info, StepResult
 from gem.embedded.crowd import LESSONS, conversations
 from gem.embedded.tokenizer import train_tokenizer
 from gem.rollout import ChatRenderer, Engine, Limits, Response, run_episodes
+from gem.rollout.answers import Answer
 from gem.tasks import Task, make_tasks
 
 ENV = "game:GuessTheNumber-v1-easy"
@@ -78,13 +79,15 @@ class Constant(ChatRenderer):
         """Return 40 ids."""
         return list(self._first)
 
-    def bridge(self, response_ids: list[int], observation: str, role: str = "user") -> list[int]:
+    def bridge(
+        self, response_ids: Sequence[int], observation: str, role: str = "user", first: str | None = None
+    ) -> list[int]:
         """Return 12 ids."""
         return self._bridge
 
-    def decode(self, ids: list[int]) -> str:
+    def parse(self, ids: Sequence[int], prompt_ids: Sequence[int]) -> Answer:
         """Return no text."""
-        return ""
+        return Answer("")
 
 
 def bare(episodes: int, turns: int) -> None:
@@ -110,7 +113,7 @@ def parts(episodes: int, turns: int) -> None:
         env = Counter(turns)
         renderer.first(env.reset()[0])
         for _ in range(turns):
-            observation, *_ = env.step(renderer.decode(ANSWER))
+            observation, *_ = env.step(renderer.parse(ANSWER, ()).action)
             renderer.bridge(ANSWER, observation)
 
 

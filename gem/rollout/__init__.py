@@ -9,6 +9,7 @@ episode     what was played: :class:`Turn`, :class:`Episode`, its two views, JSO
 rendering   observations to ids: :class:`ChatRenderer`, and what a template would do differently
 engine      where tokens come from: :class:`Engine`
 driver      :func:`run_episode`, :func:`run_episodes` and :class:`Player`, limits and errors
+checks      :func:`check_tasks`, :func:`drop_overlong`: before training
 batching    :class:`GatheringEngine`, :class:`BatchedRollout`: generating a batch at a time
 stepped     :class:`SteppedEpisode`: an episode whose turns somebody else asks for
 returns     reference implementations of returns, ReBN, GAE and group advantages
@@ -20,7 +21,8 @@ diff, atif  where episodes part; episodes in an interchange format
 """
 
 from gem.rollout.batching import BatchedRollout, GatheringEngine, Request
-from gem.rollout.driver import ContextTooSmall, Limits, Player, run_episode, run_episodes, run_turns, shared_player
+from gem.rollout.checks import ContextTooSmall, check_tasks, drop_overlong
+from gem.rollout.driver import Limits, Player, run_episode, run_episodes, run_turns, shared_player
 from gem.rollout.engine import Engine, Response
 from gem.rollout.episode import (
     INVALID,
@@ -63,8 +65,10 @@ __all__ = [
     "begin_run",
     "check_gamma",
     "check_on_error",
+    "check_tasks",
     "current_run",
     "discounted_returns",
+    "drop_overlong",
     "gae",
     "group_advantages",
     "mean_metrics",

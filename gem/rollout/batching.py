@@ -86,7 +86,7 @@ class BatchedRollout:
         """Wait until every running episode waits for tokens, and return the requests; [] once all have ended.
 
         Raises:
-            ContextTooSmall, ValueError, TypeError, ImportError: see :func:`gem.rollout.run_episodes`.
+            ValueError, TypeError, ImportError: see :func:`gem.rollout.run_episodes`.
         """
         if self._episodes.done():
             self._episodes.result()

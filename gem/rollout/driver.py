@@ -1,9 +1,13 @@
 """The driver: plays tasks against an engine, any number at once, in one event loop.
 
 What an environment does stays in its own episode: one that raises, hangs past its deadline or returns
-nonsense ends that episode (``truncation="error"``), and the others do not notice. What is wrong with the
-*set-up* (an unknown id, an argument, a context too small for the task) raises, since every episode would
-end so.
+nonsense ends that episode (``truncation="error"``), and the others do not notice. If nothing had been
+sampled yet, the episode is first begun again, up to ``Limits.retries`` times, in a new environment. A first
+observation that does not fit into the context ends its episode as well (``"overlong"``), and so does an
+engine that gives up (``"abort"``). Such episodes are not valid (:attr:`Episode.valid`), and adapters leave
+them out of what is learned.
+
+What is wrong with the *set-up* (an unknown id, a wrong argument) raises, since every episode would end so.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import anyio.to_thread
 from gem.core import Env, Info, StepResult, observation_text
 from gem.envs.registration import ENV_REGISTRY, EnvSpec
 from gem.rollout.engine import Engine
-from gem.rollout.episode import Episode, Turn, plain_json
+from gem.rollout.episode import Episode, OnError, Turn, plain_json
 from gem.rollout.rendering import ChatRenderer
 from gem.sandbox import SandboxUnavailable
 from gem.tasks import Task
@@ -45,21 +49,6 @@ MAX_ELSEWHERE = 4096
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
-class ContextTooSmall(ValueError):
-    """The first observation of a task leaves no room for an answer.
-
-    Attributes:
-        prompt_length: tokens of the first prompt.
-    """
-
-    def __init__(self, task: Task, prompt_length: int, limits: Limits) -> None:
-        super().__init__(
-            f"the first observation of {task.env_id} (seed {task.seed}) takes {prompt_length} tokens, and the context "
-            f"holds {limits.max_context}. Allow a longer context, or choose an environment with shorter instructions."
-        )
-        self.prompt_length = prompt_length
-
-
 @dataclass(frozen=True)
 class Limits:
     """What ends an episode from outside.
@@ -72,6 +61,7 @@ class Limits:
         step_timeout: seconds that a ``reset`` or a ``step`` of a blocking environment, or of one with coroutines of
             its own, may take; None for no limit.
         max_threads: blocking environments that may be stepped at the same time.
+        retries: how often an episode is begun again whose environment fails before the first token is sampled.
     """
 
     max_turns: int | None = None
@@ -80,10 +70,13 @@ class Limits:
     max_completion: int | None = None
     step_timeout: float | None = None
     max_threads: int = 64
+    retries: int = 2
 
     def __post_init__(self) -> None:
+        if self.retries < 0:
+            raise ValueError(f"Limits.retries must not be negative, got {self.retries}")
         for name, value in vars(self).items():
-            if value is not None and value <= 0:
+            if value is not None and value <= 0 and name != "retries":
                 raise ValueError(f"Limits.{name} must be positive, got {value}")
 
     def room(self, prompt_length: int, completion_length: int = 0) -> int:
@@ -131,7 +124,6 @@ async def run_episodes(
         An episode a task, in the order of the tasks.
 
     Raises:
-        ContextTooSmall: a task's first observation does not fit.
         ValueError, TypeError, ImportError: a task names an environment or arguments that do not exist.
     """
     player = Player(renderer, limits, make_env)
@@ -160,31 +152,38 @@ async def run_episodes(
 
 
 async def run_turns(
-    tasks: Iterator[Task], min_turns: int, engine: Engine, player: Player, max_concurrent: int
+    tasks: Iterator[Task],
+    min_turns: int,
+    engine: Engine,
+    player: Player,
+    max_concurrent: int,
+    on_error: OnError = "mask",
 ) -> list[Episode]:
     """Play tasks until their episodes have a number of turns, for trainers that learn from turns.
 
-    Every episode that was begun is played to its end, so that the short ones are not preferred.
+    Every episode that was begun is played to its end, so that the short ones are not preferred. At most
+    ``2 * min_turns`` are begun: an environment that always fails would have no end.
 
     Args:
         tasks: what to play, as many as are needed; not all may be taken.
-        min_turns: turns of all episodes together, at least, unless the tasks come to an end.
+        min_turns: turns of all episodes together, at least, unless the tasks come to an end, or too many fail.
         engine: samples the answers.
         player: plays the episodes; it is closed.
         max_concurrent: episodes played at the same time.
+        on_error: with ``"mask"``, turns of invalid episodes are returned, and not counted.
 
     Returns:
         The episodes, in the order of the tasks.
 
     Raises:
-        ContextTooSmall, ValueError, TypeError, ImportError: see :func:`run_episodes`.
+        ValueError, TypeError, ImportError: see :func:`run_episodes`.
     """
     jobs: list[asyncio.Task[Episode]] = []
     running: set[asyncio.Task[Episode]] = set()
     turns = 0
     try:
         while True:
-            while len(running) < max_concurrent and turns + len(running) < min_turns:
+            while len(running) < max_concurrent and turns + len(running) < min_turns and len(jobs) < 2 * min_turns:
                 task = next(tasks, None)
                 if task is None:
                     break
@@ -193,7 +192,8 @@ async def run_turns(
             if not running:
                 return [job.result() for job in jobs]
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            turns += sum(len(job.result().turns) for job in done)
+            ended = [job.result() for job in done]
+            turns += sum(len(episode.turns) for episode in ended if episode.valid or on_error == "keep")
     finally:
         for job in running:
             job.cancel()
@@ -203,6 +203,18 @@ async def run_turns(
 
 class EnvironmentFailed(Exception):
     """An environment raised, hung or answered nonsense; ends its episode."""
+
+
+_Ask = Callable[[list[int], int], Awaitable[Turn]]
+"""Has at most so many tokens sampled after a prompt."""
+
+
+def overlong(task: Task, prompt_length: int, limits: Limits) -> str:
+    """Return what to say of a task whose first prompt leaves no room for an answer."""
+    return (
+        f"the first observation of {task.env_id} (seed {task.seed}) takes {prompt_length} tokens, and the context "
+        f"holds {limits.max_context}. Allow a longer context, or choose an environment with shorter instructions."
+    )
 
 
 class Player:
@@ -236,6 +248,19 @@ class Player:
             else:
                 places.close()
 
+    async def build(self, task: Task) -> None:
+        """Build a task's environment and close it, to see what is wrong with the set-up. One that fails is logged.
+
+        Raises:
+            ValueError, TypeError, ImportError: see :func:`run_episodes`.
+        """
+        try:
+            _, close = await self._make(task)
+        except EnvironmentFailed as failure:
+            logger.warning("environment error in %s: %s", task, failure)
+        else:
+            await close()
+
     async def play(self, task: Task, engine: Engine, number: int = 0, episode: Episode | None = None) -> Episode:
         """Play a task.
 
@@ -246,37 +271,62 @@ class Player:
             episode: of this task, without turns; it is filled, for those who look at it meanwhile.
 
         Raises:
-            ContextTooSmall, ValueError, TypeError, ImportError: see :func:`run_episodes`.
+            ValueError, TypeError, ImportError: see :func:`run_episodes`.
         """
         episode = Episode(task) if episode is None else episode
         episode.started = time.time()
         ask = partial(self._answer, episode, engine, number)
-        close: Callable[[], Awaitable[None]] | None = None
         try:
-            env, close = await self._make(task)
-            reset = partial(_method(env, "reset"), seed=task.reset_seed)
-            episode.first_observation = observation = await self._call(env, reset, _checked_reset)
-            await self._play_turns(ask, episode, env, observation)
-        except EnvironmentFailed as failure:
-            episode.truncation, episode.error = "error", str(failure)
-            logger.warning("environment error in %s: %s", task, failure)
-            if not episode.turns:
-                await ask(self.renderer.first(episode.first_observation), max_new_tokens=1)
+            await self._attempts(ask, episode)
+            if episode.truncation in ("error", "overlong") and not episode.turns:
+                await self._ask_for_one_token(ask)
         finally:
             episode.ended = time.time()
-            if close is not None:
-                await close()
         return episode
 
-    async def _play_turns(self, ask: Callable[..., Awaitable[Turn]], episode: Episode, env: Env, text: str) -> None:
-        prompt_ids = await self._first_prompt(env, text)
+    async def _attempts(self, ask: _Ask, episode: Episode) -> None:
+        """Play an episode; begin again while its environment fails before the first token is sampled."""
+        while True:
+            try:
+                return await self._attempt(ask, episode)
+            except EnvironmentFailed as failure:
+                logger.warning("environment error in %s: %s", episode.task, failure)
+                if episode.turns or episode.retries == self.limits.retries:
+                    episode.truncation, episode.error = "error", str(failure)
+                    return
+            episode.retries += 1
+            logger.warning("beginning %s again (%d of %d)", episode.task, episode.retries, self.limits.retries)
+
+    async def _attempt(self, ask: _Ask, episode: Episode) -> None:
+        """Play an episode in a new environment.
+
+        Raises:
+            EnvironmentFailed: the environment failed.
+        """
+        env, close = await self._make(episode.task)
+        try:
+            reset = partial(_method(env, "reset"), seed=episode.task.reset_seed)
+            episode.first_observation = await self._call(env, reset, _checked_reset)
+            await self._play_turns(ask, episode, env)
+        finally:
+            await close()
+
+    async def _ask_for_one_token(self, ask: _Ask) -> None:
+        """Have a token sampled on an empty message: most trainers need a row an episode, if only to leave it out."""
+        prompt_ids = self.renderer.first("")
+        if self.limits.room(len(prompt_ids)) > 0:
+            await ask(prompt_ids, 1)
+
+    async def _play_turns(self, ask: _Ask, episode: Episode, env: Any) -> None:
+        prompt_ids = await self._first_prompt(env, episode.first_observation)
         before = len(prompt_ids)  # tokens that are not completion
         while True:
             room = self.limits.room(len(prompt_ids), len(prompt_ids) - before)
             if room < 1:
+                episode.truncation = "context" if episode.turns else "overlong"
                 if not episode.turns:
-                    raise ContextTooSmall(episode.task, len(prompt_ids), self.limits)
-                episode.truncation = "context"
+                    episode.error = overlong(episode.task, len(prompt_ids), self.limits)
+                    logger.warning("%s", episode.error)
                 return
             turn = await ask(prompt_ids, room)
             if turn.finish_reason == "abort":
@@ -292,7 +342,8 @@ class Player:
                 return
             if env.observation_form == "message":
                 role = self.renderer.role_of(turn.info)
-                bridge = await _rendered(partial(self.renderer.bridge, turn.response_ids, role=role), text)
+                bridge_to = partial(self.renderer.bridge, turn.response_ids, role=role, first=episode.first_observation)
+                bridge = await _rendered(bridge_to, text)
                 prompt_ids = prompt_ids + turn.response_ids + bridge
             else:
                 prompt_ids = await self._first_prompt(env, text)
@@ -305,12 +356,13 @@ class Player:
         ids = [int(token) for token in token_ids]
         if logprobs is not None and len(logprobs) != len(ids):
             raise RuntimeError(f"{type(engine).__name__} gave {len(logprobs)} logprobs for {len(ids)} tokens")
-        if not ids and finish_reason != "abort":
-            raise RuntimeError(f"{type(engine).__name__} sampled no token, and did not abort")
+        if not ids:  # whatever the reason, there is nothing to give to the environment, or to learn from
+            finish_reason = "abort"
         if len(ids) > max_new_tokens:  # a batch is generated with the limit of one for all
             ids, finish_reason = ids[:max_new_tokens], "length"
         logprobs = None if logprobs is None else list(logprobs)[: len(ids)]
-        turn = Turn(prompt_ids, ids, logprobs, finish_reason, self.renderer.decode(ids))
+        answer = self.renderer.parse(ids, prompt_ids)
+        turn = Turn(prompt_ids, ids, logprobs, finish_reason, answer.action, full_text=answer.full_text)
         if ids:
             episode.turns.append(turn)
         return turn

@@ -44,14 +44,15 @@ class SteppedEpisode:
         """Reset the environment, and return the first request.
 
         Raises:
-            ContextTooSmall, ValueError, TypeError, ImportError: see :func:`gem.rollout.run_episodes`.
+            ValueError, TypeError, ImportError: see :func:`gem.rollout.run_episodes`.
+            RuntimeError: the context does not hold an empty message.
         """
         play = self._player.play(self.episode.task, self._door, episode=self.episode)
         self._job = asyncio.ensure_future(play)
         self._job.add_done_callback(lambda _: self._door.requests.put_nowait(None))
         request = await self._next()
         if request is None:
-            raise RuntimeError(f"the episode {self.episode.task} ended before a token was asked for")
+            raise RuntimeError(f"the episode ended before a token was asked for: {self.episode.error}")
         return request
 
     async def answer(self, response: Response) -> Request | None:

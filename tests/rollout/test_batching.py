@@ -10,7 +10,6 @@ from gem.core import Env
 from gem.rollout import (
     BatchedRollout,
     ChatRenderer,
-    ContextTooSmall,
     GatheringEngine,
     Limits,
     Response,
@@ -97,11 +96,15 @@ def test_no_tasks_make_no_batch(renderer):
 
 
 def test_what_the_driver_raises_reaches_the_caller(renderer):
-    with pytest.raises(ContextTooSmall), BatchedRollout(TASKS, renderer, Limits(max_context=5)) as rollout:
-        rollout.next_batch()
     unknown = [Task("game:Nothing", 0)]
     with pytest.raises(ValueError, match="no environment 'game:Nothing'"), BatchedRollout(unknown, renderer) as rollout:
         rollout.next_batch()
+
+
+def test_episodes_that_cannot_begin_hold_up_no_batch(renderer, guess_one):
+    with BatchedRollout(TASKS, renderer, Limits(max_context=5)) as rollout:
+        assert rollout.next_batch() == []
+    assert {(e.truncation, len(e.turns)) for e in rollout.episodes} == {("overlong", 0)}
 
 
 def test_a_generate_function_that_raises_ends_the_rollout_and_leaves_no_thread(renderer):

@@ -5,6 +5,7 @@ import contextlib
 import json
 import threading
 import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ import pytest
 from gem.core import Env, EnvWrapper
 from gem.rollout import (
     ChatRenderer,
-    ContextTooSmall,
     Engine,
     Limits,
     Player,
@@ -148,9 +148,29 @@ def test_an_episode_stops_before_its_context_overflows(tokenizer, renderer):
         assert episode.truncation == "context"
 
 
-def test_a_context_too_small_for_the_first_observation_is_an_error_that_says_so(tokenizer, renderer):
-    with pytest.raises(ContextTooSmall, match=r"first observation of game:Guess.* the context holds 20"):
-        play(TASK, [say(tokenizer, "x")], renderer, Limits(max_context=20))
+def test_a_first_observation_that_does_not_fit_ends_its_own_episode_only(tokenizer, renderer):
+    class Wordy(Plain):
+        def reset(self, seed=None):
+            super().reset(seed)
+            return "word " * (50 * seed), {}
+
+    engine = ScriptedEngine([say(tokenizer, "hello there")])
+    limits = Limits(max_context=60, max_turns=2)
+    tasks = make_tasks(EASY, [0, 1])
+    well, overlong = asyncio.run(run_episodes(tasks, engine, renderer, limits, lambda task: Wordy()))
+    assert (well.truncation, len(well.turns), well.valid) == ("turns", 2, True)
+    assert (overlong.truncation, overlong.valid) == ("overlong", False)
+    assert "the first observation of game:GuessTheNumber-v1-easy (seed 1) takes " in overlong.error
+    assert "the context holds 60" in overlong.error
+    assert overlong.first_observation == "word " * 50
+    assert engine.prompts[1] == [renderer.first("")]  # a token is sampled for a row, of what fits
+    assert overlong.as_sequence().mask.tolist() == [1]
+
+
+def test_nothing_is_sampled_in_a_context_that_does_not_hold_an_empty_message(tokenizer, renderer):
+    engine = ScriptedEngine([say(tokenizer, "x")])
+    episode = play(TASK, engine, renderer, Limits(max_context=3))
+    assert (episode.truncation, episode.turns, engine.prompts) == ("overlong", [], {})
 
 
 def test_a_completion_never_grows_over_its_limit(tokenizer, renderer):
@@ -231,9 +251,13 @@ def test_an_engine_that_ignores_the_limit_is_held_to_it(renderer):
     assert (turn.response_ids, turn.logprobs, turn.finish_reason) == ([5] * 4, [-1.0] * 4, "length")
 
 
-def test_an_engine_that_samples_nothing_is_refused(renderer):
-    with pytest.raises(RuntimeError, match="ScriptedEngine sampled no token"):
-        play(TASK, [[]], renderer)
+@pytest.mark.parametrize("reason", ["stop", "length", "abort"])
+def test_an_empty_generation_aborts_the_episode(tokenizer, renderer, reason):
+    script = [say(tokenizer, "\\boxed{1}"), Response([], None, reason)]
+    episode = play(TASK, script, renderer)
+    assert (episode.truncation, len(episode.turns), episode.valid) == ("abort", 1, False)
+    episode = play(TASK, script[1:], renderer)
+    assert (episode.truncation, episode.turns) == ("abort", [])
 
 
 def fail(env, action):
@@ -492,26 +516,99 @@ def test_blocking_environments_are_stepped_side_by_side_while_the_event_loop_run
     assert [e.truncation for e in asyncio.run(main())] == ["turns"] * 8
 
 
-def test_a_blocking_environment_that_fails_is_not_made_again(tokenizer, renderer):
+class Flaky(Plain):
+    """Fails as often as it is told, in its constructor or in reset."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, failures, where="reset", blocking=False, **options):
+        super().__init__(blocking=blocking, **options)
+        self.fails = len(Flaky.made) < failures
+        self.where = where
+        Flaky.made.append(self)
+        if self.fails and where == "constructor":
+            raise OSError("no display")
+
+    def reset(self, seed=None):
+        if self.fails:
+            raise OSError("no display")
+        return super().reset(seed)
+
+
+@pytest.fixture
+def flaky():
+    Flaky.made = []
+    return Flaky
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+@pytest.mark.parametrize("where", ["reset", "constructor"])
+@pytest.mark.parametrize("retries", [0, 1, 2])
+@pytest.mark.parametrize("failures", [0, 1, 2, 9])
+def test_an_environment_that_fails_before_the_first_token_is_begun_again(
+    tokenizer, renderer, flaky, failures, retries, where, blocking, caplog
+):
+    engine = ScriptedEngine([say(tokenizer, "hi")])
+    task = Task("test:NotRegistered-v0", 0)
+    limits = Limits(max_turns=2, retries=retries)
+    episode = play(task, engine, renderer, limits, make_env=lambda task: flaky(failures, where, blocking))
+    assert episode.retries == min(failures, retries) == caplog.text.count("beginning ")
+    assert len(flaky.made) == episode.retries + 1
+    if failures <= retries:
+        assert (episode.truncation, len(episode.turns), episode.error) == ("turns", 2, None)
+        assert len(engine.prompts[0]) == 2
+    else:
+        assert (episode.truncation, episode.error) == ("error", "OSError: no display")
+        assert engine.prompts[0] == [renderer.first("")]
+    if where == "reset":
+        assert [env.closed for env in flaky.made] == [1] * len(flaky.made)
+
+
+def test_an_environment_that_fails_later_is_not_begun_again(tokenizer, renderer, flaky):
+    episode = play(TASK, [say(tokenizer, "x")], renderer, make_env=lambda task: flaky(0, on_step=fail))
+    assert (episode.truncation, len(episode.turns), episode.retries, len(flaky.made)) == ("error", 2, 0, 1)
+
+
+def test_what_is_wrong_with_the_set_up_is_not_tried_again(tokenizer, renderer):
     made = []
 
     def make_env(task):
-        raises = {1: {"on_step": fail}, 2: {"on_reset": lambda env: 1 / 0}}
-        made.append(Plain(**raises.get(task.seed, {}), blocking=True))
-        if task.seed == 3:
-            raise SystemExit(3)
-        return made[-1]
+        made.append(task)
+        raise ValueError("no such level")
 
-    engine = ScriptedEngine([say(tokenizer, "x")])
-    tasks = [Task("test:NotRegistered-v0", seed) for seed in range(4)]  # and so made in threads, too
-    episodes = asyncio.run(run_episodes(tasks, engine, renderer, make_env=make_env))
-    assert [episode.truncation for episode in episodes] == ["turns", "error", "error", "error"]
-    assert [episode.error for episode in episodes[2:]] == [
-        "ZeroDivisionError: division by zero",
-        "RuntimeError: SystemExit: 3",
-    ]
-    assert len(made) == 4
-    assert sorted(env.closed for env in made) == [0, 1, 1, 1]  # none for the one that was not built
+    with pytest.raises(ValueError, match="no such level"):
+        play(TASK, [say(tokenizer, "x")], renderer, make_env=make_env)
+    assert len(made) == 1
+
+
+def test_the_limit_of_retries_may_be_zero_and_not_less():
+    assert Limits(retries=0).retries == 0
+    with pytest.raises(ValueError, match=r"Limits.retries must not be negative, got -1"):
+        Limits(retries=-1)
+
+
+def test_thoughts_are_not_given_to_the_environment_and_stay_on_the_turn(tokenizer, renderer):
+    given = []
+    env = Plain(lambda env, action: given.append(action))
+    said = "<think>five? six?</think>\n\n\\boxed{7}"
+    (turn,) = play(TASK, [say(tokenizer, said)], renderer, Limits(1), make_env=lambda task: env).turns
+    assert given == [turn.action] == ["\\boxed{7}"]
+    assert turn.full_text.startswith(said)
+    assert turn.response_ids == say(tokenizer, said).token_ids
+    (turn,) = play(TASK, [say(tokenizer, "\\boxed{7}")], renderer, Limits(1)).turns
+    assert (turn.action, turn.full_text) == ("\\boxed{7}", None)
+
+
+def test_the_renderer_sees_the_first_observation_at_every_bridge(tokenizer):
+    seen = []
+
+    class Watched(ChatRenderer):
+        def bridge(self, response_ids, observation, role="user", first=None):
+            seen.append((observation, first))
+            return super().bridge(response_ids, observation, role, first)
+
+    play(TASK, [say(tokenizer, "x")], Watched(tokenizer), Limits(3), make_env=lambda task: Plain())
+    assert seen == [("turn 1", "begin"), ("turn 2", "begin")]
 
 
 def test_every_environment_is_closed_once_whatever_happened(tokenizer, renderer):
@@ -743,10 +840,10 @@ def test_episodes_played_one_at_a_time_share_the_threads_of_their_player(tokeniz
     assert most == 2
 
 
-def play_turns(tokenizer, renderer, tasks, wanted, width, make_env):
+def play_turns(tokenizer, renderer, tasks, wanted, width, make_env, **options):
     engine = ScriptedEngine([say(tokenizer, "x")])
     player = Player(renderer, Limits(), make_env)
-    return asyncio.run(run_turns(iter(tasks), wanted, engine, player, width))
+    return asyncio.run(run_turns(iter(tasks), wanted, engine, player, width, **options))
 
 
 class OfLength(Plain):
@@ -777,6 +874,21 @@ def test_when_the_tasks_come_to_an_end_so_does_the_play(tokenizer, renderer):
     episodes = play_turns(tokenizer, renderer, [Task(EASY, 2)] * 3, 100, 2, lambda task: OfLength())
     assert [len(episode.turns) for episode in episodes] == [2, 2, 2]
     assert play_turns(tokenizer, renderer, [], 100, 2, lambda task: OfLength()) == []
+
+
+@pytest.mark.parametrize(("on_error", "count"), [("mask", 6), ("keep", 4)])
+def test_turns_of_invalid_episodes_do_not_count_unless_they_are_kept(tokenizer, renderer, on_error, count):
+    def make_env(task):
+        return Plain(fail) if task.seed == 1 else OfLength()
+
+    tasks = [Task(EASY, seed) for seed in (2, 1, 2, 1, 2, 2, 2, 2)]  # an episode that fails has two turns as well
+    episodes = play_turns(tokenizer, renderer, tasks, 8, 1, make_env, on_error=on_error)
+    assert [episode.task.seed for episode in episodes] == [2, 1, 2, 1, 2, 2][:count]
+
+
+def test_an_environment_that_always_fails_comes_to_an_end(tokenizer, renderer):
+    episodes = play_turns(tokenizer, renderer, [Task(EASY, 2)] * 99, 8, 3, lambda task: Plain(fail))
+    assert [episode.truncation for episode in episodes] == ["error"] * 16
 
 
 def test_a_task_that_cannot_be_played_ends_the_others(tokenizer, renderer):

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from gem.rollout import ChatRenderer, ContextTooSmall, Limits, Player, Response, SteppedEpisode, run_episode
+from gem.rollout import ChatRenderer, Limits, Player, Response, SteppedEpisode, run_episode
 from gem.tasks import Task
 from gem.testing import ScriptedEngine
 from gem.testing.scenarios import SCENE, scenarios
@@ -58,10 +58,20 @@ def test_an_environment_that_fails_ends_its_episode(tokenizer):
 
 
 def test_what_is_wrong_with_the_set_up_is_raised(tokenizer):
-    with pytest.raises(ContextTooSmall):
-        step_through(Player(ChatRenderer(tokenizer), Limits(max_context=3)), talking(), [])
     with pytest.raises(ValueError, match="NoSuch"):
         step_through(Player(ChatRenderer(tokenizer)), Task("game:NoSuch-v0", 0), [])
+
+
+def test_an_overlong_observation_asks_for_one_token_on_an_empty_message(tokenizer):
+    renderer = ChatRenderer(tokenizer)
+    limits = Limits(max_context=len(renderer.first("")) + 1)
+    episode, asked = step_through(Player(renderer, limits), talking(), answers(tokenizer, "one"))
+    assert (episode.truncation, asked) == ("overlong", [renderer.first("")])
+
+
+def test_an_episode_in_a_context_for_nothing_is_an_error_that_gives_the_reason(tokenizer):
+    with pytest.raises(RuntimeError, match="ended before a token was asked for: the first observation of"):
+        step_through(Player(ChatRenderer(tokenizer), Limits(max_context=3)), talking(), [])
 
 
 class Slow(Talk):

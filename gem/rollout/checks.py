@@ -1,0 +1,152 @@
+"""Before training: can these tasks be built and begun, and do their first prompts fit?
+
+A wrong id or argument among good ones, or a prompt that is too long, would otherwise show in the middle of a run.
+Nothing is asked of the model.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from anyio.from_thread import start_blocking_portal
+
+from gem.core import Env
+from gem.rollout.driver import Limits, Player, overlong, run_episodes
+from gem.rollout.engine import Engine, Response
+from gem.rollout.rendering import ChatRenderer
+from gem.tasks import Task
+
+logger = logging.getLogger("gem.rollout")
+T = TypeVar("T")
+
+
+class ContextTooSmall(ValueError):
+    """No first observation of an environment leaves room for an answer.
+
+    Args:
+        task: that with the longest prompt.
+        prompt_length: tokens of its first prompt.
+        limits: what it does not fit into.
+    """
+
+    def __init__(self, task: Task, prompt_length: int, limits: Limits) -> None:
+        super().__init__(task, prompt_length, limits)  # with which it is pickled
+        self.task, self.prompt_length, self.limits = task, prompt_length, limits
+
+    def __str__(self) -> str:
+        return overlong(self.task, self.prompt_length, self.limits)
+
+
+def check_tasks(
+    tasks: Sequence[Task],
+    renderer: ChatRenderer,
+    limits: Limits | None = None,
+    make_env: Callable[[Task], Env] = Task.make,
+    begin: int = 64,
+) -> None:
+    """Try out tasks before training; every adapter does so once.
+
+    The environment of every distinct id and arguments is built. Some tasks are begun, and their first prompts measured.
+    Environments that fail are logged: they may be well again when training begins.
+
+    Args:
+        tasks: of the whole training.
+        renderer: turns observations into ids.
+        limits: those of the training.
+        make_env: builds a task's environment.
+        begin: tasks to begin at most, spread evenly over the ids and arguments.
+
+    Raises:
+        ContextTooSmall: of an environment id, no task that was begun fits.
+        ValueError, TypeError, ImportError: see :func:`gem.rollout.run_episodes`.
+    """
+    limits = limits or Limits()
+    setups: dict[str, list[Task]] = {}
+    for task in tasks:
+        setups.setdefault(json.dumps([task.env_id, task.env_kwargs], sort_keys=True), []).append(task)
+    some = dict(_spread(list(setups.items()), begin))
+    to_begin = [task for setup in some.values() for task in _spread(setup, max(1, begin // len(setups)))]
+    to_build = [setup[0] for name, setup in setups.items() if name not in some]
+    with start_blocking_portal() as portal:  # an event loop of its own: the caller may be in another one
+        portal.call(_build, to_build, Player(renderer, limits, make_env))
+        lengths = portal.call(_prompt_lengths, to_begin, renderer, limits, make_env)
+    measured = [(task, length) for task, length in zip(to_begin, lengths, strict=True) if length is not None]
+    too_long = [(task, length) for task, length in measured if limits.room(length) < 1]
+    fitting = {task.env_id for task, length in measured if limits.room(length) >= 1}
+    for task, length in sorted(too_long, key=lambda pair: -pair[1]):
+        if task.env_id not in fitting:
+            raise ContextTooSmall(task, length, limits)
+    if too_long:
+        logger.warning(
+            "%d of %d tasks that were begun are too long for the context of %d tokens, and will not be learned from: "
+            "gem.rollout.drop_overlong leaves such tasks out",
+            *(len(too_long), len(measured), limits.max_context),
+        )
+
+
+def drop_overlong(
+    tasks: Sequence[Task],
+    renderer: ChatRenderer,
+    limits: Limits,
+    make_env: Callable[[Task], Env] = Task.make,
+) -> list[Task]:
+    """Begin all tasks, and return those whose first prompt leaves room for an answer; print how many do not.
+
+    Tasks whose environment fails are kept, since nobody knows.
+
+    Args:
+        tasks: of the training.
+        renderer: turns observations into ids.
+        limits: those of the training.
+        make_env: builds a task's environment.
+
+    Raises:
+        ContextTooSmall: no task fits.
+        ValueError, TypeError, ImportError: see :func:`gem.rollout.run_episodes`.
+    """
+    with start_blocking_portal() as portal:
+        lengths = portal.call(_prompt_lengths, tasks, renderer, limits, make_env)
+    too_long = {i: length for i, length in enumerate(lengths) if length is not None and limits.room(length) < 1}
+    print(f"{len(too_long)} of {len(tasks)} tasks dropped: their first observation does not fit into the context")
+    if len(too_long) == len(tasks) > 0:
+        longest = max(too_long, key=too_long.__getitem__)
+        raise ContextTooSmall(tasks[longest], too_long[longest], limits)
+    return [task for i, task in enumerate(tasks) if i not in too_long]
+
+
+def _spread(items: Sequence[T], count: int) -> Sequence[T]:
+    """Return at most so many of the items, evenly spread."""
+    return items[:: max(1, -(-len(items) // count))]
+
+
+async def _build(tasks: Sequence[Task], player: Player) -> None:
+    try:
+        for task in tasks:
+            await player.build(task)
+    finally:
+        await player.aclose()
+
+
+async def _prompt_lengths(
+    tasks: Sequence[Task], renderer: ChatRenderer, limits: Limits, make_env: Callable[[Task], Env]
+) -> list[int | None]:
+    """Begin tasks; return the tokens of each one's first prompt, or None if its environment failed."""
+    engine = _NoEngine()
+    limits = replace(limits, max_context=None, retries=0)
+    episodes = await run_episodes(tasks, engine, renderer, limits, make_env, max_concurrent=limits.max_threads)
+    return [None if e.truncation == "error" else engine.prompt_lengths[i] for i, e in enumerate(episodes)]
+
+
+class _NoEngine(Engine):
+    """Takes note of the prompts, and samples nothing."""
+
+    def __init__(self) -> None:
+        self.prompt_lengths: dict[int, int] = {}
+
+    async def generate(self, prompt_ids: Sequence[int], max_new_tokens: int, *, episode: int = 0) -> Response:
+        self.prompt_lengths[episode] = len(prompt_ids)
+        return Response([], None, "abort")
