@@ -140,6 +140,7 @@ class Places:
             raise ValueError(f"places are in threads or processes, not {backend!r}")
         self._loop = asyncio.get_running_loop()
         self._told = False
+        self._closed = False
         if backend == "thread":
             backend_kwargs["on_ready"] = partial(_call_if_alive, WeakMethod(self._tell))  # threads keep no places
         new: Callable[..., Any] = load_backend(backend)
@@ -172,16 +173,21 @@ class Places:
         return place
 
     async def aclose(self) -> None:
-        """Close all environments that are there, and end threads and processes."""
+        """Close all environments that are there, and end threads and processes; calls under way are cancelled."""
+        if self._closed:
+            return
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
         if hasattr(self._vec, "fileno"):
             self._loop.remove_reader(self._vec.fileno())
         for call in self._calls.values():
             call.cancel()
-        for leaving in self._leaving.values():
-            leaving.cancel()
-        await asyncio.to_thread(self.close)
+        try:
+            await asyncio.to_thread(self.close)
+        finally:
+            for left in self._leaving.values():
+                left.set_result(None)
 
     def close(self) -> None:
         """Close all environments, and end threads and processes; for when the event loop has ended."""
@@ -196,6 +202,8 @@ class Places:
         await self.aclose()
 
     async def _call(self, index: int, method: str, argument: Any) -> Row:
+        if self._closed:
+            raise RuntimeError("this environment is closed")
         if index in self._calls:
             raise RuntimeError("this environment is being called already")
         row = await self._begin(index, method, argument)
@@ -215,7 +223,11 @@ class Places:
 
     def _leave(self, index: int) -> asyncio.Future[None]:
         """Let a place be left, as soon as nothing is under way in it."""
-        self._leaving[index] = left = self._loop.create_future()
+        left: asyncio.Future[None] = self._loop.create_future()
+        if self._closed:
+            left.set_result(None)
+            return left
+        self._leaving[index] = left
         if index in self._calls and isinstance(self._vec, ThreadVectorEnv):  # for the loop may end before the call does
             self._vec.drop_afterwards(index)
             self._collect()
@@ -237,6 +249,8 @@ class Places:
 
     def _collect(self) -> None:
         self._told = False
+        if self._closed:  # a step that has ended meanwhile: its environment is closed with all others
+            return
         try:
             rows = self._vec._wait(0.0)
         except CrashLoop as error:

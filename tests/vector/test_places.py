@@ -140,6 +140,37 @@ def test_what_cannot_be_sent_to_a_process_is_refused(run):
     assert run(body, size=1) == expected(2)
 
 
+def test_closing_waits_for_nobody_and_is_quiet_where_steps_are_under_way(run):
+    """As after Ctrl-C, or an engine that failed: episodes are cancelled, their environments left, all is closed."""
+    noise = []
+
+    async def body(places):
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: noise.append(context))
+        env = await places.open(Told)
+        await env.reset(seed=0)
+        stepping = asyncio.ensure_future(env.step("sleep"))
+        await asyncio.sleep(0.05)
+        stepping.cancel()
+        env.leave()
+        await places.aclose()
+        await asyncio.sleep(0.4)  # the step ends
+        await env.close()
+
+    run(body)
+    assert noise == []
+
+
+def test_closed_places_take_no_call_and_can_be_left(run):
+    async def body(places):
+        env = await places.open(Told)
+        await places.aclose()
+        with pytest.raises(RuntimeError, match="is closed"):
+            await env.reset()
+        await env.close()
+
+    run(body)
+
+
 def test_other_back_ends_are_refused():
     async def main():
         Places("sync", 2)
