@@ -66,7 +66,7 @@ class CrashLoop(RuntimeError):
         self.error, self.index = error, index
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CrashLoop, (self.error, self.index)
+        return CrashLoop, (self.error, self.index), vars(self)
 
 
 def describe(error: object) -> str:
