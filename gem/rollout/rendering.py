@@ -15,12 +15,16 @@ an answer that is plain text: what the model said is never taken apart into ``to
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import re
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
-from itertools import takewhile
+from functools import partial
+from itertools import pairwise, takewhile
 from typing import Any
 
 from gem.core import Info
+from gem.rollout.answers import Answer, AnswerParser
 
 _QUESTION = "question"
 _MARKER = "ANSWERMARKER"
@@ -58,66 +62,116 @@ TOOL_CONVERSATIONS: dict[str, Conversation] = {
 """Conversations on which a template is tried as well, if tools have messages of their own."""
 
 
+class ObservationRefused(ValueError):
+    """A chat template raises an error for what an environment returned, as some do for markup of their own."""
+
+
 class ChatRenderer:
-    """Renders the observations of append-only episodes.
+    """Renders the observations of append-only episodes, and finds the answers in what a model sampled.
 
     Args:
-        tokenizer: a Hugging Face tokenizer with a chat template.
+        tokenizer: a Hugging Face tokenizer with a chat template, or a processor that has one.
         system: a system message before the first observation.
         tool_role: whether a tool's observation is a message of the role ``tool``, and not the user's.
-        **template_kwargs: go to the chat template, for example ``enable_thinking=False``.
+        template_kwargs: arguments of the chat template, for example ``{"enable_thinking": False}``.
+        allow_control_tokens: whether the text of a control token in an observation becomes that token. By default it
+            becomes ordinary tokens, so that neither an environment nor a tool can forge a turn.
 
     Raises:
-        ValueError: the tokenizer has no chat template, or one that does not show the answers; or ``tool_role`` is
-            asked of a template that refuses a tool's message, leaves it out, or shows it as the model's answer.
+        TypeError: the tokenizer is one whose conversations cannot be rendered as text.
+        ValueError: the tokenizer has no chat template, or one that does not show the answers, or refuses the system
+            message; or ``tool_role`` is asked of a template that refuses a tool's message, leaves it out, or shows it
+            as the model's answer.
 
     Attributes:
         end_ids: the token that ends an answer's turn, by the role of the message after it; None if the template ends
             it with plain text.
         end_id: that before a user's message.
+        stop_ids: the tokens at which an engine should stop, since the template ends answers with them. A model's own
+            end token may be another one: that of a base model, under a template for conversations, usually is.
+        control_ids: the tokens that are control tokens: special ones, and others that the template writes.
     """
 
     def __init__(
-        self, tokenizer: Any, system: str | None = None, tool_role: bool = False, **template_kwargs: Any
+        self,
+        tokenizer: Any,
+        system: str | None = None,
+        tool_role: bool = False,
+        template_kwargs: dict[str, Any] | None = None,
+        allow_control_tokens: bool = False,
     ) -> None:
-        if not getattr(tokenizer, "chat_template", None):
-            name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
-            raise ValueError(
-                f"{name} has no chat template, so a conversation cannot be put into tokens. Use an instruction-tuned "
-                "model, or set tokenizer.chat_template."
-            )
-        self.tokenizer = tokenizer
+        self.tokenizer, template = _tokenizer_and_template(tokenizer)
         self.tool_role = tool_role
-        self._before = [{"role": "system", "content": system}] if system is not None else []
-        self._template_kwargs = template_kwargs
-        self._special = set(tokenizer.all_special_ids) | set(getattr(tokenizer, "added_tokens_decoder", {}))
-        self._heads: dict[str, tuple[str, list[int]]] = {}
-        self._ends = {"user": self._end_before("user")}
+        self._before = [_message("system", system)] if system is not None else []
+        self._template_kwargs = {"chat_template": template, **(template_kwargs or {})}
+        tokens = self.tokenizer.added_tokens_decoder
+        added = {i: str(token) for i, token in tokens.items()}
+        special = {*self.tokenizer.all_special_ids, *(i for i, token in tokens.items() if token.special)}
+        self._parser = AnswerParser(self.tokenizer, special, added, template)
+        self._special = frozenset(special | added.keys())
+        self.control_ids = frozenset(
+            i for i, text in added.items() if len(text.strip()) > 1 and (i in special or text in template)
+        )
+        self._guard(added, frozenset() if allow_control_tokens else self.control_ids)
+        self._marker_ids = self.encode(_MARKER)
+        self._check_template()
         if tool_role:
             self._check_tool_role()
-            self._ends["tool"] = self._end_before("tool")
-        self.end_ids = {role: None if end is None else end[1] for role, end in self._ends.items()}
+        self._closings = {role: self._closing_before(role) for role in (["user", "tool"] if tool_role else ["user"])}
+        self.end_ids = {role: closing.ids[-1] if closing.ids else None for role, closing in self._closings.items()}
         self.end_id = self.end_ids["user"]
+        self._stops = {closing.stop for closing in self._closings.values() if closing.stop is not None}
+        self.stop_ids = tuple(sorted(self._stops))
+
+    def _guard(self, added: dict[int, str], guarded: frozenset[int]) -> None:
+        self._guarded_ids = guarded
+        texts = sorted({added[i] for i in guarded})
+        firsts = {case for text in texts for case in (text[0], text[0].lower(), text[0].upper())}
+        # Looked for first, since some tokenizers have thousands of control tokens; of none, nothing is found.
+        self._first_of_control = re.compile("|".join(map(re.escape, sorted(firsts))) if firsts else r"(?!)")
+        # Looking ahead finds a control token also where it begins inside of another.
+        spelled = "|".join(map(re.escape, texts)) if texts else r"(?!)"
+        self._spelled = re.compile(f"(?={self._first_of_control.pattern})(?={spelled})")
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        self._normalizes = backend is None or backend.normalizer is not None
 
     def first(self, observation: str) -> list[int]:
         """Return the ids of a conversation that begins with ``observation``, generation prompt included."""
-        return self.encode(self._render([*self._before, _message("user", observation)]))
 
-    def bridge(self, response_ids: list[int], observation: str, role: str = "user") -> list[int]:
-        """Return what stands between a sampled answer and the next.
+        def rendered(text: str) -> str:
+            return self._shown([*self._before, _message("user", text)])
 
-        That is the end of the answer's turn (left out if it was sampled), ``observation`` as a message of ``role``,
+        return self._guarded(observation, rendered, self.encode)
+
+    def bridge(
+        self, response_ids: Sequence[int], observation: str, role: str = "user", first: str | None = None
+    ) -> list[int]:
+        """Return the ids between a sampled answer and the next.
+
+        That is the end of the answer's turn (as far as it was not sampled), ``observation`` as a message of ``role``,
         and the generation prompt.
+
+        Args:
+            response_ids: the sampled answer.
+            observation: what the environment returned.
+            role: of the message.
+            first: the episode's first observation. Some templates look for a word in it (``/no_think``) that decides
+                on every generation prompt.
 
         Raises:
             ValueError: the role is ``tool``, and ``tool_role`` is off; or there is no such role.
         """
-        if role not in self._ends:
-            raise ValueError(f"observations are messages of the role {' or '.join(self._ends)} here, not {role!r}")
-        tail, end = self._tail(observation, role), self._ends[role]
-        if end is not None and response_ids and response_ids[-1] == end[1]:
-            return tail[end[0] + 1 :]
-        return tail
+        closing = self._closing(role)
+        return self._tail(observation, role, first)[closing.sampled(response_ids, self._stops) :]
+
+    def end_of_turn(self, role: str = "user") -> list[int]:
+        """Return the control tokens that end an answer before a message of a role; none if plain text ends it.
+
+        Raises:
+            ValueError: see :meth:`bridge`.
+        """
+        closing = self._closing(role)
+        return [token for token in closing.ids if token in closing.control]
 
     def role_of(self, info: Info) -> str:
         """Return the role of the message with an observation, given the step's info: a tool's turn says so there."""
@@ -127,34 +181,164 @@ class ChatRenderer:
         """Return the ids of a text that is rendered already: no special tokens are added."""
         return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         """Return the text of sampled ids, without special tokens."""
-        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._parser.decode(list(ids))
 
-    def _render(self, messages: list[dict[str, str]]) -> str:
+    def parse(self, ids: Sequence[int], prompt_ids: Sequence[int]) -> Answer:
+        """Return the answer in sampled ids: see :mod:`gem.rollout.answers`."""
+        return self._parser.parse(list(ids), prompt_ids)
+
+    def _shown(self, messages: list[dict[str, str]]) -> str:
+        """Render a conversation with an observation in it, which the template may refuse.
+
+        Raises:
+            ObservationRefused: the template raises an error.
+        """
+        try:
+            return self._render(messages)
+        except Exception as error:
+            raise ObservationRefused(f"the chat template refuses the observation ({_line(error)})") from error
+
+    def _render(self, messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         return self.tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False, **self._template_kwargs
+            messages, add_generation_prompt=add_generation_prompt, tokenize=False, **self._template_kwargs
         )
 
-    def _tail(self, observation: str, role: str) -> list[int]:
-        """Return the ids after the marker of the dummy conversation."""
-        dummy = [*self._before, _message("user", _QUESTION), _message("assistant", _MARKER)]
-        text = self._render([*dummy, _message(role, observation)])
-        cut = text.find(_MARKER) + len(_MARKER)  # the first marker: the observation may hold others
-        if cut < len(_MARKER):
-            raise ValueError("the chat template does not show the assistant's message")
-        head = self._heads.get(role)
-        if head is None or head[0] != text[:cut]:
-            head = self._heads[role] = (text[:cut], self.encode(text[:cut]))
-        ids, before = self.encode(text), head[1]
-        # The marker's ids may merge with what follows it where the template ends a turn with plain text.
-        return ids[len(before) :] if ids[: len(before)] == before else self.encode(text[cut:])
+    # Control tokens that an observation spells out
 
-    def _end_before(self, role: str) -> tuple[int, int] | None:
-        """Return place and id of the first special token after an answer, if it is there whatever the observation."""
+    def _guarded(self, observation: str, render: Callable[[str], str], encode: Callable[[str], list[int]]) -> list[int]:
+        """Return the ids of a rendered observation, in which its own text is ordinary tokens only.
+
+        Where the observation spells a control token, the rendered text is cut inside of it, and the parts are put into
+        tokens one by one: no part spells a control token, and all ids around it are as they would have been.
+        """
+        if not self._may_spell_control(observation) or len(pieces := self._pieces(observation)) == 1:
+            return encode(render(observation))
+        mark = _unused("CUTMARKER", observation)
+        first, *others = render(mark.join(pieces)).split(mark)
+        return [*encode(first), *(token for ids in self._continued(others) for token in ids)]
+
+    def _may_spell_control(self, text: str) -> bool:
+        """Whether it is worth looking closer, without putting the text into tokens.
+
+        A normalizer may make a control token of other characters, but not of other ASCII characters.
+        """
+        return bool(self._guarded_ids) and bool(
+            self._first_of_control.search(text) or (self._normalizes and not text.isascii())
+        )
+
+    def _pieces(self, text: str) -> list[str]:
+        """Cut a text after the first character of every control token that it spells, until no piece spells one.
+
+        A control token of one character cannot be cut.
+        """
+        starts = (match.start() for match in self._spelled.finditer(text))
+        pieces = [text[i:j] for i, j in pairwise([0, *(start + 1 for start in starts), None])]
+        while not self._guarded_ids.isdisjoint(self.encode("\n".join(pieces))):  # a normalizer makes others
+            cut = [part for piece in pieces for part in self._cut_where_encoded(piece)]
+            if len(cut) == len(pieces):
+                break
+            pieces = cut
+        return pieces
+
+    def _cut_where_encoded(self, text: str) -> list[str]:
+        """Cut a text after the first character of every control token that the tokenizer finds in it."""
+        if not self.tokenizer.is_fast:
+            return list(text) if not self._guarded_ids.isdisjoint(self.encode(text)) else [text]
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        found = zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        cuts = [start + 1 for token, (start, _) in found if token in self._guarded_ids and start + 1 < len(text)]
+        return [text[i:j] for i, j in pairwise([0, *cuts, None])]
+
+    def _continued(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of texts that go on another: some tokenizers put a blank before a text of its own."""
+        before = self.encode("\n")
+        different = list(dict.fromkeys(texts))
+        whole = self.tokenizer([f"\n{text}" for text in different], add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
+        ids_of = {
+            text: ids[len(before) :] if ids[: len(before)] == before else self.encode(text)
+            for text, ids in zip(different, whole, strict=True)
+        }
+        return [ids_of[text] for text in texts]
+
+    # What stands between two answers
+
+    def _tail(self, observation: str, role: str, first: str | None = None) -> list[int]:
+        """Return the ids after the answer in a conversation of two observations."""
+        question = _QUESTION if first is None else first
+        marker = _unused(_MARKER, question, observation)
+
+        def rendered(text: str) -> str:
+            turns = [_message("user", question), _message("assistant", marker), _message(role, text)]
+            return marker + self._shown([*self._before, *turns]).partition(marker)[2]
+
+        return self._guarded(observation, rendered, partial(self._after_marker, marker=marker))
+
+    def _after_marker(self, text: str, marker: str = _MARKER) -> list[int]:
+        """Return the ids of what follows the marker with which a text begins."""
+        ids, before = self.encode(text), self._marker_ids if marker == _MARKER else self.encode(marker)
+        # The marker's ids may merge with what follows it where the template ends a turn with plain text.
+        return ids[len(before) :] if ids[: len(before)] == before else self.encode(text[len(marker) :])
+
+    def _closing(self, role: str) -> _Closing:
+        if role not in self._closings:
+            raise ValueError(f"observations are messages of the role {' or '.join(self._closings)} here, not {role!r}")
+        return self._closings[role]
+
+    def _closing_before(self, role: str) -> _Closing:
+        """Return how the template ends an answer, if it is ended in the same way whatever the observation."""
         tails = zip(self._tail("a", role), self._tail("b", role), strict=False)
-        before_observation = [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], tails)]
-        return next(((i, token) for i, token in enumerate(before_observation) if token in self._special), None)
+        constant = [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], tails)]
+        places = [i for i, token in enumerate(constant) if token in self._special]
+        last = [token for token in self._end_of_conversation() if token in self._special]
+        if not places:
+            return _Closing([], frozenset(), last[0] if last else None)
+        # The end is as long as the template ends the last answer of a conversation and any other alike: two tokens in
+        # Command R7B. gpt-oss ends the last with a token of its own, and a GLM's end is the beginning of what follows.
+        same = sum(1 for _ in takewhile(lambda pair: constant[pair[0]] == pair[1], zip(places, last, strict=False)))
+        ids = constant[: places[max(same, 1) - 1] + 1]
+        stop = last[0] if last and not same and role == "user" else ids[-1]
+        return _Closing(ids, frozenset(ids) & self._special, stop)
+
+    def _end_of_conversation(self) -> list[int]:
+        """Return the ids after an answer that nothing follows."""
+        turns = [_message("user", _QUESTION), _message("assistant", _MARKER)]
+        text = self._render([*self._before, *turns], add_generation_prompt=False)
+        return self._after_marker(_MARKER + text.partition(_MARKER)[2])
+
+    # What is refused
+
+    def _check_template(self) -> None:
+        """Refuse a template that cannot render an episode, with what can be done about it."""
+        turns = [_message("user", _QUESTION), _message("assistant", _MARKER), _message("user", _QUESTION)]
+        try:
+            shown = self._render(turns)
+        except Exception as error:
+            shown = self._shown_without_tools(turns, error)
+        if _MARKER not in shown:
+            raise ValueError("the chat template does not show the assistant's message")
+        if self._before:
+            self._check_system(turns)
+
+    def _shown_without_tools(self, turns: list[dict[str, str]], error: Exception) -> str:
+        """Render a conversation that has failed with an empty list of tools: some templates go through it unasked."""
+        self._template_kwargs.setdefault("tools", [])
+        try:
+            return self._render(turns)
+        except Exception:
+            raise ValueError(f"the chat template fails on a plain conversation: {_line(error)}") from error
+
+    def _check_system(self, turns: list[dict[str, str]]) -> None:
+        advice = "Leave the system message out, and put its text into the first observation with a wrapper."
+        try:
+            shown = self._render([_message("system", _MARKER + "SYSTEM"), *turns])
+        except Exception as error:
+            raise ValueError(f"the chat template refuses a system message ({_line(error)}). {advice}") from error
+        if _MARKER + "SYSTEM" not in shown:
+            raise ValueError(f"the chat template does not show a system message. {advice}")
 
     def _check_tool_role(self) -> None:
         """Refuse a template whose messages of tools would not be what they are to be, before an episode has one."""
@@ -180,6 +364,82 @@ class ChatRenderer:
         asked = [_message("user", _QUESTION), _message("assistant", _MARKER)]
         middle, last = (_message(role, marker) for marker in _TOOL_MARKERS)
         return [*self._before, *asked, middle, asked[1], *asked, last]
+
+
+@dataclass(frozen=True)
+class _Closing:
+    """How a template ends an answer.
+
+    Attributes:
+        ids: from the answer to the last token of its end; empty if the template ends it with plain text.
+        control: the special tokens among them.
+        stop: the token at which an engine should stop.
+    """
+
+    ids: list[int]
+    control: frozenset[int]
+    stop: int | None
+
+    def sampled(self, response_ids: Sequence[int], stops: Set[int]) -> int:
+        """Return how many of the first ``ids`` need no place in the bridge, since the response ends with them.
+
+        Args:
+            response_ids: the answer.
+            stops: tokens with which the template ends an answer anywhere: after one of them, nothing is missing.
+        """
+        last = response_ids[-1] if len(response_ids) else None
+        if last in self.control:
+            # A token may stand in the end more than once: what was sampled before it tells which of them it is.
+            places = [i + 1 for i, token in enumerate(self.ids) if token == last]
+            return max(places, key=lambda n: _common_suffix(self.ids[:n], response_ids[-n:]))
+        return len(self.ids) if last in stops else 0
+
+
+def _common_suffix(a: Sequence[int], b: Sequence[int]) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(a), reversed(b), strict=False)))
+
+
+def _tokenizer_and_template(tokenizer: Any) -> tuple[Any, str]:
+    """Return the tokenizer that puts text into tokens, and the chat template.
+
+    Raises:
+        TypeError: conversations cannot be rendered as text.
+        ValueError: there is no chat template.
+    """
+    name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
+    if callable(getattr(tokenizer, "added_tokens_decoder", None)):  # transformers' MistralCommonBackend
+        raise TypeError(
+            f"{type(tokenizer).__name__} renders conversations without a chat template, so the ids between two answers "
+            "cannot be taken from it. Load the model's tokenizer.json instead, with "
+            "transformers.PreTrainedTokenizerFast.from_pretrained, and set its chat_template."
+        )
+    template = getattr(tokenizer, "chat_template", None)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor's
+    template = template or getattr(tokenizer, "chat_template", None)
+    if isinstance(template, dict):
+        if "default" not in template:
+            raise ValueError(
+                f"{name} has the chat templates {', '.join(sorted(template))}, and none is the default: set "
+                "tokenizer.chat_template to one of them."
+            )
+        template = template["default"]
+    if not template:
+        raise ValueError(
+            f"{name} has no chat template, so a conversation cannot be put into tokens. Use an instruction-tuned "
+            "model, or set tokenizer.chat_template."
+        )
+    return tokenizer, template
+
+
+def _unused(word: str, *texts: str) -> str:
+    """Return a word that is in none of the texts."""
+    while any(word in text for text in texts):
+        word += hashlib.sha256("".join([word, *texts]).encode()).hexdigest()  # which no text holds of itself
+    return word
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:200]}"
 
 
 def _message(role: str, content: str) -> dict[str, str]:
@@ -208,7 +468,7 @@ def render_differences(
     conversations: dict[str, Conversation] | None = None,
     system: str | None = None,
     tool_role: bool = False,
-    **template_kwargs: Any,
+    template_kwargs: dict[str, Any] | None = None,
 ) -> list[RenderDifference]:
     """Return where append-only ids differ from full renders, on clean turns; empty if nowhere.
 
@@ -217,15 +477,16 @@ def render_differences(
 
     Args:
         tokenizer: a Hugging Face tokenizer with a chat template.
-        conversations: by name; :data:`CONVERSATIONS` by default, and :data:`TOOL_CONVERSATIONS` with ``tool_role``.
+        conversations: by name; :data:`CONVERSATIONS` by default, and :data:`TOOL_CONVERSATIONS` with ``tool_role``. Try
+            one that begins with an observation of the environment in use as well: some templates look for a word in it.
         system: a system message before the first observation.
         tool_role: whether tools have messages of their own.
-        **template_kwargs: go to the chat template.
+        template_kwargs: arguments of the chat template.
 
     Raises:
         ValueError: see :class:`ChatRenderer`; or a tool's message is tried, and ``tool_role`` is off.
     """
-    renderer = ChatRenderer(tokenizer, system, tool_role, **template_kwargs)
+    renderer = ChatRenderer(tokenizer, system, tool_role, template_kwargs, allow_control_tokens=True)
     found = []
     for name, conversation in (conversations or CONVERSATIONS | (TOOL_CONVERSATIONS if tool_role else {})).items():
         messages = list(renderer._before)
@@ -238,12 +499,12 @@ def render_differences(
             if turn == 1:
                 ids = renderer.first(observation)
             else:
-                end = [] if (end_id := renderer.end_ids.get(role)) is None else [end_id]
-                bridge = renderer.bridge(end, observation, role)
+                end = renderer.end_of_turn(role)
+                bridge = renderer.bridge(end, observation, role, first=conversation[0][0])
                 place = rendered[len(ids) : len(rendered) - len(bridge)]
                 ids = [*ids, *_clean_response(renderer, said, end, place), *bridge]
             if ids != rendered:
-                found.append(_difference(tokenizer, name, turn, ids, rendered))
+                found.append(_difference(renderer.tokenizer, name, turn, ids, rendered))
                 break
             said = answer
             messages.append(_message("assistant", answer))
