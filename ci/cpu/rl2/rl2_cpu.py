@@ -1,4 +1,9 @@
-"""What RL2 needs where there is no GPU: import this before ``RL2``. Each part is explained in README.md."""
+"""What RL2 needs where there is no GPU: import this before ``RL2``. Each part is explained in README.md.
+
+.. code-block:: bash
+
+    torchrun --nproc_per_node=1 ci/cpu/rl2/rl2_cpu.py rollout.env_path=...   # instead of -m RL2.trainer.ppo
+"""
 
 from __future__ import annotations
 
@@ -179,3 +184,8 @@ _process_groups()
 _fsdp()
 _attention()
 _sglang()
+
+if __name__ == "__main__":
+    import runpy
+
+    runpy.run_module("RL2.trainer.ppo", run_name="__main__", alter_sys=True)

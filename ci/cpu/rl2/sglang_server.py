@@ -44,7 +44,7 @@ class Server:
         asked = await request.json()
         params = dict(asked["sampling_params"])
         temperature, limit = params.pop("temperature", 1.0), params.pop("max_new_tokens", 128)
-        skip = params.pop("skip_special_tokens", True)
+        skip, stop_ids = params.pop("skip_special_tokens", True), set(params.pop("stop_token_ids", None) or ())
         params.pop("no_stop_trim", None)  # stop strings are refused, so there is none to trim
         unknown = {name: value for name, value in params.items() if value != NEUTRAL.get(name, object())}
         room = self.model.config.max_position_embeddings - len(asked["input_ids"])
@@ -52,9 +52,11 @@ class Server:
             what = f"this server has no {unknown}" if unknown else f"{limit} new tokens, and there is room for {room}"
             return web.json_response({"error": {"message": what}}, status=400)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        await self.waiting.put((asked["input_ids"], {"temperature": temperature, "limit": limit}, answer))
+        await self.waiting.put(
+            (asked["input_ids"], {"temperature": temperature, "limit": limit, "stop_ids": stop_ids}, answer)
+        )
         ids, logprobs = await answer
-        stopped = ids[-1] in self.end_ids
+        stopped = ids[-1] in self.end_ids | stop_ids
         meta_info = {
             "output_token_logprobs": [[logprob, token, None] for token, logprob in zip(ids, logprobs, strict=True)],
             "completion_tokens": len(ids),
@@ -71,8 +73,8 @@ class Server:
             while not self.waiting.empty():
                 batch.append(self.waiting.get_nowait())
             prompts, params, answers = zip(*batch, strict=True)
-            limits, temperatures = [p["limit"] for p in params], [p["temperature"] for p in params]
-            sampled = await asyncio.to_thread(sample, self.model, prompts, limits, temperatures)
+            limits, temperatures, stops = ([p[name] for p in params] for name in ("limit", "temperature", "stop_ids"))
+            sampled = await asyncio.to_thread(sample, self.model, prompts, limits, temperatures, stop_ids=stops)
             for answer, of_prompt in zip(answers, sampled, strict=True):
                 answer.set_result(of_prompt)
 
