@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,8 @@ def make_tasks(
     return [Task(env_id, seed, env_kwargs or {}, split) for seed in seeds]
 
 
-def load_tasks(source: str | Path, split: str = "train") -> list[Task]:
-    """Read tasks from an expression or a file, as configurations of trainers name them.
+def load_tasks(source: str | Path | Sequence[str | Path], split: str = "train") -> list[Task]:
+    """Read tasks from expressions and files, as configurations of trainers name them.
 
     An expression is ``env=<id>,seeds=<first>:<end>``; anything after it is an argument of the environment:
 
@@ -100,28 +100,71 @@ def load_tasks(source: str | Path, split: str = "train") -> list[Task]:
     A file is ``.jsonl`` (:meth:`Task.to_json`, a line a task) or ``.parquet`` (columns ``env_id`` and ``seed``, and
     if need be ``env_kwargs``, as JSON text, and ``split``).
 
+    Several sources, in a list or joined by ``;``, are mixed evenly and always in the same way: any stretch of the
+    result has each source's share of it, as far as that is possible. So each batch of a trainer that takes its tasks
+    in order is mixed as the whole is.
+
+    >>> [task.env_id for task in load_tasks("env=a:A-v0,seeds=0:4;env=b:B-v0,seeds=0:2")]
+    ['a:A-v0', 'b:B-v0', 'a:A-v0', 'a:A-v0', 'b:B-v0', 'a:A-v0']
+
+    On a command line, quote what holds a ``;``.
+
     Args:
-        source: the expression, or the file's path.
+        source: an expression, a file's path, or several.
         split: of the tasks that name none themselves.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no task, or says otherwise than expected: a source for ``train`` has training tasks only,
-            a source for ``eval`` or ``test`` none, so the splits share no episode.
+        ValueError: a source holds no task, or cannot be read, or has tasks of the wrong split: see
+            :func:`check_split`.
     """
-    source = str(source)
+    sources = [source] if isinstance(source, (str, Path)) else list(source)
+    parts = [part for one in sources for part in (one.split(";") if isinstance(one, str) else [str(one)])]
+    parts = [part for part in map(str.strip, parts) if part]
+    if not parts:
+        raise ValueError(f"{source!r} names no tasks: expected a .jsonl or .parquet file, or {_EXPRESSION}")
+    return _mixed([_load_one(part, split) for part in parts])
+
+
+def check_split(tasks: Iterable[Task], split: str) -> None:
+    """Refuse tasks of the wrong split: what is trained on is not evaluated on, and the other way round.
+
+    Args:
+        tasks: what is to be used.
+        split: for what: ``train`` takes training tasks only; ``eval`` and ``test`` take tasks of
+            either of the two. So training and evaluation share no episode.
+
+    Raises:
+        ValueError: a task is of the other kind.
+    """
+    for number, task in enumerate(tasks, start=1):
+        if (task.split == "train") != (split == "train"):
+            raise ValueError(
+                f"task {number}, {task.env_id} with seed {task.seed}, is of the split {task.split!r}, where {split!r} "
+                "is wanted"
+            )
+
+
+def _mixed(sources: Sequence[Sequence[Task]]) -> list[Task]:
+    """Spread the tasks of each source evenly over the whole."""
+    places = [((2 * i + 1) / (2 * len(tasks)), k, i) for k, tasks in enumerate(sources) for i in range(len(tasks))]
+    return [sources[k][i] for _, k, i in sorted(places)]
+
+
+def _load_one(source: str, split: str) -> list[Task]:
     rows = _rows_of_expression(source) if source.startswith("env=") else _rows_of_file(Path(source))
     tasks = []
     for number, row in enumerate(rows, start=1):
         try:
-            task = Task(**{"split": split, **row})
+            tasks.append(Task(**{"split": split, **row}))
         except (TypeError, ValueError) as error:
             raise ValueError(f"row {number} of {source} is no task: {error}") from None
-        if (task.split == "train") != (split == "train"):
-            raise ValueError(f"row {number} of {source} is of the split {task.split!r}, where {split!r} is wanted")
-        tasks.append(task)
     if not tasks:
         raise ValueError(f"{source} holds no task")
+    try:
+        check_split(tasks, split)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     return tasks
 
 
@@ -131,11 +174,14 @@ _EXPRESSION = "env=<id>,seeds=<first>:<end>[,split=<split>][,<argument>=<value> 
 def _rows_of_expression(expression: str) -> Iterator[dict[str, Any]]:
     pairs = [part.partition("=") for part in expression.split(",")]
     fields = {key.strip(): value.strip() for key, _, value in pairs}
+    unreadable = ValueError(f"cannot read the tasks {expression!r}: expected {_EXPRESSION}")
+    if not all(equals for _, equals, _ in pairs) or len(fields) < len(pairs) or not fields["env"]:
+        raise unreadable
     seeds = fields.pop("seeds", "").partition(":")
     try:
         first, end = int(seeds[0]), int(seeds[2])
     except ValueError:
-        raise ValueError(f"cannot read the tasks {expression!r}: expected {_EXPRESSION}") from None
+        raise unreadable from None
     env_id = fields.pop("env")
     split = {"split": fields.pop("split")} if "split" in fields else {}
     env_kwargs = {key: _value(text) for key, text in fields.items()}
@@ -155,7 +201,9 @@ def _rows_of_file(path: Path) -> Iterator[dict[str, Any]]:
         raise ValueError(f"cannot read tasks from {str(path)!r}: expected a .jsonl or .parquet file, or {_EXPRESSION}")
     if path.suffix == ".jsonl":
         with open(path, encoding="utf-8") as file:
-            yield from (json.loads(line) for line in file if line.strip())
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _row(line, number, path)
         return
     try:
         from pyarrow import parquet
@@ -165,3 +213,10 @@ def _rows_of_file(path: Path) -> Iterator[dict[str, Any]]:
         if isinstance(row.get("env_kwargs"), str):
             row["env_kwargs"] = json.loads(row["env_kwargs"])
         yield {key: value for key, value in row.items() if value is not None}
+
+
+def _row(line: str, number: int, path: Path) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number} of {path} is no task: {error}") from None

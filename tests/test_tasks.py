@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gem.tasks import SPLITS, Task, load_tasks, make_tasks
+from gem.tasks import SPLITS, Task, check_split, load_tasks, make_tasks
 
 SEEDS = st.integers(0, 2**40 - 1)
 JSON = st.recursive(
@@ -107,7 +107,19 @@ def test_an_expression_carries_arguments_of_the_environment():
 
 
 @pytest.mark.parametrize(
-    "expression", [f"env={ID}", f"env={ID},seeds=5", f"env={ID},seeds=a:b", f"env={ID},seeds=:9", f"env={ID},seed=0:9"]
+    "expression",
+    [
+        f"env={ID}",
+        f"env={ID},seeds=5",
+        f"env={ID},seeds=a:b",
+        f"env={ID},seeds=:9",
+        f"env={ID},seed=0:9",
+        f"env={ID},game:Wordle-v0,seeds=0:2",
+        f"env={ID},seeds=0:2,numbers=[1,2]",
+        f"env={ID},seeds=0:2,seeds=4:6",
+        "env=,seeds=0:2",
+        f"env={ID},seeds=0:2;env={ID}",
+    ],
 )
 def test_an_expression_that_cannot_be_read_says_what_was_expected(expression):
     with pytest.raises(ValueError, match="env=<id>,seeds=<first>:<end>"):
@@ -150,7 +162,7 @@ def test_rows_without_a_split_get_the_one_that_is_asked_for(tmp_path):
 def test_tasks_of_one_split_are_not_taken_for_the_other(tmp_path, row_split, split):
     path = tmp_path / "tasks.jsonl"
     path.write_text(Task(ID, 1, split=row_split).to_json())
-    with pytest.raises(ValueError, match=f"row 1 .* is of the split '{row_split}', where '{split}' is wanted"):
+    with pytest.raises(ValueError, match=f"task 1, .* is of the split '{row_split}', where '{split}' is wanted"):
         load_tasks(path, split)
     with pytest.raises(ValueError, match="is wanted"):
         load_tasks(f"env={ID},seeds=0:2,split={row_split}", split)
@@ -172,3 +184,83 @@ def test_a_file_of_another_kind_or_none_is_an_error(tmp_path):
         load_tasks("tasks.csv")
     with pytest.raises(FileNotFoundError):
         load_tasks(tmp_path / "none.jsonl")
+
+
+def test_a_line_that_is_not_json_is_named(tmp_path):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text(Task(ID, 1).to_json() + "\n{")
+    with pytest.raises(ValueError, match=r"line 2 of .* is no task"):
+        load_tasks(path)
+
+
+OTHER = "game:Wordle-v0"
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_several_sources_are_mixed_evenly(tmp_path, as_list):
+    path = tmp_path / "tasks.jsonl"
+    path.write_text("\n".join(task.to_json() for task in TASKS))
+    sources = [f"env={ID},seeds=10:19", f"env={OTHER},seeds=0:3,split=train", str(path)]
+    tasks = load_tasks(sources if as_list else ";".join(sources))
+    alone = [load_tasks(source) for source in sources]
+    for start in range(0, 15, 5):  # each batch is mixed as the whole
+        shares = [sum(task in part for task in tasks[start : start + 5]) for part in alone]
+        assert shares == [3, 1, 1]
+    for part in alone:
+        assert [task for task in tasks if task in part] == part
+    assert load_tasks(sources) == load_tasks(sources)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=5))
+def test_any_beginning_of_a_mixture_has_every_source_s_share(sizes):
+    tasks = load_tasks([f"env=x:{k},seeds=0:{size}" for k, size in enumerate(sizes)])
+    assert len(tasks) == sum(sizes)
+    for k, size in enumerate(sizes):
+        seen = 0
+        for number, task in enumerate(tasks, start=1):
+            seen += task.env_id == f"x:{k}"
+            assert abs(seen - size * number / sum(sizes)) <= len(sizes)
+
+
+def test_equal_sources_take_turns():
+    tasks = load_tasks([f"env={ID},seeds=0:3", f"env={OTHER},seeds=5:8"])
+    assert [(task.env_id, task.seed) for task in tasks] == [
+        (ID, 0),
+        (OTHER, 5),
+        (ID, 1),
+        (OTHER, 6),
+        (ID, 2),
+        (OTHER, 7),
+    ]
+
+
+def test_every_source_is_checked(tmp_path):
+    good = f"env={ID},seeds=0:3"
+    for bad, message in [
+        (f"env={ID},seeds=4:4", "holds no task"),
+        (f"env={ID},seeds=0:2,split=eval", "is of the split 'eval', where 'train' is wanted"),
+        ("tasks.csv", r"expected a \.jsonl"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load_tasks(f"{good};{bad}")
+        with pytest.raises(ValueError, match=message):
+            load_tasks([good, bad])
+
+
+@pytest.mark.parametrize("source", ["", ";", [], [""]])
+def test_no_source_is_an_error(source):
+    with pytest.raises(ValueError, match="names no tasks"):
+        load_tasks(source)
+
+
+@pytest.mark.parametrize("split", ["eval", "test"])
+def test_what_is_trained_on_is_not_evaluated_on(split):
+    evaluated = [Task(ID, 1, split="eval"), Task(ID, 2, split="test")]
+    check_split(evaluated, split)
+    check_split([Task(ID, 1)], "train")
+    with pytest.raises(
+        ValueError, match=f"task 3, {ID} with seed 7, is of the split 'train', where '{split}' is wanted"
+    ):
+        check_split([*evaluated, Task(ID, 7)], split)
+    with pytest.raises(ValueError, match="where 'train' is wanted"):
+        check_split(evaluated, "train")
