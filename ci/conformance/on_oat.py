@@ -58,6 +58,10 @@ class ScriptedLLM:
         return outputs
 
 
+class Learner(gem_oat.GemLearnerMixin, PPOMultiTurnLearner):
+    """As a user writes it."""
+
+
 class OatHarness(Harness):
     """Oat, multi-turn."""
 
@@ -99,7 +103,7 @@ class OatHarness(Harness):
             return Lowered(advantages, of_turns(), "over all turns of the batch, population deviation")
         return Lowered(advantages, of_returns(), "each turn's return")
 
-    def _batch(self, scenario: Scenario, script: Script, **options: Any) -> tuple[PPOMultiTurnLearner, dict[str, Any]]:
+    def _batch(self, scenario: Scenario, script: Script, **options: Any) -> tuple[Learner, dict[str, Any]]:
         tokenizer, model = self.tokenizer(), str(embedded_model())
 
         class Actor(gem_oat.GemActor):
@@ -134,14 +138,15 @@ class OatHarness(Harness):
             actor.init(0, folder)
             actor.ipc_client, actor.llm = store, ScriptedLLM(script)
             received = store.deserialize_ipc(actor.step())
-        learner = PPOMultiTurnLearner.__new__(PPOMultiTurnLearner)  # the rest of it makes models
+        learner = Learner.__new__(Learner)  # the rest of it makes models
         learner.args, learner.critic, learner.ref_model, learner.model = args, None, None, None
         learner.pi_buffer, learner.query_step, learner.optimizer, learner.scheduler = [], 0, None, None
         learner.strategy = SimpleNamespace(
             args=SimpleNamespace(dry_run=False),
+            world_size=1,
+            get_rank=lambda: 0,
             grad_acc_step=1,
             is_rank_0=lambda: False,
-            all_reduce=lambda value, op: value,
             backward=lambda *_: None,
             get_gradient_norm=lambda *_: 0.0,
             optimizer_step=lambda *_: None,

@@ -2,7 +2,9 @@
 
 import importlib.util
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,12 +19,16 @@ STAND_INS = Path(__file__).parents[2] / "ci" / "cpu" / "oat"
 sys.path[:0] = [str(STAND_INS / "engine_hf"), str(STAND_INS)]
 
 import oat_cpu  # noqa: F401 - puts the stand-ins in their places
+import torch
 import vllm
+from oat.algorithms.ppo import PPOLearner
 from oat.algorithms.ppo_multiturn import PPOMultiTurnLearner
 from oat.args import default_args_validation
 
+import gem
 import gem_oat
-from gem.rollout import discounted_returns, read_episodes, rebn, replay
+from gem.envs.registration import ENV_REGISTRY, register
+from gem.rollout import Episode, Turn, discounted_returns, group_advantages, mean_metrics, read_episodes, rebn, replay
 from gem.tasks import Task, make_tasks
 from gem.testing.talk import talking
 from gem.wrappers import get_wrapper_fns
@@ -81,6 +87,43 @@ def make_actor(small_model, tmp_path):
         return actor
 
     return make
+
+
+def paid(reward):
+    return Turn([1], [2], [0.0], "stop", "x", reward=reward)
+
+
+class Failing(gem.Env):
+    """Pays 1 in each of two turns, unless it fails."""
+
+    def __init__(self, how: str = "never", begins: str = "begin") -> None:
+        super().__init__()
+        self.how, self.begins, self.turn = how, begins, 0
+
+    def reset(self, seed=None):
+        super().reset(seed)
+        self.turn = 0
+        if self.how == "reset":
+            raise OSError("no connection")
+        return self.begins, {}
+
+    def step(self, action):
+        self.turn += 1
+        if self.how == "step":
+            raise OSError("no connection")
+        return "on", 1.0, self.turn == 2, False, {"success": True}
+
+
+def failing(how, seed=0, begins="begin"):
+    if "test:Failing-v0" not in ENV_REGISTRY:
+        register("test:Failing-v0", Failing)
+    return Task("test:Failing-v0", seed, {"how": how, "begins": begins})
+
+
+def written(folder, tasks):
+    path = folder / "tasks.jsonl"
+    path.write_text("".join(task.to_json() + "\n" for task in tasks))
+    return str(path)
 
 
 def say(tokenizer, text):
@@ -160,19 +203,59 @@ def test_histories_that_are_rewritten_are_played_too(make_actor, own_tokenizer):
     assert transitions[1].prompt_ids[: len(seen)] != seen
 
 
-def test_of_16_episodes_those_that_misbehave_end_alone_and_are_counted(make_actor, own_tokenizer, tmp_path):
+@pytest.mark.parametrize("on_error", ["mask", "keep"])
+def test_of_16_episodes_those_that_misbehave_end_alone_and_are_counted(make_actor, own_tokenizer, tmp_path, on_error):
     rows = [talking(seed=seed) for seed in range(16)]
     rows[3], rows[7], rows[11] = talking("raises"), talking("hangs"), talking("floods")
-    path = tmp_path / "tasks.jsonl"
-    path.write_text("".join(task.to_json() + "\n" for task in rows))
-    options = {"tasks": str(path), "num_envs": 16, "rollout_batch_size_per_device": 16, "step_timeout": 2}
+    options = {"tasks": written(tmp_path, rows), "num_envs": 16, "rollout_batch_size_per_device": 16}
+    options |= {"step_timeout": 2, "on_error": on_error}
     since = time.perf_counter()
     played, metrics = make_actor(answer=say(own_tokenizer, "x"), **options).collect_experience()
     assert time.perf_counter() - since < 30
-    returns = [sum(t.rewards for t in transitions) for transitions in played]
-    assert returns == [{3: 1.0, 7: 1.0, 11: 3.0}.get(i, 10.0) for i in range(16)]
-    assert metrics["gem/environment_errors"] == 2 / 16
-    assert metrics["gem/truncated_context"] == 1 / 16
+    returns = [{11: 3.0}.get(i, 10.0) for i in range(16)]
+    if on_error == "keep":
+        returns[3] = returns[7] = 1.0
+    else:
+        del returns[7], returns[3]
+    assert [sum(t.rewards for t in transitions) for transitions in played][: len(returns)] == returns
+    assert {t.loss_mask for transitions in played for t in transitions} == {True}
+    episodes = metrics["gem/episodes"]  # one or two more, if those that fail are left out
+    assert metrics["gem/environment_errors"] == metrics["gem/left_out"] == 2 / episodes
+    assert metrics["gem/truncated_context"] == 1 / metrics["gem/valid_episodes"] == 1 / (episodes - 2)
+
+
+def test_episodes_are_run_until_there_are_enough_valid_turns(make_actor, own_tokenizer, tmp_path):
+    rows = [failing("step"), failing("never"), failing("reset"), failing("never")]
+    options = {"tasks": written(tmp_path, rows), "num_envs": 2, "rollout_batch_size_per_device": 4, "retries": 1}
+    played, metrics = make_actor(answer=say(own_tokenizer, "x"), **options).collect_experience()
+    assert [[(t.rewards, t.loss_mask) for t in transitions] for transitions in played] == [[(1.0, True)] * 2] * 2
+    assert metrics["gem/left_out"] == metrics["gem/environment_errors"] == 1 - 2 / metrics["gem/episodes"]
+    assert metrics["gem/retries"] == 1 / metrics["gem/episodes"]  # of that which fails in its reset
+    assert metrics["gem/return"] == 2.0
+
+
+@pytest.mark.parametrize("how", ["reset", "step", "engine"])
+def test_where_everything_fails_rows_of_weight_0_hold_the_place(make_actor, own_tokenizer, tmp_path, how):
+    rows = [failing("never" if how == "engine" else how, seed) for seed in range(4)]
+    options = {"tasks": written(tmp_path, rows), "rollout_batch_size_per_device": 4, "retries": 0}
+    answer = (lambda prompt: []) if how == "engine" else say(own_tokenizer, "x")
+    actor = make_actor(answer=answer, **options)
+    handed_over = actor.step()
+    turns = [t for transitions in handed_over for t in transitions]
+    assert [(t.loss_mask, t.rewards) for t in turns] == [(False, 0.0)] * 4
+    assert all(len(t.response_ids) == len(t.response_logprobs) > 0 for t in turns)
+    assert turns[0].info["gem/left_out"] == 1.0
+    of_oat = learner()
+    of_oat.process_feedback_data(handed_over)
+    assert of_oat.learn(1) == {"train/skipped": 1.0}
+
+
+def test_an_overlong_task_is_counted_and_left_out(make_actor, own_tokenizer, tmp_path):
+    rows = [failing("never"), failing("never", begins="long " * 400), failing("never", 1)]
+    options = {"tasks": written(tmp_path, rows), "rollout_batch_size_per_device": 4, "num_envs": 3}
+    played, metrics = make_actor(answer=say(own_tokenizer, "x"), **options).collect_experience()
+    assert {t.obs for transitions in played for t in transitions} == {"begin", "on"}
+    assert metrics["gem/overlong"] == metrics["gem/left_out"] == 1 / metrics["gem/episodes"]
 
 
 def test_oats_own_step_takes_it(make_actor):
@@ -183,11 +266,12 @@ def test_oats_own_step_takes_it(make_actor):
 
 
 def learner(critic=None, **args):
-    learner = PPOMultiTurnLearner.__new__(PPOMultiTurnLearner)
-    settings = {"gamma": 1.0, "lam": 1.0, "rollout_batch_size_per_device": 10**6, "dump_all_buffer": False}
-    learner.args = SimpleNamespace(**{**settings, **args})
-    learner.critic, learner.pi_buffer, learner.query_step = critic, [], 0
-    return learner
+    made = TurnLearner.__new__(TurnLearner)
+    settings = {"tasks": "none", "rollout_batch_size_per_device": 10**6}
+    made.args = gem_oat.GemArgs(**{**settings, **args})
+    made.strategy = SimpleNamespace(world_size=1)
+    made.critic, made.pi_buffer, made.query_step, made.actor_info = critic, [], 0, {}
+    return made
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
@@ -200,8 +284,202 @@ def test_oat_makes_the_references_returns_of_the_rewards(make_actor, own_tokeniz
     rewards = [[t.rewards for t in transitions] for transitions in played]
     expected = np.concatenate([discounted_returns(row, gamma) for row in rewards])
     np.testing.assert_allclose(got, expected, atol=1e-5)
-    whitened = (np.array(got) - np.mean(got)) / (np.std(got) + 1e-9)  # as `whiten_adv` has it
+    whitened = advantages_in_the_loss(TurnLearner, got, whiten_adv=True)
     np.testing.assert_allclose(whitened, np.concatenate(rebn(rewards, gamma)), atol=1e-5)
+
+
+# --- the learners' arithmetic
+
+
+class TurnLearner(gem_oat.GemLearnerMixin, PPOMultiTurnLearner):
+    pass
+
+
+class GroupLearner(gem_oat.GemLearnerMixin, PPOLearner):
+    pass
+
+
+def advantages_in_the_loss(learner_class, returns, valid=None, ranks=1, rank=0, **options):
+    """Run Oat's own learning step on one row a return; return the advantage that each row has in the loss.
+
+    A row is a prompt of two tokens and one sampled token. The model's probabilities are 1, as the actor's.
+    """
+    valid = [True] * len(returns) if valid is None else valid
+    settings = {"pretrain": "none", "tasks": "none", "generate_max_length": 1, "beta": 0.0, **options}
+    made = learner_class.__new__(learner_class)
+    made.args = gem_oat.GemArgs(**settings)
+    made.critic = made.ref_model = made.model = made.optimizer = made.scheduler = None
+    seen, losses = [], {}
+
+    def batch_logps(input_ids, att_mask, **_):
+        seen[:] = [int(input_ids[0, 0])]
+        nothing = torch.zeros(1, input_ids.shape[1] - 1)
+        return nothing, nothing
+
+    made.get_batch_logps = batch_logps
+    made.masked_aggregator = lambda values, mask, axis: values[:, -1]
+    made.strategy = SimpleNamespace(
+        grad_acc_step=1,
+        world_size=ranks,
+        get_rank=lambda: rank,
+        backward=lambda loss, *_: losses.update({seen[0]: float(loss)}),
+        get_gradient_norm=lambda *_: 0.0,
+        optimizer_step=lambda *_: None,
+    )
+    in_groups = learner_class is GroupLearner
+    made.learning_step(
+        {
+            "input_ids": torch.tensor([[i, 1, 2] for i in range(len(returns))]),
+            "attention_mask": torch.ones(len(returns), 3),
+            "state_ids": [torch.tensor([i, 1]) for i in range(len(returns))],
+            "rewards": [[value] for value in returns] if in_groups else list(returns),
+            "loss_masks": list(valid),
+            "prompt_ids_lens": [2] * len(returns),
+            "action_logprobs": [[0.0]] * len(returns),
+            "advantages": [np.float32(value) for value in returns],
+            "returns": list(returns),
+            "values": [0.0] * len(returns),
+        }
+    )
+    return np.array([-losses[i] for i in range(len(returns))])
+
+
+TURNS = {"learner_class": TurnLearner, "whiten_adv": True}
+GRPO = {"learner_class": GroupLearner, "critic_type": "grpo", "num_samples": 4}
+DR_GRPO = {**GRPO, "critic_type": "drgrpo"}
+
+
+def reference(how, returns):
+    """Return the advantages of a batch in which every row is valid."""
+    if how is TURNS:
+        return rebn([[value] for value in returns])
+    return group_advantages(returns, 4, how is GRPO, eps=1e-8)
+
+
+@pytest.mark.parametrize("how", [TURNS, GRPO, DR_GRPO])
+@pytest.mark.parametrize("value", [-0.1, 0.1, 1 / 3, 1e-30, 1e30, 0.0])
+@pytest.mark.parametrize("noise", [0.0, 1e-7])
+def test_advantages_of_equal_returns_are_exactly_0(how, value, noise):
+    returns = value * (1 + noise * np.array([0, 1, -1, 1] * 4))
+    assert advantages_in_the_loss(returns=returns, **how).tolist() == [0.0] * 16
+
+
+def test_advantages_of_a_single_turn_are_0():
+    assert advantages_in_the_loss(returns=[0.7], **TURNS).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("how", [TURNS, GRPO, DR_GRPO])
+@pytest.mark.parametrize("size", [1e-20, 1.0, 1e20])
+def test_advantages_are_the_references_whatever_the_size_of_the_rewards(how, size):
+    returns = size * np.random.default_rng(0).normal(size=16)
+    np.testing.assert_allclose(
+        advantages_in_the_loss(returns=returns, **how), np.ravel(reference(how, returns)), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("how", [TURNS, GRPO, DR_GRPO])
+def test_rows_of_weight_0_move_neither_the_others_nor_the_policy(how):
+    returns = np.random.default_rng(1).normal(size=12)
+    valid = np.array([True, False, True, True] + [False, False, True, False] + [False] * 4)
+    got = advantages_in_the_loss(returns=returns, valid=valid, **how)
+    assert not got[~valid].any()
+    if how is TURNS:
+        expected = advantages_in_the_loss(returns=returns[valid], **how) * 12 / 4
+    else:  # of the second group nothing is left to compare with
+        expected = np.append(group_advantages(returns[:4][valid[:4]], 3, how is GRPO, eps=1e-8), 0.0) * 12 / 4
+    # Oat divides by the number of rows, 12: the weights make it the 4 that there are.
+    np.testing.assert_allclose(got[valid], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", [TURNS, GRPO, DR_GRPO, {"learner_class": TurnLearner}])
+def test_a_batch_without_a_valid_row_has_no_weight_and_no_nan(how):
+    assert not advantages_in_the_loss(returns=[0.5] * 8, valid=[False] * 8, **how).any()
+
+
+def test_oats_loss_of_the_critic_of_turns_does_not_move_for_rows_of_weight_0():
+    made = TurnLearner.__new__(TurnLearner)
+    made.args, made._valid = gem_oat.GemArgs(tasks="none"), np.array([True, False])
+    row = made._turns({"advantages": [1.0, 9.0], "returns": [1.0, 9.0], "values": [0.5, 0.25]})
+    value = torch.tensor([0.4, 0.3], requires_grad=True)
+    old, target, clip = torch.tensor(row["values"]), torch.tensor(row["returns"]), made.args.cliprange_value
+    clipped = torch.clamp(value, old - clip, old + clip)  # as in Oat's learning_step
+    torch.max(torch.square(value - target), torch.square(clipped - target)).sum().backward()
+    assert row["advantages"] == [1.0, 0.0]
+    assert value.grad.tolist() == [pytest.approx(-1.2), 0.0]
+
+
+def test_with_a_critic_of_tokens_valid_tokens_are_normalised_over_all(monkeypatch):
+    advantages = torch.tensor([[0.1, 0.3, 5.0], [0.1, 0.1, 9.0], [7.0, 7.0, 7.0]])
+    masks = torch.tensor([[True, True, False], [True, True, False], [True, True, True]])
+    of_oat = (advantages, advantages, torch.zeros(3, 3))
+    monkeypatch.setattr(PPOLearner, "compute_ppo_advantages", lambda *_: of_oat)
+    made = GroupLearner.__new__(GroupLearner)
+    made.strategy = SimpleNamespace(world_size=1, get_rank=lambda: 0)
+    made._valid, made._whitens = np.array([True, True, False]), True
+    got, _, _ = made.compute_ppo_advantages(None, None, None, masks)
+    (expected,) = rebn([[0.1, 0.3, 0.1, 0.1]], gamma=0.0)
+    np.testing.assert_allclose(got[:2, :2].ravel(), expected, atol=1e-5)
+    assert not got[2].any()
+    assert not got[:, 2].any()
+
+
+def on_two_ranks(monkeypatch, work):
+    """Run ``work(rank)`` in two threads, in which torch gathers from both."""
+    barrier, values, here = threading.Barrier(2, timeout=60), [None, None], threading.local()
+
+    def all_gather_object(gathered, value):
+        values[here.rank] = value
+        barrier.wait()
+        gathered[:] = values
+        barrier.wait()
+
+    def run(rank):
+        here.rank = rank
+        return work(rank)
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(run, (0, 1)))
+
+
+def test_advantages_and_weights_are_over_all_ranks(monkeypatch):
+    returns = np.array([[0.1, 0.7, 0.1, 0.2], [0.5, 0.1, 0.3, 0.9]])
+    valid = np.array([[True, True, False, True], [False, False, True, False]])
+    options = {"ranks": 2, "whiten_adv": True}
+    got = on_two_ranks(
+        monkeypatch, lambda rank: advantages_in_the_loss(TurnLearner, returns[rank], valid[rank], rank=rank, **options)
+    )
+    got = np.array(got)
+    np.testing.assert_allclose(got[valid], np.ravel(rebn([[v] for v in returns[valid]])) * 8 / 4, atol=1e-5)
+    assert not got[~valid].any()
+
+
+def test_metrics_of_several_actors_are_those_of_all_their_episodes(monkeypatch):
+    both = ["mylab:a", "mylab:b"]
+    batches = [
+        [Episode(Task("mylab:a", 0)), Episode(Task("mylab:a", 1), turns=[paid(1.0)])],
+        [
+            Episode(Task("mylab:b", 0), turns=[paid(5.0)]),
+            Episode(Task("mylab:b", 1), truncation="error"),
+            Episode(Task("mylab:a", 2), turns=[paid(3.0)]),
+        ],
+    ]
+
+    def metrics(rank):
+        made = TurnLearner.__new__(TurnLearner)
+        made.strategy = SimpleNamespace(world_size=2)
+        made.actor_info = {"actor/avg_reward": float(rank), **gem_oat._metrics(batches[rank], both)}
+        monkeypatch.setattr(PPOMultiTurnLearner, "process_feedback_data", lambda *_: None)
+        made.process_feedback_data([])
+        return made.actor_info
+
+    infos = on_two_ranks(monkeypatch, metrics)
+    expected = {f"gem/{name}": value for name, value in mean_metrics(batches[0] + batches[1]).items()}
+    assert expected["gem/return/mylab:a"] == pytest.approx(4 / 3)
+    for rank, info in enumerate(infos):
+        assert info["actor/avg_reward"] == rank  # Oat's own are Oat's to average
+        assert {name: info[name] for name in expected} == pytest.approx(expected)
+        assert (info["gem/episodes"], info["gem/valid_episodes"], info["gem/episodes/mylab:b"]) == (5.0, 4.0, 2.0)
 
 
 # --- groups
@@ -224,10 +502,35 @@ def test_groups_begin_from_one_seed_and_stand_together(make_actor, own_tokenizer
     assert [Task.from_json(row.prompt).seed for row in actor.step()] == [3] * 4 + [4] * 4 + [5] * 4
 
 
-def test_groups_that_are_not_whole_are_refused(make_actor):
-    actor = make_actor(gem_oat.GemGroupActor, num_samples=5)
+def test_groups_that_are_not_whole_or_of_one_are_refused(make_actor):
     with pytest.raises(ValueError, match="is not a multiple of num_samples=5"):
-        actor.step()
+        make_actor(gem_oat.GemGroupActor, num_samples=5)
+    with pytest.raises(ValueError, match="drgrpo needs groups of at least 2"):
+        make_actor(gem_oat.GemGroupActor)
+    with pytest.raises(ValueError, match="have no groups in Oat"):
+        make_actor(num_samples=4)
+
+
+@pytest.mark.parametrize("on_error", ["mask", "keep"])
+def test_a_member_that_fails_has_the_weight_0(make_actor, own_tokenizer, tmp_path, on_error):
+    rows = [failing("never"), failing("step", 1)]
+    options = {"tasks": written(tmp_path, rows), "num_samples": 2, "rollout_batch_size_per_device": 4}
+    rows = make_actor(gem_oat.GemGroupActor, say(own_tokenizer, "x"), on_error=on_error, **options).step()
+    assert [row.loss_mask for row in rows] == [True, True] + [on_error == "keep"] * 2
+    assert [row.rewards[-1] for row in rows] == [1.0, 1.0, 0.0, 0.0]
+    assert rows[0].info["gem/left_out"] == 0.5
+    assert len({tuple(row.info) for row in rows}) == 1
+
+
+@pytest.mark.parametrize("on_error", ["mask", "keep"])
+def test_an_empty_generation_in_a_group_is_counted_and_has_the_weight_0(make_actor, own_tokenizer, on_error):
+    options = {"tasks": f"env={ENV},seeds=0:9", "num_samples": 2, "rollout_batch_size_per_device": 4}
+    actor = make_actor(gem_oat.GemGroupActor, lambda prompt: next(answers), on_error=on_error, **options)
+    answers = iter([[], *[say(own_tokenizer, "x")([])] * 3])
+    rows = actor.step()
+    assert [row.loss_mask for row in rows] == [False, True, True, True]
+    assert all(len(row.response_ids) == len(row.response_logprobs) == len(row.rewards) > 0 for row in rows)
+    assert rows[0].info["gem/aborted"] == 0.25
 
 
 # --- evaluation and data
@@ -248,6 +551,8 @@ def test_evaluation_plays_the_tasks_of_another_split(make_actor, own_tokenizer):
 
 
 class Strategy:
+    world_size = 2
+
     def setup_dataloader(self, data_set, batch_size, shuffle):
         from torch.utils.data import DataLoader
 
@@ -255,16 +560,16 @@ class Strategy:
 
 
 def test_the_learner_has_as_many_batches_as_steps_and_the_tasks_to_evaluate_on():
-    class Learner(gem_oat.GemLearnerMixin):
-        args = SimpleNamespace(
-            training_steps=7,
-            rollout_batch_size=16,
-            rollout_batch_size_per_device=8,  # of two devices, each with its own sampler
-            eval_tasks=f"env={ENV},seeds=0:5",
-            eval_batch_size=2,
-        )
-
-    made = Learner()
+    made = TurnLearner.__new__(TurnLearner)
+    made.args = gem_oat.GemArgs(
+        tasks="none",
+        training_steps=7,
+        rollout_batch_size=16,
+        train_batch_size=16,
+        rollout_batch_size_per_device=8,  # of two devices, each with its own sampler
+        eval_tasks=f"env={ENV},seeds=0:5",
+        eval_batch_size=2,
+    )
     made.prepare_data(Strategy(), None)
     assert len(made.prompts_dataloader) == 14
     rows = [text for _, texts, _ in made.eval_prompts_dataloader for text in texts]

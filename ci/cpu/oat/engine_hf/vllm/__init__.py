@@ -27,6 +27,7 @@ class SamplingParams:
     top_k: int = -1
     max_tokens: int = 16
     logprobs: int | None = None
+    stop_token_ids: list[int] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -36,11 +37,11 @@ class LLM:
     source: Any = None
     """The learner's model, whose weights are copied."""
 
-    def __init__(self, model: str, seed: int = 0, **_: Any) -> None:
+    def __init__(self, model: str, seed: int = 0, tokenizer: str | None = None, **_: Any) -> None:
         from transformers import AutoTokenizer
 
         self.model = load_model(model)
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.tokenizer = AutoTokenizer.from_pretrained(tokenizer or model)
         self.random = torch.Generator().manual_seed(int(seed))
         self.llm_engine = SimpleNamespace(reset_prefix_cache=lambda: None)
         self.end_ids = end_ids(self.model)
@@ -58,15 +59,16 @@ class LLM:
         rows = [list(prompt["prompt_token_ids"]) for prompt in prompts]
         limits = [params.max_tokens for params in sampling_params]
         temperatures = [float(params.temperature) for params in sampling_params]
-        answers = sample(self.model, rows, limits, temperatures, self.random)
+        stop_ids = [params.stop_token_ids or [] for params in sampling_params]
+        answers = sample(self.model, rows, limits, temperatures, self.random, stop_ids)
         return [
-            SimpleNamespace(prompt_token_ids=row, outputs=[self._output(*answer)])
-            for row, answer in zip(rows, answers, strict=True)
+            SimpleNamespace(prompt_token_ids=row, outputs=[self._output(*answer, stops)])
+            for row, answer, stops in zip(rows, answers, stop_ids, strict=True)
         ]
 
-    def _output(self, ids: list[int], logprobs: list[float]) -> SimpleNamespace:
+    def _output(self, ids: list[int], logprobs: list[float], stop_ids: Sequence[int]) -> SimpleNamespace:
         of_tokens = [{token: SimpleNamespace(logprob=logprob)} for token, logprob in zip(ids, logprobs, strict=True)]
-        finish_reason = "stop" if ids[-1] in self.end_ids else "length"
+        finish_reason = "stop" if ids[-1] in self.end_ids.union(stop_ids) else "length"
         return SimpleNamespace(token_ids=ids, logprobs=of_tokens, text="", finish_reason=finish_reason)
 
     def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[None]:
