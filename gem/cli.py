@@ -33,7 +33,7 @@ from gem.envs.datasets import needs_hub
 from gem.envs.reasoning_gym import PAY_FOR_JUNK
 from gem.envs.registration import EnvSpec, all_specs, find_spec, make
 from gem.rollout.atif import to_atif, validate_atif
-from gem.rollout.diff import Difference, Tokens, episode_differences
+from gem.rollout.diff import Difference, TurnTokens, episode_differences
 from gem.rollout.episode import Episode
 from gem.rollout.replay import replay as replay_episode
 from gem.testing.check_env import CheckResult, run_checks
@@ -421,7 +421,7 @@ def _show(console: Console, difference: Difference, text_of: Callable[[int], str
         console.print(Text(f"    {name}: ").append_text(side), soft_wrap=True)
 
 
-def _tokens_around(tokens: Tokens, at: int, text_of: Callable[[int], str], width: int = 5) -> Text:
+def _tokens_around(tokens: TurnTokens, at: int, text_of: Callable[[int], str], width: int = 5) -> Text:
     def words(ids: list[int]) -> str:
         return "".join(f"{text_of(token)} " for token in ids)
 

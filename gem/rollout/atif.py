@@ -64,7 +64,7 @@ def to_atif(episode: Episode) -> dict[str, Any]:
         },
         "extra": {"task": asdict(episode.task), "truncation": episode.truncation, "error": episode.error},
     }
-    return json.loads(json.dumps(trajectory, default=plain_json))
+    return trajectory
 
 
 def validate_atif(trajectory: dict[str, Any]) -> None:
@@ -89,16 +89,17 @@ def _step(number: int, turn: Turn) -> dict[str, Any]:
     metrics: dict[str, Any] = {
         "prompt_tokens": len(turn.prompt_ids),
         "completion_tokens": len(turn.response_ids),
-        "prompt_token_ids": turn.prompt_ids,
-        "completion_token_ids": turn.response_ids,
+        "prompt_token_ids": list(turn.prompt_ids),
+        "completion_token_ids": list(turn.response_ids),
     }
     if turn.logprobs is not None:
-        metrics["logprobs"] = turn.logprobs
+        metrics["logprobs"] = list(turn.logprobs)
     step: dict[str, Any] = {"step_id": number, "source": "agent", "message": turn.action, "metrics": metrics}
     if turn.observation:
         step["observation"] = {"results": [{"content": turn.observation}]}
     ended = {"finish_reason": turn.finish_reason, "terminated": turn.terminated, "truncated": turn.truncated}
-    step["extra"] = {"reward": turn.reward, **ended, "info": turn.info}
+    info = json.loads(json.dumps(turn.info, default=plain_json))
+    step["extra"] = {"reward": turn.reward, **ended, "info": info}
     if turn.full_text is not None:
         step["extra"]["full_text"] = turn.full_text
     return step

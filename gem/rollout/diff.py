@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gem.rollout.episode import Episode, Turn, plain_json
+from gem.rollout.episode import Episode, Turn, bridge_after, plain_json
 
 _PARTING = {"prompt token", "sampled token", "mask", "action", "observation"}
 """After one of these the two episodes are on different ways: what follows is a consequence."""
 
 
 @dataclass
-class Tokens:
+class TurnTokens:
     """What a turn's model saw and sampled, and the bridge after it.
 
     Attributes:
@@ -38,8 +38,8 @@ class Difference:
         what: ``"task"``, ``"first observation"``, ``"prompt token"``, ``"sampled token"``, ``"mask"`` (the same token,
             sampled in one only), ``"log-probability"``, ``"action"``, ``"reward"``, ``"observation"``, ``"info"``,
             ``"end"``, or ``"episodes"`` if there are more of them in one.
-        a: what the first has there: :class:`Tokens` for tokens and masks, a dict of the entries that are not the same
-            for a task, an info and an end, how many for episodes, else the value itself.
+        a: what the first has there: :class:`TurnTokens` for tokens and masks, a dict of the entries that are not the
+            same for a task, an info and an end, how many for episodes, else the value itself.
         b: what the second has there.
         at: the token's position, from 0 at the prompt's start; None where it is about no token.
     """
@@ -109,9 +109,10 @@ def _compare_turns(number: int, index: int, a: Episode, b: Episode, tolerance: f
     def difference(what: str, of_a: Any, of_b: Any, at: int | None = None) -> Difference:
         return Difference(number, index + 1, what, of_a, of_b, at)
 
-    if (one.prompt_ids, one.response_ids) != (other.prompt_ids, other.response_ids):
+    same_prompts = _same_prompts(a.turns, b.turns, index)
+    if not same_prompts or one.response_ids != other.response_ids:
         yield difference(*_first_token(_tokens(a, index), _tokens(b, index)))
-    if one.prompt_ids == other.prompt_ids:  # else the log-probabilities are those of other tokens
+    if same_prompts:  # else the log-probabilities are those of other tokens
         at = _first_logprob(one, other, tolerance)
         if at is not None:
             position = at + len(one.prompt_ids)
@@ -130,15 +131,25 @@ def _compare_turns(number: int, index: int, a: Episode, b: Episode, tolerance: f
         yield difference("end", *ends)
 
 
-def _tokens(episode: Episode, index: int) -> Tokens:
+def _same_prompts(a: Sequence[Turn], b: Sequence[Turn], index: int) -> bool:
+    """Whether two turns have the same prompt, if the turns before them have the same tokens."""
+    if index:  # usually it is enough to compare what the prompts have since
+        of_a, of_b = (bridge_after(turns[index - 1], turns[index]) for turns in (a, b))
+        if of_a is not None and of_b is not None:
+            return of_a == of_b
+    return a[index].prompt_ids == b[index].prompt_ids
+
+
+def _tokens(episode: Episode, index: int) -> TurnTokens:
     turn = episode.turns[index]
-    ids = turn.prompt_ids + turn.response_ids
+    ids = [*turn.prompt_ids, *turn.response_ids]
     sampled = range(len(turn.prompt_ids), len(ids))
-    following = episode.turns[index + 1].prompt_ids if index + 1 < len(episode.turns) else []
-    return Tokens(following if following[: len(ids)] == ids else ids, sampled)
+    if index + 1 < len(episode.turns):
+        ids += bridge_after(turn, episode.turns[index + 1]) or []
+    return TurnTokens(ids, sampled)
 
 
-def _first_token(a: Tokens, b: Tokens) -> tuple[str, Tokens, Tokens, int]:
+def _first_token(a: TurnTokens, b: TurnTokens) -> tuple[str, TurnTokens, TurnTokens, int]:
     """Return the first difference of two turns whose prompts or sampled ids are not the same."""
     at = 0
     while (_token(a, at), _part(a, at)) == (_token(b, at), _part(b, at)):
@@ -149,11 +160,11 @@ def _first_token(a: Tokens, b: Tokens) -> tuple[str, Tokens, Tokens, int]:
     return "prompt token" if in_prompt else "sampled token", a, b, at
 
 
-def _token(tokens: Tokens, at: int) -> int | None:
+def _token(tokens: TurnTokens, at: int) -> int | None:
     return tokens.ids[at] if at < len(tokens.ids) else None
 
 
-def _part(tokens: Tokens, at: int) -> str:
+def _part(tokens: TurnTokens, at: int) -> str:
     if at < tokens.sampled.start:
         return "prompt"
     return "sampled" if at in tokens.sampled else "bridge"

@@ -30,6 +30,7 @@ from gem.envs.registration import ENV_REGISTRY, EnvSpec
 from gem.rollout.engine import Engine
 from gem.rollout.episode import Episode, OnError, Turn, plain_json
 from gem.rollout.rendering import ChatRenderer
+from gem.rollout.tokens import Logprobs, Tokens
 from gem.sandbox import SandboxUnavailable
 from gem.tasks import Task
 from gem.vector.places import EnvFailed, Place, Places
@@ -205,7 +206,7 @@ class EnvironmentFailed(Exception):
     """An environment raised, hung or answered nonsense; ends its episode."""
 
 
-_Ask = Callable[[list[int], int], Awaitable[Turn]]
+_Ask = Callable[[Tokens, int], Awaitable[Turn]]
 """Has at most so many tokens sampled after a prompt."""
 
 
@@ -313,7 +314,7 @@ class Player:
 
     async def _ask_for_one_token(self, ask: _Ask) -> None:
         """Have a token sampled on an empty message: most trainers need a row an episode, if only to leave it out."""
-        prompt_ids = self.renderer.first("")
+        prompt_ids = Tokens(self.renderer.first(""))
         if self.limits.room(len(prompt_ids)) > 0:
             await ask(prompt_ids, 1)
 
@@ -344,13 +345,13 @@ class Player:
                 role = self.renderer.role_of(turn.info)
                 bridge_to = partial(self.renderer.bridge, turn.response_ids, role=role, first=episode.first_observation)
                 bridge = await _rendered(bridge_to, text)
-                prompt_ids = prompt_ids + turn.response_ids + bridge
+                prompt_ids = prompt_ids.extended(turn.response_ids).extended(bridge)
             else:
                 prompt_ids = await self._first_prompt(env, text)
                 before = len(prompt_ids)
 
     async def _answer(
-        self, episode: Episode, engine: Engine, number: int, prompt_ids: list[int], max_new_tokens: int
+        self, episode: Episode, engine: Engine, number: int, prompt_ids: Tokens, max_new_tokens: int
     ) -> Turn:
         token_ids, logprobs, finish_reason = await engine.generate(prompt_ids, max_new_tokens, episode=number)
         ids = [int(token) for token in token_ids]
@@ -360,15 +361,22 @@ class Player:
             finish_reason = "abort"
         if len(ids) > max_new_tokens:  # a batch is generated with the limit of one for all
             ids, finish_reason = ids[:max_new_tokens], "length"
-        logprobs = None if logprobs is None else list(logprobs)[: len(ids)]
         answer = self.renderer.parse(ids, prompt_ids)
-        turn = Turn(prompt_ids, ids, logprobs, finish_reason, answer.action, full_text=answer.full_text)
+        turn = Turn(
+            prompt_ids,
+            prompt_ids.extended(ids).part(len(prompt_ids)),
+            None if logprobs is None else Logprobs(logprobs[: len(ids)]),
+            finish_reason,
+            answer.action,
+            full_text=answer.full_text,
+        )
         if ids:
             episode.turns.append(turn)
         return turn
 
-    async def _first_prompt(self, env: Env, text: str) -> list[int]:
-        return await _rendered(self.renderer.encode if env.observation_form == "prompt" else self.renderer.first, text)
+    async def _first_prompt(self, env: Env, text: str) -> Tokens:
+        render = self.renderer.encode if env.observation_form == "prompt" else self.renderer.first
+        return Tokens(await _rendered(render, text))
 
     async def _make(self, task: Task) -> tuple[Any, Callable[[], Awaitable[None]]]:
         """Return an environment, and what closes it."""

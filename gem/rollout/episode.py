@@ -18,6 +18,7 @@ import numpy as np
 from gem.core import Info
 from gem.rollout.engine import FinishReason
 from gem.rollout.returns import discounted_returns
+from gem.rollout.tokens import Logprobs, Tokens, bridge_between
 from gem.tasks import Task
 
 FORMAT_VERSION = 1
@@ -49,6 +50,9 @@ def check_on_error(value: str) -> OnError:
 class Turn:
     """One answer of the model, and what the environment made of it.
 
+    Ids and log-probabilities may be lists. The driver's and those of a file are read-only views of what is stored once
+    an episode (:mod:`gem.rollout.tokens`): take ``list(turn.prompt_ids)`` where a list is wanted.
+
     Attributes:
         prompt_ids: all that the model saw.
         response_ids: what it sampled, verbatim.
@@ -64,9 +68,9 @@ class Turn:
             wrote thoughts or used other channels; None if the action is all.
     """
 
-    prompt_ids: list[int]
-    response_ids: list[int]
-    logprobs: list[float] | None
+    prompt_ids: Tokens | list[int]
+    response_ids: Tokens | list[int]
+    logprobs: Logprobs | list[float] | None
     finish_reason: FinishReason
     action: str
     observation: str = ""
@@ -197,7 +201,7 @@ class Episode:
     @property
     def append_only(self) -> bool:
         """Whether every prompt extends the previous one and what was sampled after it."""
-        return all(_bridge(before, after) is not None for before, after in self._pairs())
+        return all(bridge_after(before, after) is not None for before, after in self._pairs())
 
     def as_sequence(self) -> TokenSequence:
         """Return the episode as one row: prompt, completion, mask, log-probabilities, rewards a token.
@@ -213,16 +217,18 @@ class Episode:
         ends: list[int] = []
         previous: Turn | None = None
         for turn in self.turns:
-            bridge = [] if previous is None else _bridge(previous, turn)
+            bridge = [] if previous is None else bridge_after(previous, turn)
             if bridge is None:
                 raise ValueError(
                     f"turn {len(ends) + 1} of {self.task.env_id} does not extend the turn before it, so the episode is "
                     "not one sequence. Take as_transitions() (a row a turn), or play without the wrapper that rewrites "
                     "the history."
                 )
-            completion += bridge + turn.response_ids
+            completion += bridge
+            completion.extend(turn.response_ids)
             mask += [0] * len(bridge) + [1] * len(turn.response_ids)
-            logprobs += [0.0] * len(bridge) + (turn.logprobs or [])
+            logprobs += [0.0] * len(bridge)
+            logprobs.extend(turn.logprobs or ())
             ends.append(len(completion) - 1)
             previous = turn
         rewards = np.zeros(len(completion))
@@ -266,11 +272,12 @@ class Episode:
         previous: Turn | None = None
         for turn in self.turns:
             row = dict(vars(turn))
-            bridge = None if previous is None else _bridge(previous, turn)
-            if bridge is not None:
-                del row["prompt_ids"]
-                row = {"bridge_ids": bridge, **row}
-            turns.append(row)
+            del row["prompt_ids"]
+            row["response_ids"] = list(turn.response_ids)
+            row["logprobs"] = None if turn.logprobs is None else list(turn.logprobs)
+            bridge = None if previous is None else bridge_after(previous, turn)
+            prompt = {"prompt_ids": list(turn.prompt_ids)} if bridge is None else {"bridge_ids": bridge}
+            turns.append({**prompt, **row})
             previous = turn
         data = {"version": FORMAT_VERSION, **vars(self), "task": asdict(self.task), "turns": turns}
         return json.dumps(data, default=plain_json)
@@ -287,14 +294,16 @@ class Episode:
             raise ValueError(f"not an episode of format {FORMAT_VERSION}: {line[:80]!r}")
         try:
             turns: list[Turn] = []
+            seen = Tokens()
             for row in data.pop("turns"):
-                if "bridge_ids" in row:
-                    row["prompt_ids"] = turns[-1].prompt_ids + turns[-1].response_ids + row.pop("bridge_ids")
-                turns.append(Turn(**row))
+                prompt = seen.extended(row.pop("bridge_ids")) if "bridge_ids" in row else Tokens(row.pop("prompt_ids"))
+                seen = prompt.extended(row.pop("response_ids"))
+                row["logprobs"] = None if row["logprobs"] is None else Logprobs(row["logprobs"])
+                turns.append(Turn(prompt_ids=prompt, response_ids=seen.part(len(prompt)), **row))
             for name in ("run", "step"):  # which the recorder adds to a line
                 data.pop(name, None)
             return cls(**{**data, "task": Task(**data["task"]), "turns": turns})
-        except (KeyError, TypeError, IndexError) as error:
+        except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"not an episode ({type(error).__name__}: {error}): {line[:80]!r}") from None
 
     def _pairs(self) -> Iterator[tuple[Turn, Turn]]:
@@ -314,10 +323,9 @@ def read_jsonl(path: str | Path) -> Iterator[Episode]:
             yield Episode.from_json(line)
 
 
-def _bridge(before: Turn, after: Turn) -> list[int] | None:
+def bridge_after(before: Turn, after: Turn) -> list[int] | None:
     """Return the tokens between two turns; None if the second prompt does not extend the first turn."""
-    seen = before.prompt_ids + before.response_ids
-    return after.prompt_ids[len(seen) :] if after.prompt_ids[: len(seen)] == seen else None
+    return bridge_between(before.prompt_ids, before.response_ids, after.prompt_ids)
 
 
 def plain_json(value: Any) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gem.rollout import Episode, Turn
-from gem.rollout.diff import Tokens, episode_differences
+from gem.rollout.diff import TurnTokens, episode_differences
 from gem.tasks import Task
 
 
@@ -96,8 +96,8 @@ def test_both_sides_are_given():
     changed.turns[0].response_ids = [10, 12]
     changed.turns[0].info["success"] = True
     tokens, info = episode_differences([make()], [changed])
-    assert tokens.a == Tokens([1, 2, 10, 11, 92, 90], range(2, 4))
-    assert tokens.b == Tokens([1, 2, 10, 12], range(2, 4))
+    assert tokens.a == TurnTokens([1, 2, 10, 11, 92, 90], range(2, 4))
+    assert tokens.b == TurnTokens([1, 2, 10, 12], range(2, 4))
     assert (info.a, info.b) == ({"success": False}, {"success": True})
 
 
