@@ -28,12 +28,16 @@ from __future__ import annotations
 import abc
 import argparse
 import asyncio
+import atexit
 import json
 import re
+import shutil
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -104,11 +108,12 @@ class Cell:
 
 @dataclass
 class Lowered:
-    """What a trainer made of the rewards of the scenario ``two groups``.
+    """The advantages that a trainer computed in a scenario.
 
     Attributes:
         advantages: for each sequence its ids, and an advantage a sampled token.
-        expected: a reference: from the episodes, group after group, to an advantage a turn of each.
+        expected: a reference: from all episodes, group after group, to an advantage for each turn. What it gives for
+            an episode that is not valid is not looked at.
         tolerance: how exact the trainer's own numbers are.
         why: what the reference's parameters are, for the table.
     """
@@ -145,13 +150,36 @@ class Harness(abc.ABC):
         """Play a scenario, and read back the trainer's advantages."""
         raise NotImplementedError
 
-    def tokenizer(self) -> Any:
-        """Return the tokenizer of the scenarios; the embedded model's by default."""
+    def tokenizer(self, scenario: Scenario | None = None) -> Any:
+        """Return the tokenizer of a scenario; without one, and by default, the embedded model's."""
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self.model(scenario))
+
+    def model(self, scenario: Scenario | None = None) -> Path:
+        """Return a folder with the model and the tokenizer of a scenario.
+
+        The model is the embedded one, and not made to be run: it may know fewer tokens than the tokenizer.
+        """
         from transformers import AutoTokenizer
 
         from gem.embedded import embedded_model
 
-        return AutoTokenizer.from_pretrained(embedded_model())
+        if scenario is None or scenario.chat is None:
+            return Path(embedded_model())
+        folder = _models() / re.sub(r"\W", "-", scenario.name)
+        if not folder.exists():
+            shutil.copytree(embedded_model(), folder)
+            scenario.tokenizer(AutoTokenizer.from_pretrained(embedded_model())).save_pretrained(folder)
+        return folder
+
+
+@lru_cache(maxsize=1)
+def _models() -> Path:
+    """Return a folder that is there as long as this process."""
+    folder = tempfile.mkdtemp(prefix="gem-conformance-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def records_of(episode: Episode) -> list[Record]:
@@ -182,7 +210,7 @@ def turns_of(episode: Episode, worth: Sequence[float] | None = None) -> list[Rec
         before, sampled = len(turn.prompt_ids), len(turn.response_ids)
         logprobs = None if turn.logprobs is None else [0.0] * before + list(turn.logprobs)
         rewards = [0.0] * (before + sampled - 1) + [float(reward)]
-        records.append(Record(turn.prompt_ids + turn.response_ids, [0] * before + [1] * sampled, rewards, logprobs))
+        records.append(Record([*turn.prompt_ids, *turn.response_ids], [0] * before + [1] * sampled, rewards, logprobs))
     return records
 
 
@@ -236,22 +264,24 @@ class Report:
 
 
 def prepare(scenario: Scenario, tokenizer: Any) -> tuple[list[Episode], Script]:
-    """Play a scenario with the driver; return its episodes, and the script for the trainer."""
-    script = Script(scenario, tokenizer.eos_token_id)
-    limits = Limits(scenario.max_turns, scenario.max_new_tokens, scenario.max_context)
+    """Run a scenario with the rollout driver; return its episodes, and the script for the trainer."""
     renderer = ChatRenderer(tokenizer, tool_role=scenario.tool_role)
+    script = Script(scenario, tokenizer.eos_token_id, renderer.stop_ids)
+    limits = Limits(scenario.max_turns, scenario.max_new_tokens, scenario.max_context)
     episodes = asyncio.run(run_episodes(scenario.rows, script, renderer, limits, scenario.make_env(tokenizer)))
     return episodes, script
 
 
 def check_scenario(harness: Harness, scenario: Scenario, tokenizer: Any) -> Cell:
-    """Hold a trainer to one scenario."""
+    """Run one scenario through a trainer, and compare what reaches its loss with the valid episodes."""
     since = time.perf_counter()
+    tokenizer = scenario.tokenizer(tokenizer)
     episodes, script = prepare(scenario, tokenizer)
-    plain = [record for episode in episodes for record in records_of(episode)]
+    valid = [episode for episode in episodes if episode.valid]
+    plain = [record for episode in valid for record in records_of(episode)]
     declared = next((d for d in harness.differences if d.only is None or scenario.name in d.only), None)
     try:
-        got = harness.play(scenario, script)
+        got = [record for record in harness.play(scenario, script) if any(record.mask)]  # the others weigh nothing
     except Exception as error:  # noqa: BLE001 - whatever it is, it is this cell's
         refused = declared is not None and declared.refuses is not None and isinstance(error, declared.refuses)
         if refused and declared is not None and re.search(declared.match, str(error)):
@@ -263,7 +293,7 @@ def check_scenario(harness: Harness, scenario: Scenario, tokenizer: Any) -> Cell
     if script.unknown:
         prompt = tokenizer.decode(script.unknown[0][-40:])
         return Cell(scenario.name, "broken", f"the engine was asked for a prompt that ends {prompt!r}", seconds)
-    expected = plain if declared is None or declared.change is None else declared.change(episodes)
+    expected = plain if declared is None or declared.change is None else declared.change(valid)
     wrong = difference(expected, got)
     if wrong:
         return Cell(scenario.name, "broken", wrong, seconds)
@@ -272,39 +302,62 @@ def check_scenario(harness: Harness, scenario: Scenario, tokenizer: Any) -> Cell
     return Cell(scenario.name, "equal", "", seconds)
 
 
-def check_lowering(harness: Harness, algorithm: str, tokenizer: Any) -> Cell:
-    """Hold a trainer's advantages to the reference."""
+ADVANTAGES_OF = {"two groups": "", "equal returns": ": equal returns", "a member that fails": ": a member that fails"}
+"""The scenarios whose advantages are compared, and what is added to the algorithm's name for each."""
+
+
+def check_lowering(harness: Harness, algorithm: str, tokenizer: Any, scenario: str = "two groups") -> Cell:
+    """Compare a trainer's advantages with the reference.
+
+    Those of the valid episodes must be the reference's for a batch without the others; those of others must be 0.
+    """
     since = time.perf_counter()
-    scenario = next(s for s in scenarios(tokenizer) if s.name == "two groups")
-    episodes, script = prepare(scenario, tokenizer)
+    name = algorithm + ADVANTAGES_OF[scenario]
+    chosen = next(s for s in scenarios(tokenizer) if s.name == scenario)
+    episodes, script = prepare(chosen, tokenizer)
     try:
-        lowered = harness.lower(scenario, script, algorithm)
+        lowered = harness.lower(chosen, script, algorithm)
     except Exception as error:  # noqa: BLE001 - as above
-        return Cell(algorithm, "broken", _last_lines(error), time.perf_counter() - since)
-    expected: dict[tuple[tuple[int, ...], int], list[float]] = {}  # by the ids, and by how many were sampled
-    for episode, of_turns in zip(episodes, lowered.expected(episodes), strict=True):
-        lengths = [len(turn.response_ids) for turn in episode.turns]
-        values = np.repeat(np.asarray(of_turns, dtype=float), lengths).tolist()
-        start = 0
-        for turn, length in zip(episode.turns, lengths, strict=True):  # a trainer of turns has these
-            expected[tuple(turn.prompt_ids + turn.response_ids), length] = values[start : start + length]
-            start += length
-        (record,) = records_of(episode)
-        expected[tuple(record.ids), len(values)] = values
+        return Cell(name, "broken", _last_lines(error), time.perf_counter() - since)
+    expected = _advantages_by_ids(episodes, lowered.expected(episodes))
     worst, wrong = 0.0, ""
     for ids, got in lowered.advantages:
         own = expected.get((tuple(ids), len(got)))
         if own is None:
             wrong = f"{len(got)} advantages for a sequence that was not played, or not with as many sampled tokens"
             break
-        worst = max(worst, float(np.abs(np.subtract(own, got)).max()))
-    tokens = sum(len(got) for _, got in lowered.advantages)
-    if not wrong and tokens != sum(episode.sampled_tokens for episode in episodes):
-        wrong = f"advantages of {tokens} tokens, and {sum(e.sampled_tokens for e in episodes)} were sampled"
+        worst = max(worst, float(np.abs(np.subtract(own[1], got)).max(initial=0.0)))
+    tokens = sum(len(got) for ids, got in lowered.advantages if not wrong and expected[tuple(ids), len(got)][0])
+    sampled = sum(episode.sampled_tokens for episode in episodes if episode.valid)
+    if not wrong and tokens != sampled:
+        wrong = f"advantages of {tokens} tokens, and {sampled} were sampled"
     if not wrong and not worst <= lowered.tolerance:
         wrong = f"an advantage differs by {worst:.2g} ({lowered.why})"
     detail = wrong or f"{lowered.why}; differs by {worst:.1g} at most"
-    return Cell(algorithm, "broken" if wrong else "equal", detail, time.perf_counter() - since)
+    return Cell(name, "broken" if wrong else "equal", detail, time.perf_counter() - since)
+
+
+def _advantages_by_ids(
+    episodes: Sequence[Episode], of_turns: Sequence[Sequence[float] | np.ndarray]
+) -> dict[tuple[tuple[int, ...], int], tuple[bool, list[float]]]:
+    """Return whether an episode is valid and an advantage for each sampled token, by all ids and how many were sampled.
+
+    The same of every turn on its own: a trainer that learns from turns has these sequences.
+    """
+    found: dict[tuple[tuple[int, ...], int], tuple[bool, list[float]]] = {}
+    for episode, own in sorted(zip(episodes, of_turns, strict=True), key=lambda pair: pair[0].valid):  # these win
+        lengths = [len(turn.response_ids) for turn in episode.turns]
+        values = [0.0] * sum(lengths)
+        if episode.valid:
+            values = np.repeat(np.asarray(own, dtype=float), lengths).tolist()
+        start = 0
+        for turn, length in zip(episode.turns, lengths, strict=True):
+            found[(*turn.prompt_ids, *turn.response_ids), length] = episode.valid, values[start : start + length]
+            start += length
+        if episode.turns:
+            (record,) = records_of(episode)
+            found[tuple(record.ids), len(values)] = episode.valid, values
+    return found
 
 
 def difference(expected: Sequence[Record], got: Sequence[Record]) -> str:
@@ -353,9 +406,10 @@ def run(harness: Harness, only: Sequence[str] = (), say: Callable[[str], object]
             report.cells.append(cell := check_scenario(harness, scenario, tokenizer))
             say(f"{marks[cell.verdict]} {scenario.name} ({cell.seconds:.1f} s) {cell.detail}".rstrip())
     for algorithm in harness.algorithms:
-        if not only or algorithm in only:
-            report.lowering.append(cell := check_lowering(harness, algorithm, tokenizer))
-            say(f"{marks[cell.verdict]} advantages of {algorithm} ({cell.seconds:.1f} s) {cell.detail}".rstrip())
+        for scenario, suffix in ADVANTAGES_OF.items():
+            if not only or algorithm in only or algorithm + suffix in only:
+                report.lowering.append(cell := check_lowering(harness, algorithm, tokenizer, scenario))
+                say(f"{marks[cell.verdict]} advantages of {cell.name} ({cell.seconds:.1f} s) {cell.detail}".rstrip())
     return report
 
 
@@ -375,18 +429,28 @@ def main(harness: Harness) -> None:
 
 
 def of_groups(size: int, scale: bool, eps: float, ddof: int = 1) -> Callable[[list[Episode]], list[list[float]]]:
-    """Return :func:`gem.rollout.group_advantages` as a reference: every turn has its episode's advantage."""
+    """Return :func:`gem.rollout.group_advantages` of the valid episodes: every turn has its episode's advantage."""
 
     def expected(episodes: list[Episode]) -> list[list[float]]:
-        values = group_advantages([e.total_reward for e in episodes], size, scale, eps, ddof)
-        return [[float(value)] * len(e.turns) for value, e in zip(values, episodes, strict=True)]
+        found: list[list[float]] = []
+        for first in range(0, len(episodes), size):
+            group = episodes[first : first + size]
+            returns = [e.total_reward for e in group if e.valid]
+            own = iter(group_advantages(returns, len(returns), scale, eps, ddof) if len(returns) > 1 else [0.0])
+            found += [[float(next(own))] * len(e.turns) if e.valid else [] for e in group]
+        return found
 
     return expected
 
 
 def of_turns(gamma: float = 1.0) -> Callable[[list[Episode]], list[np.ndarray]]:
-    """Return :func:`gem.rollout.rebn` as a reference."""
-    return lambda episodes: rebn([e.rewards for e in episodes], gamma)
+    """Return :func:`gem.rollout.rebn` of the valid episodes as a reference."""
+
+    def expected(episodes: list[Episode]) -> list[np.ndarray]:
+        own = iter(rebn([e.rewards for e in episodes if e.valid], gamma))
+        return [next(own) if e.valid else np.zeros(0) for e in episodes]
+
+    return expected
 
 
 def of_returns(gamma: float = 1.0) -> Callable[[list[Episode]], list[np.ndarray]]:

@@ -1,10 +1,11 @@
-"""The scenarios of the conformance kit: what is played, what the engine says, and what limits there are."""
+"""The scenarios of the conformance suite: the tasks, what a scripted engine samples, and what limits there are."""
 
 from __future__ import annotations
 
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,28 +23,36 @@ class Scene(Env):
 
     Args:
         length: turns.
-        says: what it says in every turn, beside the turn's number.
-        fails_at: the turn in which it raises an OSError; None for never.
-        tool_turns: the turns that it says are a tool's.
+        says: the text of every observation, beside the turn's number.
+        fails_at: the turn in which it raises an OSError; 0 for ``reset``; None for never.
+        fails_on: the answer to which it raises an OSError.
+        tool_turns: the turns that it marks as a tool's.
     """
 
     def __init__(
-        self, length: int = 4, says: str = "on", fails_at: int | None = None, tool_turns: Sequence[int] = ()
+        self,
+        length: int = 4,
+        says: str = "on",
+        fails_at: int | None = None,
+        fails_on: str | None = None,
+        tool_turns: Sequence[int] = (),
     ) -> None:
         super().__init__()
-        self.length, self.says, self.fails_at, self.turn = length, says, fails_at, 0
+        self.length, self.says, self.fails_at, self.fails_on, self.turn = length, says, fails_at, fails_on, 0
         self.tool_turns = list(tool_turns)
 
     def reset(self, seed: int | None = None) -> tuple[str, Info]:
-        """Begin; the seed can be seen."""
+        """Begin; the seed is in the observation."""
         super().reset(seed)
         self.turn = 0
+        if self.fails_at == 0:
+            raise OSError("the disk is full")
         return f"Begin {seed}. {self.says}", {}
 
     def step(self, action: str) -> StepResult:
         """Take any answer."""
         self.turn += 1
-        if self.turn == self.fails_at:
+        if self.turn == self.fails_at or action == self.fails_on:
             raise OSError("the disk is full")
         reward = 0.25 * self.turn + 0.125 * (len(action) % 8)  # sums of these are exact in float32
         ended = self.turn == self.length
@@ -53,6 +62,39 @@ class Scene(Env):
 
 Answers = Callable[[int, int], list[int]]
 """The ids that the engine samples, given the number of the episode and of the turn, both from 0."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Another chat template than the tokenizer's own, and its control tokens.
+
+    Attributes:
+        template: in Jinja.
+        end: the tokenizer's end token.
+        tokens: further control tokens.
+    """
+
+    template: str
+    end: str
+    tokens: tuple[str, ...] = ()
+
+    def tokenizer(self, base: Any) -> Any:
+        """Return a copy of a tokenizer with this template."""
+        tokenizer = deepcopy(base)
+        tokenizer.add_tokens([self.end, *self.tokens], special_tokens=True)
+        tokenizer.chat_template = self.template
+        tokenizer.eos_token = self.end
+        return tokenizer
+
+
+TWO_TOKENS = Chat(
+    "{% for message in messages %}{{ '<|turn|>' + message['role'] + '<|message|>' + message['content'] }}"
+    "{{ '<|end_message|>' if message['role'] == 'assistant' }}{{ '<|end_turn|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|turn|>assistant<|message|>' }}{% endif %}",
+    "<|end_turn|>",
+    ("<|turn|>", "<|message|>", "<|end_message|>"),
+)
+"""Ends an answer with two tokens, as the template of Command R7B does."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +111,7 @@ class Scenario:
         max_turns: of an episode; None for as many as the environment allows.
         rewritten: whether the environment's history is rewritten every turn, so that a turn has its own prompt.
         tool_role: whether a tool's observation is a message of the role ``tool``.
+        chat: the chat template and its tokens; None for the tokenizer's own.
     """
 
     name: str
@@ -80,6 +123,11 @@ class Scenario:
     max_turns: int | None = None
     rewritten: bool = False
     tool_role: bool = False
+    chat: Chat | None = None
+
+    def tokenizer(self, base: Any) -> Any:
+        """Return the scenario's tokenizer, given the one that the other scenarios are played with."""
+        return base if self.chat is None else self.chat.tokenizer(base)
 
     @property
     def rows(self) -> list[Task]:
@@ -99,19 +147,21 @@ class Scenario:
 class Script(Engine):
     """An engine that says what the scenario has for it, and then says the same to the same prompts again.
 
-    As the driver's engine it takes down which prompt got which answer. A trainer's stand-in for an engine asks
-    :meth:`say` with nothing but the prompt; that must be a prompt that the driver had, to the token.
+    As the driver's engine it takes down which prompt got which answer. What replaces a trainer's engine calls
+    :meth:`say` with nothing but the prompt, which must be a prompt that the driver had, to the token, and the tokens at
+    which the engine was to stop.
 
     Args:
         scenario: what is played.
-        end_id: answers a prompt that the driver never had.
+        end_id: the model's end token, at which every engine stops. It answers a prompt that the driver never had.
+        stop_ids: further tokens at which the driver's engine stops.
 
     Attributes:
         unknown: prompts that the driver never had.
     """
 
-    def __init__(self, scenario: Scenario, end_id: int) -> None:
-        self.scenario, self.end_id = scenario, end_id
+    def __init__(self, scenario: Scenario, end_id: int, stop_ids: Sequence[int] = ()) -> None:
+        self.scenario, self.end_id, self.stop_ids = scenario, end_id, stop_ids
         self.unknown: list[list[int]] = []
         self._turns: dict[int, int] = defaultdict(int)
         self._answers: dict[tuple[int, ...], list[list[int]]] = defaultdict(list)
@@ -123,23 +173,33 @@ class Script(Engine):
         ids = self.scenario.answers(episode, self._turns[episode])
         self._turns[episode] += 1
         self._answers[tuple(prompt_ids)].append(ids)
-        return self._cut(ids, max_new_tokens)
+        return self._cut(ids, max_new_tokens, self.stop_ids)
 
-    def say(self, prompt_ids: Sequence[int], max_new_tokens: int) -> Response:
-        """Answer a trainer. Of a group's equal prompts each gets the next answer. Any thread may call."""
+    def say(self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int] = ()) -> Response:
+        """Answer a trainer. Of a group's equal prompts each gets the next answer. Any thread may call.
+
+        Args:
+            prompt_ids: the prompt.
+            max_new_tokens: the limit.
+            stop_ids: the tokens at which the trainer's engine was told to stop, beside the model's own end token.
+        """
         prompt = tuple(int(token) for token in prompt_ids)
         with self._lock:
             answers = self._answers.get(prompt)
             if answers is None:
                 self.unknown.append(list(prompt))
-                return self._cut([self.end_id], max_new_tokens)
+                return self._cut([self.end_id], max_new_tokens, stop_ids)
             self._said[prompt] += 1
-            return self._cut(answers[(self._said[prompt] - 1) % len(answers)], max_new_tokens)
+            return self._cut(answers[(self._said[prompt] - 1) % len(answers)], max_new_tokens, stop_ids)
 
-    def _cut(self, ids: list[int], limit: int) -> Response:
-        kept = ids[:limit]
+    def _cut(self, ids: list[int], limit: int, stop_ids: Sequence[int]) -> Response:
+        if not ids:
+            return Response([], [], "stop")  # an engine that gives nothing
+        stops = {self.end_id, *stop_ids}
+        end = next((i + 1 for i, token in enumerate(ids) if token in stops), len(ids))
+        kept = ids[: min(end, limit)]
         logprobs = [-0.5 - (token % 64) / 128 - i / 64 for i, token in enumerate(kept)]  # exact in float32
-        return Response(kept, logprobs, "stop" if kept == ids else "length")
+        return Response(kept, logprobs, "stop" if len(kept) == end else "length")
 
 
 def scenarios(tokenizer: Any) -> list[Scenario]:
@@ -171,6 +231,26 @@ def scenarios(tokenizer: Any) -> list[Scenario]:
         halves = in_bytes("é")
         return {1: [halves[0], end], 2: [*halves, end]}.get(turn) or words(episode, turn)
 
+    def thoughts(episode: int, turn: int) -> list[int]:
+        return [*ids("<think>no</think>", ended=False), *words(episode, turn)]
+
+    def equal(episode: int, turn: int) -> list[int]:
+        return ids("yes")
+
+    def of_member(episode: int, turn: int, member: int, special: int, answer: list[int]) -> list[int]:
+        return answer if (episode, turn) == (member, special) else words(episode, turn)
+
+    def with_two_tokens(episode: int, turn: int) -> list[int]:
+        own = TWO_TOKENS.tokenizer(tokenizer)
+        ends = own.convert_tokens_to_ids(["<|end_message|>", "<|end_turn|>"])
+        return [*words(episode, turn)[:-1], *ends]
+
+    def never_ending(episode: int, turn: int) -> list[int]:
+        return [*words(episode, turn), *ids("\n"), *words(episode, turn + 1)]
+
+    base = Chat(tokenizer.chat_template, "<|end_of_text|>")
+    bad = ids("bad")
+    failing = partial(task, fails_on="bad")
     long = ids("yes no " * 20, ended=False)
     specials = [i for i in tokenizer.all_special_ids if i != end]
     found = task(length=5, says="<information>\n42\n</information>", tool_turns=[1, 2, 3])
@@ -188,13 +268,35 @@ def scenarios(tokenizer: Any) -> list[Scenario]:
         Scenario("special tokens' text in an observation", (task(says=spelled),), words),
         Scenario("the context is full", (task(length=50),), words, max_context=128),
         Scenario("the limit of turns", (task(length=50),), words, max_turns=3),
-        Scenario("an environment that fails", (task(fails_at=3),), words),
+        Scenario("an environment that always fails", (task(fails_at=3),), words),
+        Scenario("a failure in reset", (task(), task(seed=1, fails_at=0)), words, copies=4),
+        Scenario(
+            "a failure in the first turn", (failing(),), partial(of_member, member=2, special=0, answer=bad), copies=4
+        ),
+        Scenario(
+            "a failure in a later turn", (failing(),), partial(of_member, member=1, special=2, answer=bad), copies=4
+        ),
+        Scenario(
+            "a member that fails",
+            (failing(seed=1, length=2), failing(seed=2, length=5)),
+            partial(of_member, member=5, special=1, answer=bad),
+            copies=4,
+        ),
+        Scenario("an observation that is too long", (task(), task(seed=1, says="on " * 2000)), words),
+        Scenario("an empty generation", (task(),), partial(of_member, member=1, special=1, answer=[]), copies=4),
+        Scenario(
+            "an empty generation at first", (task(),), partial(of_member, member=1, special=0, answer=[]), copies=4
+        ),
         Scenario("a tool's answer", (found,), words),
         Scenario("a tool's answer in the tool role", (found,), partial(at_turn, 2, long), tool_role=True),
         Scenario("a group of 8", (task(seed=7),), words, copies=8),
         Scenario("two groups", (task(seed=1, length=2), task(seed=2, length=5)), words, copies=4),
         Scenario("1,000 turns", (task(length=1000),), words, max_context=32_768),
         Scenario("a rewritten history", (task(),), words, rewritten=True),
+        Scenario("equal returns", (task(seed=1, length=1), task(seed=2, length=1)), equal, copies=4),
+        Scenario("thoughts in an answer", (task(),), thoughts, max_new_tokens=32),
+        Scenario("an end of two tokens", (task(),), with_two_tokens, chat=TWO_TOKENS),
+        Scenario("an end token that is not the tokenizer's", (task(),), never_ending, chat=base),
     ]
 
 

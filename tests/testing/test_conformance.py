@@ -36,25 +36,30 @@ class ByTheDriver(Harness):
     def __init__(self, tokenizer, change=lambda records: records, **limits):
         self.own_tokenizer, self.change, self.limits = tokenizer, change, limits
 
-    def tokenizer(self):
-        return self.own_tokenizer
+    def tokenizer(self, scenario=None):
+        return self.own_tokenizer if scenario is None else scenario.tokenizer(self.own_tokenizer)
+
+    def stop_ids(self, renderer):
+        return renderer.stop_ids
 
     def episodes(self, scenario, script):
+        renderer = ChatRenderer(self.tokenizer(scenario), tool_role=scenario.tool_role)
+        stop_ids = self.stop_ids(renderer)
+
         class Said(Engine):
             async def generate(self, prompt_ids, max_new_tokens, *, episode=0):
-                return script.say(prompt_ids, max_new_tokens)
+                return script.say(prompt_ids, max_new_tokens, stop_ids)
 
         given = {"max_turns": scenario.max_turns, "max_new_tokens": scenario.max_new_tokens}
         limits = Limits(**{**given, "max_context": scenario.max_context, **self.limits})
-        renderer = ChatRenderer(self.own_tokenizer, tool_role=scenario.tool_role)
         make_env = scenario.make_env(self.own_tokenizer)
         return asyncio.run(run_episodes(scenario.rows, Said(), renderer, limits, make_env))
 
     def play(self, scenario, script):
-        return self.change([record for e in self.episodes(scenario, script) for record in records_of(e)])
+        return self.change([record for e in self.episodes(scenario, script) if e.valid for record in records_of(e)])
 
     def lower(self, scenario, script, algorithm):
-        episodes = self.episodes(scenario, script)
+        episodes = [e for e in self.episodes(scenario, script) if e.valid]
         advantages = [
             (records_of(e)[0].ids, np.repeat(values, [len(t.response_ids) for t in e.turns]).tolist())
             for e, values in zip(episodes, rebn([e.rewards for e in episodes]), strict=True)
@@ -88,7 +93,73 @@ def test_scenarios_are_what_they_say(tokenizer, named):
     assert first("an empty answer").turns[1].action == ""
     assert first("the context is full").truncation == "context"
     assert (first("the limit of turns").truncation, len(first("the limit of turns").turns)) == ("turns", 3)
-    assert first("an environment that fails").truncation == "error"
+    assert first("an environment that always fails").truncation == "error"
+
+    def ends(name):
+        return [episode.truncation for episode in prepare(named[name], tokenizer)[0]]
+
+    assert ends("a failure in reset") == [None] * 4 + ["error"] * 4
+    assert ends("a failure in the first turn") == [None, None, "error", None]
+    assert ends("a failure in a later turn") == [None, "error", None, None]
+    assert ends("an observation that is too long") == [None, None, "overlong", "overlong"]
+    assert ends("an empty generation") == ends("an empty generation at first") == [None, "abort", None, None]
+    assert {e.total_reward for e in prepare(named["equal returns"], tokenizer)[0]} == {0.625}
+    thought = first("thoughts in an answer").turns[0]
+    assert (thought.action, thought.full_text) == ("yes", "<think>no</think>yes<|im_end|>")
+
+
+def test_scenarios_with_templates_of_their_own_are_what_they_say(tokenizer, named):
+    def played(name):
+        own = named[name].tokenizer(tokenizer)
+        return own, prepare(named[name], own)[0][0]
+
+    own, episode = played("an end of two tokens")
+    ends = own.convert_tokens_to_ids(["<|end_message|>", "<|end_turn|>"])
+    assert all(turn.response_ids[-2:] == ends for turn in episode.turns)
+    assert own.decode(episode.turns[-1].prompt_ids).count("<|end_turn|>") == 7
+    own, episode = played("an end token that is not the tokenizer's")
+    assert own.eos_token == "<|end_of_text|>"
+    assert [turn.action for turn in episode.turns[:2]] == ["yes", "yes no"]
+    assert {turn.finish_reason for turn in episode.turns} == {"stop"}
+
+
+def test_a_trainer_whose_engine_does_not_stop_at_the_templates_end_is_found(tokenizer, named):
+    class Unstopped(ByTheDriver):
+        def stop_ids(self, renderer):
+            return ()
+
+    name = "an end token that is not the tokenizer's"
+    assert check_scenario(ByTheDriver(tokenizer), named[name], tokenizer).verdict == "equal"
+    assert check_scenario(Unstopped(tokenizer), named[name], tokenizer).verdict == "broken"
+
+
+def test_a_trainer_that_learns_from_failures_is_found(tokenizer, named):
+    class Learns(ByTheDriver):
+        def play(self, scenario, script):
+            return [record for e in self.episodes(scenario, script) for record in records_of(e)]
+
+        def lower(self, scenario, script, algorithm):
+            episodes = self.episodes(scenario, script)
+            advantages = [
+                (records_of(e)[0].ids, np.repeat(values, [len(t.response_ids) for t in e.turns]).tolist())
+                for e, values in zip(episodes, rebn([e.rewards for e in episodes]), strict=True)
+            ]
+            return Lowered(advantages, of_turns(), "the reference")
+
+    for name in ("a failure in the first turn", "a failure in a later turn"):
+        assert check_scenario(ByTheDriver(tokenizer), named[name], tokenizer).verdict == "equal"
+        assert check_scenario(Learns(tokenizer), named[name], tokenizer).verdict == "broken"
+    member = "a member that fails"
+    assert check_lowering(ByTheDriver(tokenizer), "rebn", tokenizer, member).verdict == "equal"
+    wrong = check_lowering(Learns(tokenizer), "rebn", tokenizer, member)
+    assert (wrong.verdict, "an advantage differs by" in wrong.detail) == ("broken", True)
+    assert check_lowering(ByTheDriver(tokenizer), "rebn", tokenizer, "equal returns").verdict == "equal"
+
+
+def test_tools_in_scenarios_have_their_role(tokenizer, named):
+    def first(name):
+        return prepare(named[name], tokenizer)[0][0]
+
     for name, role in (("a tool's answer", "user"), ("a tool's answer in the tool role", "tool")):
         shown = tokenizer.decode(first(name).turns[-1].prompt_ids)
         assert shown.count(f"<|im_end|>\n<|im_start|>{role}\n<information>") == (4 if role == "user" else 3)
