@@ -1,40 +1,50 @@
 """The OpenRLHF adapter without Ray, vLLM or DeepSpeed: the executor against a scripted engine."""
 
 import asyncio
+import gc
 import importlib.util
 import json
 import subprocess
 import sys
 import time
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("openrlhf")
 
+from openrlhf.trainer.ppo_utils.length_penalty import apply_stop_properly_penalty
 from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 from openrlhf.utils.agent import AgentExecutorBase, MultiTurnAgentExecutor
+from vllm import SamplingParams
 
 import gem_openrlhf
 from gem.rollout import ChatRenderer, discounted_returns, read_episodes, replay
 from gem.tasks import Task, make_tasks
 from gem.testing.scenarios import SCENE, scenarios
-from gem.testing.talk import talking
+from gem.testing.talk import Talk, talking
 from gem.wrappers import TimeLimit, get_wrapper_fns
+from gem_openrlhf_trainer import Label
 
 ENV = "game:Mastermind-v0-easy"
 
 
-@dataclass
-class Params:
-    """The part of vLLM's SamplingParams that matters here."""
+def sampling(max_tokens=16, **options):
+    """Return vLLM's parameters, as OpenRLHF makes them."""
+    return SamplingParams(**{"max_tokens": max_tokens, "min_tokens": 1, "logprobs": 1, **options})
 
-    max_tokens: int | None = 16
-    min_tokens: int = 1
-    temperature: float = 1.0
-    logprobs: int | None = 1
+
+class AsyncLLM:
+    """Has the part of vLLM's engine through which OpenRLHF sends weights."""
+
+    def __init__(self):
+        self.got = []
+
+    async def collective_rpc(self, method, timeout=None, args=(), kwargs=None):
+        self.got.append((method, args))
+        return [None]
 
 
 class ScriptedVLLM:
@@ -43,6 +53,7 @@ class ScriptedVLLM:
     def __init__(self, *answers, end_id=None):
         self.answers, self.end_id = answers, end_id
         self.asked = []
+        self.llm = AsyncLLM()
 
     async def generate(self, prompt_ids, params, multi_modal_data=None):
         await asyncio.sleep(0.001)
@@ -76,7 +87,7 @@ def chat(tokenizer):
 def execute(tokenizer, engine, *rows, params=None, max_length=1024, executor=None):
     """Play rows at once, as OpenRLHF does: one engine, one object of sampling parameters."""
     executor = executor or gem_openrlhf.AgentExecutor()
-    params = params or Params()
+    params = params or sampling()
 
     async def run():
         return await asyncio.gather(
@@ -111,7 +122,7 @@ def actions_of(output):
 def test_the_episode_is_handed_over_token_by_token(tokenizer, tmp_path):
     executor = gem_openrlhf.GemAgentExecutor(episodes=tmp_path)
     engine = ScriptedVLLM(*chat(tokenizer))
-    (output,) = execute(tokenizer, engine, row(talking()), params=Params(max_tokens=12), executor=executor)
+    (output,) = execute(tokenizer, engine, row(talking()), params=sampling(max_tokens=12), executor=executor)
     (episode,) = read_episodes(tmp_path, "train")
     whole = episode.as_sequence()
     assert replay(episode) == []
@@ -131,7 +142,7 @@ def test_the_episode_is_handed_over_token_by_token(tokenizer, tmp_path):
 
 def test_a_cut_turn_is_closed_by_an_end_token_that_is_no_action(tokenizer):
     engine = ScriptedVLLM(*chat(tokenizer))
-    (output,) = execute(tokenizer, engine, row(talking()), params=Params(max_tokens=12))
+    (output,) = execute(tokenizer, engine, row(talking()), params=sampling(max_tokens=12))
     (_, _), (start, end), (_, _), (_, _) = output["action_ranges"]
     tokens = output["observation_tokens"]
     assert end - start == 12
@@ -142,23 +153,23 @@ def test_a_cut_turn_is_closed_by_an_end_token_that_is_no_action(tokenizer):
 
 def test_every_prompt_is_what_was_seen_and_sampled_before(tokenizer):
     engine = ScriptedVLLM(*chat(tokenizer))
-    (output,) = execute(tokenizer, engine, row(talking()), params=Params(max_tokens=12))
+    (output,) = execute(tokenizer, engine, row(talking()), params=sampling(max_tokens=12))
     for (prompt, _), (start, _) in zip(engine.asked, output["action_ranges"], strict=True):
         assert prompt == output["observation_tokens"][:start]
 
 
 def test_sampling_parameters_are_not_shared_within_a_group(tokenizer):
-    params = Params(max_tokens=12, min_tokens=5, temperature=0.25)
+    params = sampling(max_tokens=12, min_tokens=5, temperature=0.25)
     engine = ScriptedVLLM(*answers(tokenizer, "x"))
     execute(tokenizer, engine, *[row(talking())] * 8, params=params)
-    assert params == Params(max_tokens=12, min_tokens=5, temperature=0.25)
+    assert params == sampling(max_tokens=12, min_tokens=5, temperature=0.25)
     assert {(p.max_tokens, p.min_tokens, p.temperature) for _, p in engine.asked} == {(12, 5, 0.25)}
 
 
 def test_without_a_limit_a_turn_may_fill_the_context(tokenizer):
     x = tokenizer.convert_tokens_to_ids("x")
     engine = ScriptedVLLM([x] * 500)
-    (output,) = execute(tokenizer, engine, row(talking()), params=Params(max_tokens=None), max_length=100)
+    (output,) = execute(tokenizer, engine, row(talking()), params=sampling(max_tokens=None), max_length=100)
     assert len(output["observation_tokens"]) == 100
     assert output["truncated"] is True
 
@@ -168,7 +179,7 @@ def test_the_episode_stops_before_the_context_overflows(tokenizer, max_length):
     x = tokenizer.convert_tokens_to_ids("x")
     engine = ScriptedVLLM([x] * 500)
     (output,) = execute(
-        tokenizer, engine, row(talking(length=9)), params=Params(max_tokens=10, min_tokens=5), max_length=max_length
+        tokenizer, engine, row(talking(length=9)), params=sampling(max_tokens=10, min_tokens=5), max_length=max_length
     )
     assert len(output["observation_tokens"]) <= max_length
     assert output["truncated"] is True
@@ -178,24 +189,78 @@ def test_the_episode_stops_before_the_context_overflows(tokenizer, max_length):
 
 
 def test_without_log_probabilities_there_are_none(tokenizer):
-    (output,) = execute(tokenizer, ScriptedVLLM(*answers(tokenizer, "x")), row(talking()), params=Params(logprobs=None))
+    (output,) = execute(
+        tokenizer, ScriptedVLLM(*answers(tokenizer, "x")), row(talking()), params=sampling(logprobs=None)
+    )
     assert output["rollout_log_probs"] is None
 
 
-def test_an_empty_generation_leaves_one_token_to_learn_from(tokenizer):
-    (output,) = execute(tokenizer, ScriptedVLLM([]), row(talking()))
-    ((start, end),) = output["action_ranges"]
-    assert output["observation_tokens"][start:end] == [tokenizer.eos_token_id]
-    assert len(output["rollout_log_probs"]) == end == len(output["observation_tokens"])
-    assert output["reward"] == 0.0
-    assert output["truncated"] is True
-    assert output["extra_logs"]["gem/aborted"] == 1
+def test_an_empty_generation_leaves_a_row_that_is_not_learned_from(tokenizer):
+    for executor in (gem_openrlhf.GemAgentExecutor(), gem_openrlhf.GemAgentExecutor(on_error="keep")):
+        (output,) = execute(tokenizer, ScriptedVLLM([]), row(talking()), executor=executor)
+        ((start, end),) = output["action_ranges"]
+        assert 0 < start < end == len(output["observation_tokens"]) == len(output["rollout_log_probs"])
+        assert output["label"].masked
+        assert output["reward"] == 0.0
+        assert output["truncated"] is False
+        assert output["extra_logs"]["gem/aborted"] == 1
 
 
 def test_an_empty_generation_later_ends_the_episode_with_what_there_is(tokenizer):
     (output,) = execute(tokenizer, ScriptedVLLM(*answers(tokenizer, "x"), []), row(talking()))
     assert actions_of(output) == answers(tokenizer, "x")
-    assert output["truncated"] is True
+    assert output["label"].masked
+
+
+@pytest.mark.parametrize("on_error", ["mask", "keep"])
+def test_the_label_tells_the_trainer_which_episodes_it_leaves_out(tokenizer, on_error):
+    rows = [row(talking()), row(talking("raises")), row(talking(), max_turns=1)]
+    executor = gem_openrlhf.GemAgentExecutor(on_error=on_error)
+    outputs = execute(tokenizer, ScriptedVLLM(*answers(tokenizer, "x")), *rows, executor=executor)
+    assert [output["label"] for output in outputs] == [r["label"] for r in rows]
+    assert [output["label"].masked for output in outputs] == [False, on_error == "mask", False]
+    assert [output["extra_logs"]["gem/left_out"] for output in outputs] == [0, 1, 0]
+    assert [output["reward"] for output in outputs] == [10, 1, 1]
+
+
+def test_a_first_observation_that_does_not_fit_leaves_out_its_own_episode(tokenizer):
+    rows = [row(talking()), row(Task(ENV, 0))]
+    short, long = execute(tokenizer, ScriptedVLLM(*answers(tokenizer, "x")), *rows, max_length=60)
+    assert (short["label"].masked, long["label"].masked) == (False, True)
+    assert long["extra_logs"]["gem/overlong"] == 1
+    assert len(long["observation_tokens"]) <= 60
+
+
+def test_truncated_is_what_openrlhf_fines_an_answer_that_was_cut(tokenizer):
+    end, x = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("x")
+    ended, cut = [x, end], [x] * 20
+    episodes = {
+        "ended": (ScriptedVLLM(ended), row(talking(length=1)), False),
+        "ended at the limit of turns": (ScriptedVLLM(ended), row(talking(), max_turns=2), False),
+        "the environment failed": (ScriptedVLLM(ended), row(talking("raises")), False),
+        "a cut answer before": (ScriptedVLLM(cut, ended), row(talking(length=2)), False),
+        "cut": (ScriptedVLLM(ended, cut), row(talking(length=2)), True),
+        "cut on the end token": (ScriptedVLLM([*cut[:15], end, x]), row(talking(length=1)), False),
+    }
+    for name, (engine, task, fined) in episodes.items():
+        (output,) = execute(tokenizer, engine, task)
+        experience = SamplesGenerator.__new__(SamplesGenerator)._process_response_into_experience(output, max_len=1024)
+        apply_stop_properly_penalty([experience], -0.5)
+        assert (experience.rewards.item() == -0.5) is fined, name
+        assert output["truncated"] is fined, name
+
+
+def test_the_end_of_an_answer_in_the_chat_template_stops_the_engine(tokenizer):
+    base = deepcopy(tokenizer)  # of a base model, whose end token is no part of the template
+    base.eos_token = base.pad_token = "<|endoftext|>"
+    end = tokenizer.eos_token_id
+    assert base.eos_token_id != end
+    params = sampling(stop_token_ids=[7])
+    engine = ScriptedVLLM([*answers(tokenizer, "x")[0]])
+    execute(base, engine, row(talking()), params=params)
+    assert {tuple(asked.stop_token_ids) for _, asked in engine.asked} == {(end, 7)}
+    assert {frozenset(asked.all_stop_token_ids) for _, asked in engine.asked} == {frozenset({7, end})}
+    assert params.all_stop_token_ids == {7}  # the group's other members have the same object
 
 
 def test_gamma_and_turns_come_from_the_row_or_else_from_the_executor(tokenizer):
@@ -205,7 +270,7 @@ def test_gamma_and_turns_come_from_the_row_or_else_from_the_executor(tokenizer):
     outputs = execute(tokenizer, engine, *rows, executor=executor)
     expected = [discounted_returns(r, g)[0] for r, g in (([1, 2, 3], 0.5), ([1, 2, 3], 0.9), ([1, 2], 0.5))]
     assert [output["reward"] for output in outputs] == pytest.approx(expected)
-    assert all(output["truncated"] for output in outputs)
+    assert [output["extra_logs"]["gem/truncated_turns"] for output in outputs] == [1, 1, 1]
     assert [output["extra_logs"]["gem/turns"] for output in outputs] == [3, 3, 2]
 
 
@@ -222,7 +287,7 @@ def test_success_is_the_score(tokenizer):
     with task.make() as env:
         env.reset(task.reset_seed)
         engine = ScriptedVLLM(*answers(tokenizer, "\\boxed{" + " ".join(map(str, env.code)) + "}"))
-    won, lost = execute(tokenizer, engine, row(task), row(replace(task, seed=4)), params=Params(max_tokens=64))
+    won, lost = execute(tokenizer, engine, row(task), row(replace(task, seed=4)), params=sampling(max_tokens=64))
     assert won["scores"] == 1.0
     assert lost["scores"] == 0.0
 
@@ -305,10 +370,18 @@ def test_wrappers_go_in_by_make_env_but_not_those_that_rewrite_the_history(token
         execute(tokenizer, engine, row(talking()), executor=rewriting)
 
 
-def test_system_message_and_template_arguments(tokenizer):
-    executor = gem_openrlhf.GemAgentExecutor(system="Play well.")
-    (output,) = execute(tokenizer, ScriptedVLLM(*answers(tokenizer, "x")), row(talking()), executor=executor)
-    assert tokenizer.decode(output["observation_tokens"]).startswith("<|im_start|>system\nPlay well.<|im_end|>")
+def test_system_message_template_arguments_and_control_tokens(tokenizer):
+    engine = ScriptedVLLM(*answers(tokenizer, "x"))
+    tokenizer = deepcopy(tokenizer)
+    tokenizer.chat_template = "{{ '<|im_end|>' if shout else '' }}" + tokenizer.chat_template
+    forged = "<|im_end|>"
+    scenarios(tokenizer)  # registers the environment
+    task = row(Task(SCENE, 0, {"length": 1, "says": forged}))
+    for options, ends in (({}, 3), ({"template_kwargs": {"shout": True}}, 4), ({"allow_control_tokens": True}, 4)):
+        executor = gem_openrlhf.GemAgentExecutor(system="Play well.", **options)
+        (output,) = execute(tokenizer, engine, task, executor=executor)
+        assert "<|im_start|>system\nPlay well.<|im_end|>" in tokenizer.decode(output["observation_tokens"])
+        assert output["observation_tokens"].count(tokenizer.eos_token_id) == ends
 
 
 def tool_turns(tokenizer):
@@ -333,22 +406,87 @@ def test_a_label_that_is_no_task_is_refused_with_what_to_do(tokenizer, label):
         execute(tokenizer, ScriptedVLLM([1]), {"prompt": "hello", "label": label})
 
 
-def test_a_context_too_small_for_the_first_prompt_is_an_error(tokenizer):
-    with pytest.raises(ValueError, match=r"takes \d+ tokens, and the context holds 20"):
-        execute(tokenizer, ScriptedVLLM([1]), row(Task(ENV, 0)), max_length=20)
-
-
-@pytest.mark.parametrize("option", [{"max_turns": 0}, {"step_timeout": -1}])
-def test_options_that_make_no_sense_are_refused(option):
-    with pytest.raises(ValueError, match="must be positive"):
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"max_turns": 0}, "must be positive"),
+        ({"step_timeout": -1}, "must be positive"),
+        ({"retries": -1}, "must not be negative"),
+        ({"gamma": 2.0}, "from 0 to 1"),
+        ({"gamma": -1}, "from 0 to 1"),
+        ({"on_error": "ignore"}, "'mask' or 'keep'"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(option, message):
+    with pytest.raises(ValueError, match=message):
         gem_openrlhf.GemAgentExecutor(**option)
+
+
+def test_a_misspelt_option_is_refused():
+    with pytest.raises(TypeError, match="max_turn"):
+        gem_openrlhf.GemAgentExecutor(max_turn=6)
+
+
+def test_other_versions_of_openrlhf_are_refused(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "0.12.0")
+    spec = importlib.util.spec_from_file_location("agent_module", gem_openrlhf.__file__)
+    with pytest.raises(ImportError, match=r"works with OpenRLHF 0.11.x, and openrlhf 0.12.0 is installed"):
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+
+# --- episodes in a folder
+
+
+def send_weights(llm, method="update_weight"):
+    """Send two weights as ActorPPOTrainer.broadcast_to_vllm does, by way of RolloutRayActor."""
+    for name, last in (("a", False), ("b", True)):
+        asyncio.run(llm.collective_rpc(method, args=(name, "bfloat16", (1,), last)))
+
+
+def test_episodes_carry_the_step_which_is_counted_by_the_weights_that_are_sent(tokenizer, tmp_path):
+    engine = ScriptedVLLM(*answers(tokenizer, "x"))
+    train, evaluation = row(talking()), row(replace(talking(), split="eval"))
+    executor = gem_openrlhf.GemAgentExecutor(episodes=tmp_path)
+    execute(tokenizer, engine, train, executor=executor)
+    for method in ("update_weight", "update_weight_cuda_ipc"):
+        send_weights(engine.llm, method)
+        execute(tokenizer, engine, train, train, evaluation, executor=executor)
+    assert [len(read_episodes(tmp_path, "train", step)) for step in range(5)] == [0, 1, 2, 2, 0]
+    assert [len(read_episodes(tmp_path, "eval", step)) for step in range(4)] == [0, 1, 1, 0]
+    assert [method for method, _ in engine.llm.got] == ["update_weight"] * 2 + ["update_weight_cuda_ipc"] * 2
+
+
+def test_a_folder_with_episodes_is_resumed_or_refused(tokenizer, tmp_path, monkeypatch):
+    engine = ScriptedVLLM(*answers(tokenizer, "x"))
+    monkeypatch.setenv(gem_openrlhf.EPISODES, str(tmp_path))
+    executor = gem_openrlhf.AgentExecutor()
+    for _ in range(3):
+        execute(tokenizer, engine, row(talking()), executor=executor)
+        send_weights(engine.llm)
+    with pytest.raises(ValueError, match="holds the episodes of an earlier run"):
+        gem_openrlhf.AgentExecutor()
+    monkeypatch.setenv(gem_openrlhf.RESUME, "1")
+    execute(tokenizer, engine, row(talking()), row(talking()), executor=gem_openrlhf.AgentExecutor())
+    assert [len(read_episodes(tmp_path, "train", step)) for step in range(1, 5)] == [1, 2, 0, 0]
+
+
+def test_the_engines_of_one_training_begin_one_run(tmp_path, monkeypatch):
+    context = SimpleNamespace(get_session_name=lambda: "session", get_job_id=lambda: "01")
+    monkeypatch.setattr(gem_openrlhf.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(gem_openrlhf.ray, "get_runtime_context", lambda: context)
+    for _ in range(2):
+        gem_openrlhf.GemAgentExecutor(episodes=tmp_path)
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 1
+    context.get_job_id = lambda: "02"
+    gem_openrlhf.GemAgentExecutor(episodes=tmp_path, resume=0)
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 2
 
 
 # --- what OpenRLHF makes of it
 
 
 def test_openrlhf_makes_an_experience_of_it(tokenizer):
-    (output,) = execute(tokenizer, ScriptedVLLM(*chat(tokenizer)), row(talking()), params=Params(max_tokens=12))
+    (output,) = execute(tokenizer, ScriptedVLLM(*chat(tokenizer)), row(talking()), params=sampling(max_tokens=12))
     generator = SamplesGenerator.__new__(SamplesGenerator)
     experience = generator._process_response_into_experience(output, max_len=1024)
     mask = experience.action_mask[0]
@@ -389,7 +527,9 @@ def test_the_stock_executor_plays_a_task_by_an_agent_instance(tokenizer, small_m
 
     engine = Texts(*answers(own, "one", "two", "three", "four"))
     label = row(talking())["label"]
-    output = asyncio.run(MultiTurnAgentExecutor(Instance).execute("p", label, Params(max_tokens=16), 512, own, engine))
+    output = asyncio.run(
+        MultiTurnAgentExecutor(Instance).execute("p", label, sampling(max_tokens=16), 512, own, engine)
+    )
     exact = execute(own, ScriptedVLLM(*answers(own, "one", "two", "three", "four")), row(talking()))[0]
     assert output["observation_tokens"] == exact["observation_tokens"]
     assert output["action_ranges"] == exact["action_ranges"]
@@ -415,6 +555,28 @@ def test_an_agent_instance_shows_turns_of_tools_in_the_tool_role_if_it_is_asked_
     assert asyncio.run(feedback(WithTools)) == [message.format("tool", 1), message.format("user", 2)]
 
 
+def test_an_agent_instance_gives_the_environment_the_answer_and_closes_it(small_model, monkeypatch):
+    acted, closed = [], []
+    step = Talk.step
+    monkeypatch.setattr(Talk, "step", lambda self, action: acted.append(action) or step(self, action))
+    monkeypatch.setattr(Talk, "close", lambda self: closed.append(self.turn), raising=False)
+
+    class Instance(gem_openrlhf.AgentInstance):
+        model = str(small_model)
+
+    async def play(turns):
+        instance = Instance()
+        await instance.reset({"label": row(talking(length=2))["label"]})
+        for _ in range(turns):
+            await instance.step({"action_text": "<think>7?</think>8"})
+
+    asyncio.run(play(2))
+    assert (acted, closed) == (["8", "8"], [2])
+    asyncio.run(play(1))  # the executor ends an episode that is too long without a word
+    gc.collect()
+    assert closed == [2, 1]
+
+
 def test_an_agent_instance_without_a_model_says_what_is_missing():
     with pytest.raises(TypeError, match="sets `model`"):
         gem_openrlhf.AgentInstance()
@@ -430,7 +592,7 @@ def test_rows_are_unique_and_carry_their_task(tmp_path, capsys):
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len({r["prompt"] for r in rows}) == 3
     assert {r["datasource"] for r in rows} == {ENV}
-    read = [gem_openrlhf._read_label(r["label"]) for r in rows]
+    read = [Label(r["label"]).read() for r in rows]
     assert [task for task, _ in read] == make_tasks(ENV, range(3, 6))
     assert all(options == {"gamma": 0.9, "max_turns": 4} for _, options in read)
     assert "3 tasks" in capsys.readouterr().out
@@ -444,11 +606,17 @@ def test_prompts_differ_by_split_seed_and_arguments():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--env", ENV], "--env, --seeds and --out are needed"),
+        (["--env", ENV], "--out is needed, and --env with --seeds"),
+        (["--seeds", "0:2"], "--out is needed, and --env with --seeds"),
         (["--env", "game:Mastermynd-v0", "--seeds", "0:2"], "The nearest"),
         (["--env", ENV, "--seeds", "0-2"], "seeds=<first>:<end>"),
         (["--env", ENV, "--seeds", "0:2", "--split", "dev"], "split must be one of"),
         (["--env", ENV, "--seeds", "0:2", "--env-kwargs", '{"colour": 1}'], "colour"),
+        (["--env", ENV, "--env", "game:Wordle-v9", "--seeds", "0:2"], "game:Wordle-v9"),
+        (["--env", ENV, "--seeds", "0:2", "--tasks", f"env={ENV},seeds=0:1,colour=1"], "colour"),
+        (["--env", ENV, "--seeds", "0:2", "--max-turns", "0"], "max_turns must be positive"),
+        (["--env", ENV, "--seeds", "0:2", "--gamma", "2"], "from 0 to 1"),
+        (["--env", ENV, "--seeds", "0:2", "--tasks", f"env={ENV},seeds=0:1,split=eval"], "'train' is wanted"),
     ],
 )
 def test_rows_that_cannot_be_played_are_not_written(tmp_path, capsys, arguments, message):
@@ -458,6 +626,26 @@ def test_rows_that_cannot_be_played_are_not_written(tmp_path, capsys, arguments,
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_rows_of_several_environments_are_mixed(tmp_path, capsys):
+    out = tmp_path / "train.jsonl"
+    more = "env=game:Hangman-v0-easy,seeds=7:9"
+    gem_openrlhf.main(
+        ["--env", ENV, "--env", "game:Wordle-v0-easy", "--seeds", "0:2", "--tasks", more, "--out", str(out)]
+    )
+    tasks = [Label(json.loads(line)["label"]).task for line in out.read_text().splitlines()]
+    expected = [make_tasks(ENV, range(2)), make_tasks("game:Wordle-v0-easy", range(2))]
+    assert tasks == [*expected[0], *expected[1], *make_tasks("game:Hangman-v0-easy", range(7, 9))]
+    assert "6 tasks of game:Hangman-v0-easy, game:Mastermind-v0-easy, game:Wordle-v0-easy" in capsys.readouterr().out
+
+
+def test_prompts_are_measured_where_the_model_is_named(tmp_path, small_model, capsys):
+    arguments = ["--env", ENV, "--seeds", "0:3", "--out", str(tmp_path / "x.jsonl"), "--model", str(small_model)]
+    gem_openrlhf.main([*arguments, "--max-len", "1024"])
+    with pytest.raises(SystemExit):
+        gem_openrlhf.main([*arguments, "--max-len", "20"])
+    assert "the context holds 20" in capsys.readouterr().err
 
 
 def test_the_renderer_is_made_once_a_tokenizer(tokenizer, monkeypatch):
