@@ -19,7 +19,7 @@ from typing import Any
 
 from gem.core import Env, Info, ResetNeeded, StepResult, check_seed
 from gem.envs import terminal_inside
-from gem.sandbox import Limits, Result, Session, run
+from gem.sandbox import Limits, Result, SandboxUnavailable, Session, run
 from gem.tools.base_tool import cut_middle, find_block
 
 SHIPPED = "sample:"
@@ -235,7 +235,10 @@ class TerminalEnv(Env):
         self.idx = drawn if first is None else first % self.size
         self.number = self.rng.randrange(1 << 31)
         self.turn, self.over, self.commands = 0, False, []
-        self._original = self._set_up()
+        try:
+            self._original = self._set_up()
+        except SandboxUnavailable as error:
+            raise SandboxUnavailable(f"{error}. Commands run without isolation with backend='plain'.") from None
         return f"{self.task.instruction}\n\n{self._rules()}", {"task": self.task.folder.name}
 
     def step(self, action: str) -> StepResult:

@@ -115,15 +115,22 @@ BACKENDS: dict[str, Callable[[], Sandbox]] = {
 """What starts a sandbox, by name; "auto" tries all but "plain", in this order."""
 
 
-def find_pool(backend: str) -> Pool:
+def find_pool(backend: str, without: str = "backend='plain'") -> Pool:
     """Return the sandboxes of a backend.
+
+    Args:
+        backend: its name, or ``"auto"`` for the first that works here.
+        without: how the caller's user chooses to have no sandbox; the error names it.
 
     Raises:
         SandboxUnavailable: it does not work here.
         ValueError: there is none of this name.
     """
     if backend == "auto":
-        backend = find_backend()
+        try:
+            backend = find_backend()
+        except SandboxUnavailable as error:
+            raise SandboxUnavailable(f"{error}. Code runs without isolation with {without}.") from None
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}, got {backend!r}")
     if backend == "plain":
@@ -163,7 +170,4 @@ def find_backend() -> str:
             warnings.warn(text, stacklevel=4)
         _pool(name).give_back(sandbox)
         return name
-    raise SandboxUnavailable(
-        f"no sandbox works here ({'; '.join(problems)}); docs/sandbox.md says what it takes. backend='plain' runs code "
-        "without isolation."
-    )
+    raise SandboxUnavailable(f"no sandbox works here ({'; '.join(problems)}); docs/sandbox.md says what it takes")

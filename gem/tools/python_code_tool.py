@@ -11,6 +11,9 @@ from gem.utils.sandbox import check_sandbox, check_sandbox_type, run_python
 MAX_CHARS = 4_000
 """Characters of a program's output that the model is shown."""
 
+WITHOUT = "ToolEnvWrapper(env, [PythonCodeTool(sandbox_type='none')]) in place of tools='python'"
+"""How a user chooses to have no sandbox: ``make`` builds tools by their names alone."""
+
 _PROGRAM = re.compile(r'File "(?:[^"\n]*/)?main\.py"')
 _TRACEBACK = "Traceback (most recent call last):\n"
 
@@ -56,7 +59,7 @@ class PythonCodeTool(BlockTool):
         Raises:
             SandboxUnavailable: it does not work here.
         """
-        check_sandbox(self.sandbox_type)
+        check_sandbox(self.sandbox_type, WITHOUT)
 
     def instruction_string(self) -> str:
         """Return how to run code."""

@@ -25,6 +25,9 @@ OUTPUT_LIMIT = 4 << 20
 
 _PUBLISHED_NAMES = {"none": "plain", "bwrap": "bubblewrap"}
 
+WITHOUT = "sandbox_type='none'"
+"""How a user chooses to have no sandbox."""
+
 SANDBOX_TYPES = ("auto", *BACKENDS, *_PUBLISHED_NAMES)
 
 _UNDEFINED = re.compile(r"^NameError: name '(\w+)' is not defined", re.MULTILINE)
@@ -89,12 +92,17 @@ def run_python(
 
 def check_sandbox_type(sandbox_type: str) -> None:
     """Raise ValueError if there is no such kind of sandbox."""
-    _backend(sandbox_type)
+    _named(sandbox_type)
 
 
-def check_sandbox(sandbox_type: str) -> None:
-    """Raise what :func:`run_python` would raise for a kind of sandbox: the first one of a process is started."""
-    find_pool(_backend(sandbox_type))
+def check_sandbox(sandbox_type: str, without: str = WITHOUT) -> None:
+    """Raise what :func:`run_python` would raise for a kind of sandbox: the first one of a process is started.
+
+    Args:
+        sandbox_type: as for :func:`run_python`.
+        without: how the caller's user chooses to have no sandbox; the error names it.
+    """
+    find_pool(_named(sandbox_type), without)
 
 
 class FunctionProcess:
@@ -164,6 +172,12 @@ class FunctionProcess:
 
 
 def _backend(sandbox_type: str) -> str:
+    """Return the backend, which works here."""
+    check_sandbox(sandbox_type)
+    return _named(sandbox_type)
+
+
+def _named(sandbox_type: str) -> str:
     backend = _PUBLISHED_NAMES.get(sandbox_type, sandbox_type)
     if backend not in ("auto", *BACKENDS):
         raise ValueError(f"sandbox_type must be one of {', '.join(SANDBOX_TYPES)}, got {sandbox_type!r}")

@@ -480,7 +480,10 @@ def test_without_a_sandbox_nothing_runs(folder, monkeypatch):
 
     monkeypatch.setattr("gem.sandbox.pool._pool", lambda backend: Pool(unavailable))
     terminal_env._warn_if_visible.cache_clear()
-    with TerminalEnv(task=folder) as env, pytest.raises(SandboxUnavailable, match=r"docs/sandbox\.md"):
+    with (
+        TerminalEnv(task=folder) as env,
+        pytest.raises(SandboxUnavailable, match=r"docs/sandbox\.md.* with backend='plain'"),
+    ):
         env.reset(seed=0)
 
 

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from gem.sandbox import SandboxUnavailable, starting
+import gem
+from gem.envs.code_env import CodeEnv
+from gem.sandbox import SandboxUnavailable, Session, pool, run, starting
 from gem.sandbox.pool import _warn
+from gem.tools import PythonCodeTool, ToolEnvWrapper
 from gem.utils import sandbox
 from gem.utils.sandbox import FunctionProcess, run_python
 
@@ -168,3 +171,37 @@ def test_what_a_function_prints_and_reads_is_no_result():
         'import sys\ndef f(x):\n    print(\'{"value": "9"}\')\n    sys.stdin.read()\n    return x', "f"
     ) as f:
         assert f.call(3) == 3
+
+
+CODE = {"dataset": [{"problem": "", "tests": '{"inputs": [""], "outputs": [""]}'}]}
+
+
+@pytest.mark.filterwarnings("ignore:backend='plain'")
+@pytest.mark.parametrize(
+    ("call", "advice", "follow"),
+    [
+        (lambda: run(""), "backend='plain'", lambda: run("", backend="plain")),
+        (lambda: Session(), "backend='plain'", lambda: Session(backend="plain")),
+        (lambda: run_python(""), "sandbox_type='none'", lambda: run_python("", sandbox_type="none")),
+        (
+            lambda: FunctionProcess("", "f"),
+            "sandbox_type='none'",
+            lambda: FunctionProcess("", "f", sandbox_type="none"),
+        ),
+        (lambda: CodeEnv(**CODE), "sandbox_type='none'", lambda: CodeEnv(**CODE, sandbox_type="none")),
+        (
+            lambda: gem.make("game:GuessTheNumber-v0", tools="python"),
+            "ToolEnvWrapper(env, [PythonCodeTool(sandbox_type='none')]) in place of tools='python'",
+            lambda: ToolEnvWrapper(gem.make("game:GuessTheNumber-v0"), [PythonCodeTool(sandbox_type="none")]),
+        ),
+    ],
+)
+def test_where_no_sandbox_works_the_advice_is_what_the_caller_takes(monkeypatch, call, advice, follow):
+    def fail():
+        raise SandboxUnavailable("no sandbox works here")
+
+    monkeypatch.setattr(pool, "find_backend", fail)
+    with pytest.raises(SandboxUnavailable) as caught:
+        call()
+    assert str(caught.value) == f"no sandbox works here. Code runs without isolation with {advice}."
+    follow()
