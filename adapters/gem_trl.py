@@ -76,7 +76,7 @@ from gem.rollout import (
     spread_over_tokens,
 )
 from gem.rollout.metrics import OF_EACH_ENV
-from gem.tasks import Task
+from gem.tasks import Task, check_split
 
 if int(trl_version.split(".")[0]) != 1:
     raise ImportError(
@@ -193,7 +193,7 @@ class GemRollout:
         :class:`GemGRPOTrainer` does.
 
         Raises:
-            ValueError: a row holds no task; the data sets share tasks; a task names arguments that do not exist; an
+            ValueError: a row holds no task, or one of the wrong split; a task names arguments that do not exist; an
                 option of the trainer does not do; or the folder of the episodes is not empty, and ``resume`` is off.
             TypeError, ImportError, ContextTooSmall: see :func:`gem.rollout.check_tasks`.
         """
@@ -235,16 +235,18 @@ class GemRollout:
 
     def _tasks_of(self, trainer: GRPOTrainer) -> list[Task]:
         """Return the tasks of all data sets that can be read without being consumed."""
-        of_training = self._tasks_in(trainer.train_dataset)
-        of_evaluation = self._tasks_in(trainer.eval_dataset)
-        learned = {task.to_json() for task in of_training}
-        shared = [task for task in of_evaluation if task.to_json() in learned]
-        if shared:
-            raise ValueError(
-                f"{len(shared)} of {len(of_evaluation)} tasks of eval_dataset are in train_dataset too, such as "
-                f"{shared[0]}: make them with make_tasks(..., split='eval')"
-            )
-        return [*of_training, *of_evaluation]
+        tasks = []
+        for name, dataset, split in (
+            ("train_dataset", trainer.train_dataset, "train"),
+            ("eval_dataset", trainer.eval_dataset, "eval"),
+        ):
+            own = self._tasks_in(dataset)
+            try:
+                check_split(own, split)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}: make_tasks(..., split={split!r})") from None
+            tasks += own
+        return tasks
 
     def _tasks_in(self, dataset: Any) -> list[Task]:
         if dataset is None or isinstance(dataset, IterableDataset):  # whose tasks are checked as they come
@@ -364,7 +366,7 @@ class GemGRPOTrainer(GRPOTrainer):
         rewards = self._turn_rewards(inputs, self._scores[own])
         everyone = gather_object(rewards)  # of all ranks, in their order
         of_learned = iter(rebn([row for row in everyone if row is not None], self.gamma))
-        of_turns = [[] if row is None else next(of_learned) for row in everyone][own]
+        of_turns = [np.zeros(0) if row is None else next(of_learned) for row in everyone][own]
         ends = [[] if row["left_out"] else row["turn_ends"] for row in inputs]
         completions = output["completion_ids"]
         of_tokens = spread_over_tokens(of_turns, ends, completions.shape[1])

@@ -37,7 +37,8 @@ class Scripted(GRPOTrainer):
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any, num_generations: int
     ) -> tuple[list[list[int]], list[list[float]]]:
-        answers: list[Response] = [self.script.say(ids, self.max_tokens) for ids in prompt_ids]
+        stop_ids = self.generation_config.eos_token_id
+        answers: list[Response] = [self.script.say(ids, self.max_tokens, stop_ids) for ids in prompt_ids]
         return [list(a.token_ids) for a in answers], [list(a.logprobs or []) for a in answers]
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -82,6 +83,8 @@ class TRLHarness(Harness):
         _, output = self._batch(scenario, script, trainer_class, scale_rewards=scale)
         advantages = []
         for i, (ids, sampled, _) in enumerate(self._rows(output)):
+            if not any(sampled):  # left out: none of its tokens is in the loss
+                continue
             own = output["advantages"][i]
             of_tokens = own.tolist()[: len(sampled)] if own.ndim else [float(own)] * len(sampled)
             advantages.append((ids, [value for value, one in zip(of_tokens, sampled, strict=True) if one]))
@@ -106,7 +109,7 @@ class TRLHarness(Harness):
     def _batch(
         self, scenario: Scenario, script: Script, trainer_class: type[Scripted], **options: Any
     ) -> tuple[Scripted, dict[str, Any]]:
-        tokenizer = self.tokenizer()
+        tokenizer = self.tokenizer(scenario)
         with tempfile.TemporaryDirectory() as folder:
             config = GRPOConfig(
                 output_dir=folder,

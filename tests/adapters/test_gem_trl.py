@@ -680,13 +680,15 @@ def test_tasks_of_an_iterable_data_set_are_checked_as_they_come(make_trainer, to
         trainer.rollout_func([row["prompt"] for row in rows], trainer)
 
 
-def test_data_sets_that_share_tasks_are_refused(make_trainer):
-    with pytest.raises(ValueError, match=r"2 of 4 tasks of eval_dataset are in train_dataset too.*split='eval'"):
-        make_trainer(
-            GemGRPOTrainer,
-            tasks=make_tasks(ENV, range(8)),
-            trainer_kwargs={"eval_dataset": {"more": task_dataset(make_tasks(ENV, range(6, 10)))}},
-        )
+def test_training_tasks_are_not_evaluated_on_nor_the_other_way_round(make_trainer):
+    training, evaluation = make_tasks(ENV, range(8)), make_tasks(ENV, range(8), split="eval")
+    datasets = {"a": task_dataset(evaluation), "b": task_dataset(training)}
+    with pytest.raises(ValueError, match=r"eval_dataset: task 1.*split='eval'"):
+        make_trainer(trainer_kwargs={"eval_dataset": datasets["b"]}).train()
+    with pytest.raises(ValueError, match=r"eval_dataset: task 9.*split='eval'"):
+        make_trainer(GemGRPOTrainer, trainer_kwargs={"eval_dataset": datasets})
+    with pytest.raises(ValueError, match=r"train_dataset: task 1.*split='train'"):
+        make_trainer(GemGRPOTrainer, tasks=evaluation)
 
 
 def test_a_forgotten_rollout_is_one_clear_line(make_trainer):
