@@ -11,6 +11,10 @@ One process measures both sides of each ratio, in turn, several times, and print
 The driver's own cost is ``driver`` less ``environment and tokenizer``. A last line plays GuessTheNumber with a
 real tokenizer, for scale.
 
+A second table is of episodes of 10, 100 and 1,000 turns, 5,000 turns in all: it plays them, and takes them on to where
+trainers and files take them over. Its last line is the growth from 10 turns to 1,000: about 1 where the time is linear
+in the episode's length. The memory is what an episode holds, its ids and log-probabilities being 8 bytes each.
+
     python ci/bench/rollout.py [--episodes 10000] [--turns 5] [--repeats 3]
 """
 
@@ -22,6 +26,7 @@ import gc
 import resource
 import statistics
 import time
+import tracemalloc
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,7 +37,7 @@ from rich.table import Table
 from gem.core import Env, Info, StepResult
 from gem.embedded.crowd import LESSONS, conversations
 from gem.embedded.tokenizer import train_tokenizer
-from gem.rollout import ChatRenderer, Engine, Limits, Response, run_episodes
+from gem.rollout import ChatRenderer, Engine, Episode, Limits, Response, run_episodes
 from gem.rollout.answers import Answer
 from gem.tasks import Task, make_tasks
 
@@ -181,6 +186,54 @@ def cpu_seconds(play: Callable[[int, int], None], episodes: int, turns: int) -> 
     return time.process_time() - since
 
 
+class LongAnswers(Script):
+    """Answers with 100 tokens."""
+
+    async def generate(self, prompt_ids: Sequence[int], max_new_tokens: int, *, episode: int = 0) -> Response:
+        await asyncio.sleep(0)
+        return Response([11] * 100, [-0.5] * 100, "stop")
+
+
+def play_long(episodes: int, turns: int) -> list[Episode]:
+    """Play with the driver, five at a time, and return the episodes."""
+    tasks, engine, limits = make_tasks(ENV, range(episodes)), LongAnswers(), Limits()
+    return asyncio.run(run_episodes(tasks, engine, Constant(), limits, lambda task: Counter(turns), max_concurrent=5))
+
+
+def long_episodes(turns_in_all: int = 5000) -> Table:
+    """Return what a turn and a token cost in episodes of 10, 100 and 1,000 turns."""
+    steps: dict[str, Callable[[list[Episode]], object]] = {
+        "as_sequence": lambda episodes: [episode.as_sequence() for episode in episodes],
+        "to_json": lambda episodes: [episode.to_json() for episode in episodes],
+        "append_only": lambda episodes: [episode.append_only for episode in episodes],
+    }
+    title = "Long episodes: us of CPU a turn, and memory"
+    table = Table("turns", "driver", *steps, "from_json", "bytes a token", title=title)
+    rows = []
+    for turns in (10, 100, 1000):
+        seconds = []
+
+        def timed(function: Callable[..., Any], *args: Any, seconds: list[float] = seconds) -> Any:
+            gc.collect()
+            since = time.process_time()
+            made = function(*args)
+            seconds.append(time.process_time() - since)
+            return made
+
+        episodes = timed(play_long, turns_in_all // turns, turns)
+        made = {name: timed(step, episodes) for name, step in steps.items()}
+        timed(lambda lines: [Episode.from_json(line) for line in lines], made["to_json"])
+        tracemalloc.start()
+        held = play_long(1000 // turns, turns)
+        size = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        tokens = sum(len(last.prompt_ids) + len(last.response_ids) for last in (episode.turns[-1] for episode in held))
+        rows.append([*(1e6 * value / turns_in_all for value in seconds), size / tokens])
+        table.add_row(f"{turns:,}", *(f"{value:.1f}" for value in rows[-1]))
+    table.add_row("growth", *(f"{last / first:.2f}" for first, last in zip(rows[0], rows[-1], strict=True)))
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--episodes", type=int, default=10_000)
@@ -209,6 +262,7 @@ def main() -> None:
     for name, value in micro.items():
         table.add_row(name, f"{value:.1f}", f"{value / micro['bare']:.1f}")
     console.print(table)
+    console.print(long_episodes())
     console.print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
 
 

@@ -11,7 +11,7 @@ same in every run:
 
     with BatchedRollout(tasks, renderer, limits) as rollout:
         while batch := rollout.next_batch():
-            rollout.answer(batch, generate([request.prompt_ids for request in batch]))
+            rollout.answer(batch, generate([list(request.prompt_ids) for request in batch]))
     episodes = rollout.episodes
 """
 
@@ -43,7 +43,7 @@ class Request:
 
     Attributes:
         episode: the number of the task.
-        prompt_ids: all that the model sees.
+        prompt_ids: all that the model sees; to be taken as ``list(prompt_ids)``.
         max_new_tokens: tokens to sample, at most; longer answers are cut.
     """
 
@@ -136,7 +136,10 @@ class GatheringEngine(Engine):
     async def _serve(self) -> None:
         await asyncio.sleep(0)  # whoever is ready to ask now is in this batch too
         while self._waiting:
-            batch, self._waiting = self._waiting, []
+            batch = [request for request in self._waiting if not request.future.done()]  # the others were cancelled
+            self._waiting = []
+            if not batch:
+                return
             try:
                 responses = await anyio.to_thread.run_sync(self._generate, batch)
                 _set_results(batch, responses)

@@ -31,7 +31,7 @@ class Engine(abc.ABC):
         """Sample at most ``max_new_tokens`` tokens, at least one unless the engine aborts.
 
         Args:
-            prompt_ids: all that the model sees. It must not be changed.
+            prompt_ids: all that the model sees: a read-only view, to be taken as ``list(prompt_ids)``.
             max_new_tokens: the limit, at least 1.
             episode: the episode's number in this run, for engines that sort or route by it.
         """

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -81,6 +81,9 @@ class Turn:
     full_text: str | None = None
 
 
+_AFTER_PROMPT = tuple(field.name for field in fields(Turn) if field.name != "prompt_ids")
+
+
 @dataclass
 class TokenSequence:
     """An append-only episode as one row of training data.
@@ -142,7 +145,8 @@ class Episode:
 
     task: Task
     first_observation: str = ""
-    turns: list[Turn] = field(default_factory=list)
+    # Not in the repr, since asyncio.run takes that of whatever it has returned.
+    turns: list[Turn] = field(default_factory=list, repr=False)
     truncation: str | None = None
     error: str | None = None
     retries: int = 0
@@ -271,8 +275,7 @@ class Episode:
         turns = []
         previous: Turn | None = None
         for turn in self.turns:
-            row = dict(vars(turn))
-            del row["prompt_ids"]
+            row = {name: getattr(turn, name) for name in _AFTER_PROMPT}  # vars() would have it keep a dict for ever
             row["response_ids"] = list(turn.response_ids)
             row["logprobs"] = None if turn.logprobs is None else list(turn.logprobs)
             bridge = None if previous is None else bridge_after(previous, turn)

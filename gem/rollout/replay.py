@@ -14,7 +14,9 @@ from gem.tasks import Task
 def replay(episode: Episode, make_env: Callable[[Task], Env] = Task.make) -> list[str]:
     """Play an episode's actions again, and return what is different; an empty list if it holds, bit for bit.
 
-    The turn at which an environment failed, and one that the engine aborted, are not played.
+    What the environment was given is played, and not the thoughts around it. The turn at which an environment failed,
+    one that the engine aborted, and the token that was sampled for an episode that could not begin are not played. Of
+    an episode whose environment failed in its first turn, or could not begin, nothing is.
 
     Args:
         episode: what was recorded.
@@ -27,8 +29,10 @@ def replay(episode: Episode, make_env: Callable[[Task], Env] = Task.make) -> lis
         if json.dumps(recorded, default=plain_json) != json.dumps(now, default=plain_json):
             differences.append(f"{what}: recorded {recorded!r}, now {now!r}")
 
-    played = episode.turns[:-1] if episode.truncation in ("error", "abort") else episode.turns
-    if not played and episode.error is not None:
+    played = episode.turns
+    if episode.truncation in ("error", "overlong") or (played and played[-1].finish_reason == "abort"):
+        played = played[:-1]
+    if episode.truncation == "error" and not played:
         return []
     with make_env(episode.task) as env:
         observation, info = env.reset(seed=episode.task.reset_seed)

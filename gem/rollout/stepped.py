@@ -57,7 +57,8 @@ class SteppedEpisode:
 
     async def answer(self, response: Response) -> Request | None:
         """Give what was sampled for the last request; return the next request, or None once the episode has ended."""
-        self._door.response.set_result(response)
+        if not self._door.response.done():  # else the episode was closed meanwhile
+            self._door.response.set_result(response)
         return await self._next()
 
     async def close(self) -> None:

@@ -185,6 +185,26 @@ def test_generation_is_in_a_thread_and_once_at_a_time(renderer, guess_one):
     assert threading.get_ident() not in threads
 
 
+def test_requests_that_were_cancelled_are_not_generated_for(renderer, guess_one):
+    asked = []
+
+    def generate(batch):
+        asked.append([request.episode for request in batch])
+        return [Response(guess_one, None, "stop") for _ in batch]
+
+    async def main():
+        engine = GatheringEngine(generate)
+        jobs = [asyncio.ensure_future(engine.generate([1], 8, episode=episode)) for episode in range(3)]
+        await asyncio.sleep(0)
+        jobs[1].cancel()
+        return await asyncio.gather(*jobs, return_exceptions=True)
+
+    first, cancelled, last = asyncio.run(main())
+    assert asked == [[0, 2]]
+    assert isinstance(cancelled, asyncio.CancelledError)
+    assert first.token_ids == last.token_ids == guess_one
+
+
 def test_what_generation_raises_reaches_the_caller(renderer):
     def generate(batch):
         raise OSError("the engine is gone")

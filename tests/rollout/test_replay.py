@@ -176,8 +176,9 @@ def test_turn_that_the_engine_aborted_is_not_played(partial, play):
     assert replay(Episode.from_json(episode.to_json())) == []
 
 
-def test_turn_before_an_abort_is_compared(play):
-    (episode,) = play([TASK], [["\\boxed{1}", Response([5], None, "abort")]])
+@pytest.mark.parametrize("partial", [[], [5]])
+def test_turn_before_an_abort_is_compared(partial, play):
+    (episode,) = play([TASK], [["\\boxed{1}", Response(partial, None, "abort")]])
     episode.turns[0].reward = 0.5
     assert replay(episode) == ["turn 1 reward: recorded 0.5, now 0.0"]
 
@@ -205,6 +206,22 @@ def test_episode_whose_reset_failed_holds(play):
     (episode,) = play([Task("test:Down", 5)], [["a"]], make_env=lambda task: Down())
     assert (episode.truncation, len(episode.turns)) == ("error", 1)
     assert replay(Episode.from_json(episode.to_json()), make_env=lambda task: Down()) == []
+
+
+def test_overlong_episode_holds_if_its_first_observation_does(play):
+    limits = Limits(max_context=30)
+    (episode,) = play([TASK], [["a"]], limits)
+    assert (episode.truncation, len(episode.turns)) == ("overlong", 1)
+    assert replay(Episode.from_json(episode.to_json())) == []
+    episode.first_observation += " "
+    assert replay(episode)[0].startswith("first observation: recorded 'Guess The Number")
+
+
+def test_episode_with_thoughts_holds_by_what_the_environment_was_given(play):
+    (episode,) = play([TASK], [["<think>\\boxed{3}?</think>\\boxed{1}", "\\boxed{7}"]])
+    assert [turn.action for turn in episode.turns] == ["\\boxed{1}", "\\boxed{7}"]
+    assert episode.turns[0].full_text is not None
+    assert replay(Episode.from_json(episode.to_json())) == []
 
 
 def test_wrapper_of_the_recording_is_given_again(play):

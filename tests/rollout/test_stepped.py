@@ -118,6 +118,17 @@ def test_who_gives_up_closes_the_environment_once(tokenizer, slow):
     assert (slow.built, slow.closed) == (1, 1)
 
 
+def test_an_answer_to_an_episode_that_was_closed_is_no_error_of_its_own(tokenizer):
+    async def play():
+        stepped = SteppedEpisode(Player(ChatRenderer(tokenizer)), talking())
+        await stepped.start()
+        await stepped.close()
+        with pytest.raises(asyncio.CancelledError):
+            await stepped.answer(Response([5], None, "stop"))
+
+    asyncio.run(play())
+
+
 def test_an_environment_that_is_built_after_all_was_cancelled_is_closed(tokenizer, slow):
     async def play():
         stepped = SteppedEpisode(Player(ChatRenderer(tokenizer), make_env=lambda task: slow()), talking())

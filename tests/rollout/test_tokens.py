@@ -77,7 +77,7 @@ def test_two_continuations_of_a_view_do_not_meet():
 
 def test_a_view_cannot_be_changed_through_what_it_gives():
     view = Tokens([1, 2, 3])
-    for copied in (view.tolist(), view[:], view + [4], np.asarray(view)):
+    for copied in (view.tolist(), view[:], view + view, np.asarray(view)):
         copied[0] = 9
     with pytest.raises(TypeError):
         view[0] = 9
