@@ -29,7 +29,7 @@ from gem.core import Env, Info, StepResult, observation_text
 from gem.envs.registration import ENV_REGISTRY, EnvSpec
 from gem.rollout.engine import Engine
 from gem.rollout.episode import Episode, OnError, Turn, plain_json
-from gem.rollout.rendering import ChatRenderer
+from gem.rollout.rendering import ChatRenderer, ObservationRefused
 from gem.rollout.tokens import Logprobs, Tokens
 from gem.sandbox import SandboxUnavailable
 from gem.tasks import Task
@@ -481,9 +481,12 @@ _LONG_TEXT = 20_000
 
 
 async def _rendered(render: Callable[[str], list[int]], text: str) -> list[int]:
-    if len(text) < _LONG_TEXT:
-        return render(text)
-    return await anyio.to_thread.run_sync(render, text)
+    try:
+        if len(text) < _LONG_TEXT:
+            return render(text)
+        return await anyio.to_thread.run_sync(render, text)
+    except ObservationRefused as error:
+        raise _failed(error) from error
 
 
 def _method(env: Env, name: str) -> Callable[..., Any]:

@@ -16,7 +16,6 @@ an answer that is plain text: what the model said is never taken apart into ``to
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +24,7 @@ from typing import Any
 
 from gem.core import Info
 from gem.rollout.answers import Answer, AnswerParser
+from gem.utils.control_tokens import beginnings, control_tokens, first_characters
 
 _QUESTION = "question"
 _MARKER = "ANSWERMARKER"
@@ -104,15 +104,13 @@ class ChatRenderer:
         self.tool_role = tool_role
         self._before = [_message("system", system)] if system is not None else []
         self._template_kwargs = {"chat_template": template, **(template_kwargs or {})}
-        tokens = self.tokenizer.added_tokens_decoder
-        added = {i: str(token) for i, token in tokens.items()}
-        special = {*self.tokenizer.all_special_ids, *(i for i, token in tokens.items() if token.special)}
+        added = {i: str(token) for i, token in self.tokenizer.added_tokens_decoder.items()}
+        special = {*self.tokenizer.all_special_ids, *self._added_as_special()}
         self._parser = AnswerParser(self.tokenizer, special, added, template)
         self._special = frozenset(special | added.keys())
-        self.control_ids = frozenset(
-            i for i, text in added.items() if len(text.strip()) > 1 and (i in special or text in template)
-        )
-        self._guard(added, frozenset() if allow_control_tokens else self.control_ids)
+        control = control_tokens(self.tokenizer, template)
+        self.control_ids = frozenset(control)
+        self._guard({} if allow_control_tokens else control)
         self._marker_ids = self.encode(_MARKER)
         self._check_template()
         if tool_role:
@@ -123,17 +121,15 @@ class ChatRenderer:
         self._stops = {closing.stop for closing in self._closings.values() if closing.stop is not None}
         self.stop_ids = tuple(sorted(self._stops))
 
-    def _guard(self, added: dict[int, str], guarded: frozenset[int]) -> None:
-        self._guarded_ids = guarded
-        texts = sorted({added[i] for i in guarded})
-        firsts = {case for text in texts for case in (text[0], text[0].lower(), text[0].upper())}
-        # Looked for first, since some tokenizers have thousands of control tokens; of none, nothing is found.
-        self._first_of_control = re.compile("|".join(map(re.escape, sorted(firsts))) if firsts else r"(?!)")
-        # Looking ahead finds a control token also where it begins inside of another.
-        spelled = "|".join(map(re.escape, texts)) if texts else r"(?!)"
-        self._spelled = re.compile(f"(?={self._first_of_control.pattern})(?={spelled})")
+    def _guard(self, control: dict[int, str]) -> None:
+        self._guarded_ids = frozenset(control)
+        self._first_of_control = first_characters(control.values())
+        self._spelled = beginnings(control.values())
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         self._normalizes = backend is None or backend.normalizer is not None
+
+    def _added_as_special(self) -> set[int]:
+        return {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
     def first(self, observation: str) -> list[int]:
         """Return the ids of a conversation that begins with ``observation``, generation prompt included."""
@@ -316,7 +312,7 @@ class ChatRenderer:
         turns = [_message("user", _QUESTION), _message("assistant", _MARKER), _message("user", _QUESTION)]
         try:
             shown = self._render(turns)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - templates raise what they like
             shown = self._shown_without_tools(turns, error)
         if _MARKER not in shown:
             raise ValueError("the chat template does not show the assistant's message")
@@ -328,7 +324,7 @@ class ChatRenderer:
         self._template_kwargs.setdefault("tools", [])
         try:
             return self._render(turns)
-        except Exception:
+        except Exception:  # noqa: BLE001
             raise ValueError(f"the chat template fails on a plain conversation: {_line(error)}") from error
 
     def _check_system(self, turns: list[dict[str, str]]) -> None:

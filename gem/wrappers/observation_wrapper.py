@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from gem.core import Env, EnvWrapper, Info, StepResult, observation_text
+from gem.utils.control_tokens import beginnings, broken_up, control_tokens
 
 
 class Past(NamedTuple):
@@ -31,6 +32,8 @@ class ObservationWrapper(EnvWrapper):
         apply_chat_template_on_reset: render only the first observation so, generation prompt included.
         max_history_length: how many past turns are shown; None shows all.
         tokenizer: whatever has ``apply_chat_template``; for the two options above.
+        allow_control_tokens: whether the text of a control token in an observation becomes that token in a rendered
+            history. By default an invisible character breaks it up, so that nothing can forge a turn.
 
     Raises:
         ValueError: the options contradict each other, or the tokenizer is missing.
@@ -46,6 +49,7 @@ class ObservationWrapper(EnvWrapper):
         apply_chat_template_on_reset: bool = False,
         max_history_length: int | None = None,
         tokenizer: Any = None,
+        allow_control_tokens: bool = False,
     ) -> None:
         super().__init__(env)
         if include_chat_template and apply_chat_template_on_reset:
@@ -62,6 +66,8 @@ class ObservationWrapper(EnvWrapper):
         self._limit = max_history_length
         self.observation_form = "prompt" if include_chat_template or apply_chat_template_on_reset else "history"
         self.tokenizer = tokenizer
+        guarded = {} if tokenizer is None or allow_control_tokens else _control_tokens(tokenizer)
+        self._control = beginnings(guarded.values())
         self.first = ""
         self.past: list[tuple[str, str, str]] = []
         self.current: tuple[str, str] = ("", "user")
@@ -114,7 +120,19 @@ class ObservationWrapper(EnvWrapper):
         return self._render(messages)
 
     def _render(self, messages: list[dict[str, str]]) -> str:
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        guarded = [
+            message
+            if message["role"] == "assistant"  # the model may have said control tokens: a thought is between two
+            else {**message, "content": broken_up(message["content"], self._control)}
+            for message in messages
+        ]
+        return self.tokenizer.apply_chat_template(guarded, tokenize=False, add_generation_prompt=True)
+
+
+def _control_tokens(tokenizer: Any) -> dict[int, str]:
+    if not hasattr(tokenizer, "added_tokens_decoder"):  # whatever it is, it is no Hugging Face tokenizer
+        return {}
+    return control_tokens(tokenizer, str(tokenizer.chat_template))
 
 
 def _role(info: Info) -> str:

@@ -5,12 +5,14 @@ import contextlib
 import json
 import threading
 import time
+from copy import deepcopy
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from gem.core import Env, EnvWrapper
+from gem.envs.registration import ENV_REGISTRY, register
 from gem.rollout import (
     ChatRenderer,
     Engine,
@@ -904,3 +906,31 @@ def test_a_task_that_cannot_be_played_ends_the_others(tokenizer, renderer):
     with pytest.raises(ValueError, match="no such level"):
         play_turns(tokenizer, renderer, [Task(EASY, seed) for seed in (9, 9, 3)], 100, 3, make_env)
     assert closed == [9, 9]
+
+
+def test_an_observation_that_the_template_refuses_ends_its_own_episode(tokenizer):
+    class Refused(Env):
+        blocking = False
+
+        def __init__(self, at=1):
+            super().__init__()
+            self.at = at
+
+        def reset(self, seed=None):
+            super().reset(seed)
+            return "tool_response" if self.at == 0 else "Begin.", {}
+
+        def step(self, action):
+            return "tool_response", 1.0, False, False, {}
+
+    own = deepcopy(tokenizer)
+    refuse = "{% if 'tool_response' in message['content'] %}{{ raise_exception('no query') }}{% endif %}{{"
+    own.chat_template = own.chat_template.replace("{{", refuse, 1)
+    ENV_REGISTRY.pop("test:Refused-v0", None)
+    register("test:Refused-v0", Refused)
+    tasks = [Task("test:Refused-v0", 0), Task("test:Refused-v0", 1, {"at": 0}), TASK]
+    later, first, other = asyncio.run(run_episodes(tasks, ScriptedEngine([[5]]), ChatRenderer(own)))
+    for episode, turns in ((later, 1), (first, 1)):
+        assert (episode.truncation, len(episode.turns)) == ("error", turns)
+        assert "the chat template refuses the observation" in episode.error
+    assert other.truncation != "error"
