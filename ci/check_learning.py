@@ -19,6 +19,7 @@ def main() -> None:
     args = parser.parse_args()
 
     rates = [json.loads(line)["success_rate"] for line in args.metrics.read_text().splitlines()]
+    rates = [rate for rate in rates if rate is not None]  # a step of failures only has none
     if len(rates) < 2 * args.window:
         sys.exit(f"{args.metrics} has {len(rates)} steps, fewer than two windows of {args.window}")
     before, after = (sum(part) / args.window for part in (rates[: args.window], rates[-args.window :]))

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from gem.tasks import Task, load_tasks
+
 
 @dataclass
 class TrainingArgs:
     """The flags of an example; a trainer's own subclass adds ``algorithm`` and gives ``out`` a default."""
 
     env: str = "game:GuessTheNumber-v1-easy"
-    """a registered environment; `gem envs` lists them"""
+    """a registered environment; `gem envs` lists them. Several, separated by commas, are played in equal shares"""
     tools: str = ""
     """tools that the model can use, separated by commas: python, search"""
     model: str = "embedded"
@@ -52,6 +54,11 @@ class TrainingArgs:
         return range(first, first + self.steps * self.groups)
 
     @property
+    def env_ids(self) -> list[str]:
+        """The environments."""
+        return [name for name in map(str.strip, self.env.split(",")) if name]
+
+    @property
     def env_kwargs(self) -> dict[str, Any]:
         """Arguments of the environment, as its tasks carry them."""
         return {"tools": self.tools} if self.tools else {}
@@ -61,6 +68,29 @@ class TrainingArgs:
         """The environment as :func:`gem.tasks.load_tasks` reads it, to be followed by ``,seeds=...``."""
         return f"env={self.env}" + (f",tools={self.tools.replace(',', '+')}" if self.tools else "")
 
+    def task_source(self, seeds: range, split: str = "train") -> str:
+        """Return as many tasks as there are seeds, as :func:`gem.tasks.load_tasks` reads them.
+
+        >>> TrainingArgs(env="a:A-v0,b:B-v0").task_source(range(10, 15), "eval")
+        'env=a:A-v0,seeds=10:13,split=eval;env=b:B-v0,seeds=10:12,split=eval'
+
+        Args:
+            seeds: their first and last are the tasks' of a single environment; of several, each has its share of them,
+                from the first.
+            split: of the tasks.
+        """
+        ids, tools = self.env_ids, f",tools={self.tools.replace(',', '+')}" if self.tools else ""
+        shares = [len(seeds[k :: len(ids)]) for k in range(len(ids))]
+        return ";".join(
+            f"env={env_id}{tools},seeds={seeds.start}:{seeds.start + share},split={split}"
+            for env_id, share in zip(ids, shares, strict=True)
+            if share
+        )
+
+    def tasks(self, seeds: range, split: str = "train") -> list[Task]:
+        """Return the tasks of :meth:`task_source`; where there are several environments, they take turns."""
+        return load_tasks(self.task_source(seeds, split), split)
+
     def fill_in(self) -> None:
         """Set the defaults that depend on the model, and refuse what cannot work, before anything is loaded.
 
@@ -69,7 +99,7 @@ class TrainingArgs:
             ImportError, SandboxUnavailable: the environment or a tool needs what is not there.
         """
         from gem.envs.registration import make
-        from gem.tasks import make_tasks
+        from gem.rollout.returns import check_gamma
 
         if self.group_size < 2 or self.batch_size % self.group_size:
             raise ValueError(
@@ -82,5 +112,9 @@ class TrainingArgs:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name.replace('_', '-')} must be positive, got {value}")
-        make(self.env, **self.env_kwargs).close()
-        make_tasks(self.env, self.task_seeds)  # refuses seeds that tasks cannot have
+        check_gamma(self.gamma)
+        if not self.env_ids:
+            raise ValueError("--env names no environment")
+        for env_id in self.env_ids:
+            make(env_id, **self.env_kwargs).close()
+        self.tasks(self.task_seeds)  # refuses seeds that tasks cannot have

@@ -8,14 +8,17 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from gem.rollout.episode import Episode, write_jsonl
+from gem.rollout.metrics import mean_metrics
 
 WINDOW = 10
 """Steps over which curves and summaries average."""
@@ -27,21 +30,25 @@ class StepMetrics:
 
     Attributes:
         step: from 1.
-        mean_return: mean of the episodes' sums of rewards.
-        success_rate: share of the episodes that solved their task.
-        mean_turns: turns an episode.
+        mean_return: mean of the valid episodes' sums of rewards; None if no episode was valid.
+        success_rate: share of the valid episodes that solved their task, or None.
+        mean_turns: turns of a valid episode, or None.
         sampled_tokens: tokens that the model sampled in all episodes.
         environment_errors: episodes that ended because their environment failed.
+        left_out: episodes that were not valid, for whatever reason; the means are of the others.
         seconds: wall-clock time of the step.
+        by_env: where the episodes have several environment ids, the means and numbers of failures of each id; else {}.
     """
 
     step: int
-    mean_return: float
-    success_rate: float
-    mean_turns: float
+    mean_return: float | None
+    success_rate: float | None
+    mean_turns: float | None
     sampled_tokens: int
     environment_errors: int
+    left_out: int
     seconds: float
+    by_env: dict[str, dict[str, Any]]
 
 
 class TrainingLog:
@@ -84,14 +91,15 @@ class TrainingLog:
             episodes: those that the step learned from; at least one.
         """
         now = time.perf_counter()
+        by_env: dict[str, list[Episode]] = {}
+        for episode in episodes:
+            by_env.setdefault(episode.task.env_id, []).append(episode)
         metrics = StepMetrics(
             step=len(self.metrics) + 1,
-            mean_return=_mean([episode.total_reward for episode in episodes]),
-            success_rate=_mean([episode.success for episode in episodes]),
-            mean_turns=_mean([len(episode.turns) for episode in episodes]),
+            **_numbers(episodes),
             sampled_tokens=sum(episode.sampled_tokens for episode in episodes),
-            environment_errors=sum(episode.truncation == "error" for episode in episodes),
             seconds=round(now - self._since, 3),
+            by_env={env_id: _numbers(by_env[env_id]) for env_id in sorted(by_env)} if len(by_env) > 1 else {},
         )
         self._since = now
         self.metrics.append(metrics)
@@ -112,9 +120,11 @@ class TrainingLog:
         after = _mean([m.success_rate for m in self.metrics[-window:]])
         seconds = sum(m.seconds for m in self.metrics)
         tokens = sum(m.sampled_tokens for m in self.metrics)
+        left_out = sum(m.left_out for m in self.metrics)
+        failed = f"{left_out} episodes failed, and are not in it\n" if left_out else ""
         return (
             f"success rate: {before:.3f} in the first {window} steps, {after:.3f} in the last {window} "
-            f"({after - before:+.3f})\n"
+            f"({after - before:+.3f})\n{failed}"
             f"{len(self.metrics)} steps in {seconds:.0f} s, {tokens / max(seconds, 1e-9):.0f} sampled tokens a second; "
             f"results in {self.folder}"
         )
@@ -134,7 +144,9 @@ class TrainingLog:
         ):
             smooth = [_mean(values[max(0, i + 1 - WINDOW) : i + 1]) for i in range(len(values))]
             (line,) = axes.plot(steps, smooth, style, label=f"{label}, mean of {WINDOW} steps")
-            axes.plot(steps, values, color=line.get_color(), alpha=0.25)
+            axes.plot(
+                steps, [math.nan if value is None else value for value in values], color=line.get_color(), alpha=0.25
+            )
         axes.set(xlabel="step", title=self.title)
         axes.grid(alpha=0.3)
         axes.legend()
@@ -142,5 +154,18 @@ class TrainingLog:
         pyplot.close(figure)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _numbers(episodes: Sequence[Episode]) -> dict[str, Any]:
+    means = mean_metrics(episodes)
+    return {
+        "mean_return": means.get("return"),
+        "success_rate": means.get("success"),
+        "mean_turns": means.get("turns"),
+        "environment_errors": sum(episode.truncation == "error" for episode in episodes),
+        "left_out": sum(not episode.valid for episode in episodes),
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """Return the mean of those that there are; NaN if there is none."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else math.nan

@@ -7,8 +7,10 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,29 @@ TAIL = 40
 """Lines of the output that an error shows."""
 
 
+PACKAGES = {"trl": "trl", "verl": "verl", "openrlhf": "openrlhf", "oat": "oat", "rl2": "RL2"}
+"""The trainers, as ``ci/venv.py`` names them, and the packages that they are imported as."""
+
+
 class TrainerFailed(RuntimeError):
     """The trainer ended with an error."""
+
+
+def require_trainer(trainer: str) -> None:
+    """End an example that was started with a Python that does not have its trainer, but another one perhaps.
+
+    Args:
+        trainer: as in :data:`PACKAGES`.
+
+    Raises:
+        SystemExit: with one line that says what to do.
+    """
+    found = [name for name, package in PACKAGES.items() if find_spec(package) is not None]
+    if trainer not in found:
+        raise SystemExit(
+            f"error: {sys.executable} has {', '.join(found) or 'no trainer'}, and not {trainer}. In this folder: "
+            f"python ci/venv.py {trainer}, then .venvs/{trainer}/bin/python {sys.argv[0]}"
+        )
 
 
 def run_trainer(

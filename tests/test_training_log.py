@@ -10,11 +10,11 @@ from gem.training_log import WINDOW, TrainingLog
 pytest.importorskip("matplotlib")
 
 
-def episode(reward=0.0, turns=1, tokens=2, truncation=None, seed=0):
+def episode(reward=0.0, turns=1, tokens=2, truncation=None, seed=0, env_id="x"):
     """An episode that is solved if its reward is 1."""
     played = [Turn([1], [5] * tokens, None, "stop", "a") for _ in range(turns)]
     played[-1].reward, played[-1].terminated = reward, truncation is None
-    return Episode(Task("x", seed), "", played, truncation)
+    return Episode(Task(env_id, seed), "", played, truncation)
 
 
 def training(folder, steps, solved=None, title="Guessing"):
@@ -45,6 +45,7 @@ def test_metrics_are_means_and_sums_over_a_steps_episodes(tmp_path):
                 episode(1.0, turns=1, tokens=5),
                 episode(0.75, turns=2, tokens=3),
                 episode(-0.5, turns=3, tokens=1, truncation="error"),
+                episode(0.0, turns=1, tokens=1, truncation="overlong"),
                 episode(0.0, turns=2, tokens=1, truncation="turns"),
             ]
         )
@@ -52,12 +53,34 @@ def test_metrics_are_means_and_sums_over_a_steps_episodes(tmp_path):
     assert line.pop("seconds") == metrics.seconds
     assert line == {
         "step": 1,
-        "mean_return": 0.3125,
-        "success_rate": 0.25,
-        "mean_turns": 2.0,
-        "sampled_tokens": 16,
+        "mean_return": pytest.approx(1.75 / 3),
+        "success_rate": pytest.approx(1 / 3),
+        "mean_turns": pytest.approx(5 / 3),
+        "sampled_tokens": 17,
         "environment_errors": 1,
+        "left_out": 2,
+        "by_env": {},
     }
+
+
+def test_several_environments_have_metrics_of_their_own(tmp_path):
+    with TrainingLog(tmp_path, 1, "x") as log:
+        log.record([episode(1.0, env_id="a"), episode(truncation="error", env_id="a"), episode(turns=3, env_id="b")])
+    (line,) = lines(tmp_path / "metrics.jsonl")
+    assert line["success_rate"] == 0.5
+    of_a = {"mean_return": 1, "success_rate": 1, "mean_turns": 1, "environment_errors": 1, "left_out": 1}
+    of_b = {"mean_return": 0, "success_rate": 0, "mean_turns": 3, "environment_errors": 0, "left_out": 0}
+    assert line["by_env"] == {"a": of_a, "b": of_b}
+
+
+def test_a_step_in_which_all_failed_has_no_means_and_stops_nothing(tmp_path):
+    with TrainingLog(tmp_path, 3, "x") as log:
+        assert log.record([episode(truncation="error")] * 4).success_rate is None
+        log.record([episode(1.0)])
+        log.record([episode(1.0)])
+    assert lines(tmp_path / "metrics.jsonl")[0]["mean_return"] is None
+    assert "4 episodes failed, and are not in it" in log.summary()
+    assert "1.000 in the last 1" in log.summary()
 
 
 def test_steps_are_counted_from_1_and_written_as_they_end(tmp_path):

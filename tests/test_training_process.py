@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from gem.training_process import TrainerFailed, read_rows, run_trainer
+from gem.training_process import TrainerFailed, read_rows, require_trainer, run_trainer
 
 
 def python(code):
@@ -69,3 +69,16 @@ def test_rows_of_a_file_that_is_being_written(tmp_path):
     assert read_rows(path) == []
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert read_rows(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_an_example_with_the_python_of_another_trainer_says_which_to_take(monkeypatch):
+    monkeypatch.setattr("gem.training_process.find_spec", {"trl": object(), "RL2": object()}.get)
+    monkeypatch.setattr(sys, "argv", ["examples/train_verl.py", "--steps", "3"])
+    require_trainer("trl")
+    require_trainer("rl2")
+    with pytest.raises(SystemExit) as ended:
+        require_trainer("verl")
+    assert str(ended.value) == (
+        f"error: {sys.executable} has trl, rl2, and not verl. In this folder: python ci/venv.py verl, then "
+        ".venvs/verl/bin/python examples/train_verl.py"
+    )
