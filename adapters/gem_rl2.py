@@ -43,7 +43,7 @@ import itertools
 import json
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import lru_cache, wraps
 from importlib.metadata import PackageNotFoundError, version
@@ -70,7 +70,8 @@ from gem.rollout import (
     rebn,
     shared_player,
 )
-from gem.tasks import Task, load_tasks
+from gem.rollout.tokens import bridge_between
+from gem.tasks import Task, check_split, load_tasks
 
 
 class Options(NamedTuple):
@@ -108,7 +109,7 @@ class _Job:
         rollout: RL2's ``Rollout``.
 
     Raises:
-        ValueError: a key of the configuration makes no sense, or the data sets are not tasks, or share one.
+        ValueError: a key of the configuration makes no sense, or the rows are no tasks, or of the wrong split.
     """
 
     def __init__(self, rollout: Any) -> None:
@@ -123,8 +124,7 @@ class _Job:
         check_gamma(float(_key(config, "adv.gamma", 1.0)))
         workers = ("actor", "critic") if _key(config, "adv.estimator") == "gae" else ("actor",)
         self.updates = [int(_key(config, f"{worker}.update_per_rollout", 1)) for worker in workers]
-        self.tasks = {train: _tasks(_key(config, f"{name}.path")) for train, name in _DATA.items()}
-        _refuse_shared(self.tasks[True], self.tasks[False])
+        self.tasks = {train: _tasks(config, train) for train in (True, False)}
         if options.episodes is not None:
             begin_run(options.episodes, resume=_key(config, "trainer.load_ckpt_from") is not None)
         self._checked = False
@@ -141,10 +141,6 @@ class _Job:
                 if tasks:
                     check_tasks(tasks, self.renderer, self.limits[of_train], make_env)
         return SteppedEpisode(shared_player(self.renderer, self.limits[train], make_env), task)
-
-
-_DATA = {True: "train_data", False: "test_data"}
-"""Where RL2's configuration names the rows of training and of test."""
 
 
 class _Batch:
@@ -209,11 +205,11 @@ class GemEnv:
         stepped, response = trajectory.stepped, trajectory.response
         if stepped is None or stepped.request is None or response is None:
             raise RuntimeError("step was called without a reset, or without a request to the engine, before it")
-        before, following = stepped.request, await stepped.answer(response)
+        following = await stepped.answer(response)
         trajectory.response = None
         answer = {**_reward_and_end(stepped.episode, response, following), "extra_info": extra_info}
         if following is not None:
-            bridge = _bridge(before, response, following)
+            bridge = _bridge(stepped.episode, following)
             trajectory.next_ids = list(following.prompt_ids) if bridge is None else bridge
             text = _text(trajectory.job.renderer.tokenizer, trajectory.next_ids)
             answer["next_state"] = _next_state(state + action, text, extends=bridge is not None)
@@ -269,7 +265,7 @@ class GemEnv:
                 following = await stepped.answer(response)
                 made = _reward_and_end(stepped.episode, response, following)
                 if following is not None:
-                    bridge = _bridge(request, response, following)
+                    bridge = _bridge(stepped.episode, following)
                     text = _text(tokenizer, following.prompt_ids if bridge is None else bridge)
                     before = sample.state_text + sample.action_text
                     made["next_state"] = _next_state(before, text, extends=bridge is not None)
@@ -308,26 +304,24 @@ def _task(row: dict[str, Any]) -> Task:
     return Task.from_json(text)
 
 
-def _tasks(path: str | None) -> list[Task]:
-    """Return the tasks of a data set; none if RL2 is to do without one."""
+def _tasks(config: Any, train: bool) -> list[Task]:
+    """Return the tasks of ``train_data.path`` or ``test_data.path``; none if RL2 is to do without one.
+
+    Raises:
+        ValueError: a row is no task, or is of the wrong split.
+    """
+    name = "train_data.path" if train else "test_data.path"
+    path = _key(config, name)
     if path is None:
         return []
     from RL2.datasets.base import load_dataset
 
-    return [_task(row) for row in load_dataset(path)]
-
-
-def _refuse_shared(train: Iterable[Task], test: Iterable[Task]) -> None:
-    """Refuse tests of what is trained on."""
-    trained, tested = (
-        {json.dumps([task.env_id, task.env_kwargs, task.reset_seed], sort_keys=True) for task in tasks}
-        for tasks in (train, test)
-    )
-    if trained & tested:
-        raise ValueError(
-            f"{len(trained & tested)} of the {len(tested)} tasks of test_data.path are tasks of train_data.path too: "
-            "write rows of another split, with `python -m gem_rl2 env=...,seeds=...,split=eval test.jsonl`"
-        )
+    tasks = [_task(row) for row in load_dataset(path)]
+    try:
+        check_split(tasks, "train" if train else "eval")
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}; `python -m gem_rl2 env=...,seeds=...,split=eval` writes others") from None
+    return tasks
 
 
 def _key(config: Any, name: str, default: Any = None) -> Any:
@@ -427,11 +421,10 @@ def _response(answer: dict[str, Any], renderer: ChatRenderer) -> Response:
     return Response(ids, logprobs, "stop" if ids[-1] in renderer.stop_ids else reason)
 
 
-def _bridge(before: Request, response: Response, following: Request) -> list[int] | None:
-    """Return the ids between an answer and the next request; None if the history was rewritten."""
-    said = [*before.prompt_ids, *response.token_ids]
-    ids = list(following.prompt_ids)
-    return ids[len(said) :] if ids[: len(said)] == said else None
+def _bridge(episode: Episode, following: Request) -> list[int] | None:
+    """Return the ids between the last answer and the next request; None if the history was rewritten."""
+    turn = episode.turns[-1]
+    return bridge_between(turn.prompt_ids, turn.response_ids, following.prompt_ids)
 
 
 def _next_state(before: str, text: str, extends: bool) -> str:
@@ -844,18 +837,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not sources:
         parser.error("tasks and out are needed (or --path)")
     try:
-        tasks = [task for source in sources for task in load_tasks(source, _split_of(sources))]
+        tasks = load_tasks(sources, "eval" if any("split=" in source for source in sources) else "train")
         for task in {json.dumps([task.env_id, task.env_kwargs], sort_keys=True): task for task in tasks}.values():
             task.make().close()  # refuses an environment or arguments that do not exist
     except (ValueError, TypeError, ImportError, OSError) as error:
         parser.error(str(error))
     write_rows(tasks, out)
     print(f"{len(tasks)} tasks in {out}")
-
-
-def _split_of(sources: Sequence[str]) -> str:
-    """Return the split of the tasks that name none: ``train``, unless the sources are of another."""
-    return "eval" if any("split=" in source for source in sources) else "train"
 
 
 def write_rows(tasks: Sequence[Task], path: str | Path) -> None:

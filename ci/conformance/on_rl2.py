@@ -1,7 +1,7 @@
-"""Hold the RL2 adapter to the conformance kit, in rl-square's own rollout.
+"""Run the conformance suite on the RL2 adapter, in rl-square's own rollout.
 
-RL2's are ``Rollout.rollout`` and ``__call__``, packing and advantages; without a GPU the stand-ins of ``ci/cpu/rl2``
-are needed to import them. A script stands in for the requests to sglang.
+RL2's are the configuration, ``Rollout.rollout`` and ``__call__``, packing and advantages; without a GPU the shims of
+``ci/cpu/rl2`` are needed to import them. The requests to sglang get scripted answers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 if not torch.cuda.is_available():
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cpu" / "rl2"))
-    import rl2_cpu  # noqa: F401 - puts the stand-ins in their places
+    import rl2_cpu  # noqa: F401 - puts the shims in their places
 
 import wandb
 from omegaconf import OmegaConf
@@ -29,13 +29,13 @@ from gem.testing.conformance import Harness, Lowered, Record, main, of_groups, o
 from gem.testing.scenarios import Scenario, Script
 
 PLAYING: list[tuple[Script, Any]] = []
-"""The script of the scenario which is being played, and the tokenizer."""
+"""The script of the scenario that is being run, and the tokenizer."""
 
 
 async def scripted(url: str, states: list[int], sampling_params: dict[str, Any]) -> dict[str, Any]:
     """Answer as sglang does."""
     script, tokenizer = PLAYING[-1]
-    answer = script.say(states, sampling_params["max_new_tokens"])
+    answer = script.say(states, sampling_params["max_new_tokens"], sampling_params["stop_token_ids"])
     return {
         "text": tokenizer.decode(answer.token_ids, skip_special_tokens=True),
         "meta_info": {
@@ -62,7 +62,7 @@ class RL2Harness(Harness):
 
     def play(self, scenario: Scenario, script: Script) -> list[Record]:
         """Return the sequences that RL2 has packed."""
-        tensor_dict, _ = self._batch(scenario, script)
+        _, tensor_dict, _ = self._batch(scenario, script)
         return [
             Record(ids, [0, *mask], [0.0, *rewards], [0.0, *logprobs])
             for ids, mask, rewards, logprobs in _rows(tensor_dict, "rewards", "llm_logps")
@@ -70,10 +70,9 @@ class RL2Harness(Harness):
 
     def lower(self, scenario: Scenario, script: Script, algorithm: str) -> Lowered:
         """Return RL2's advantages."""
-        tensor_dict, cu_seqs = self._batch(scenario, script)
-        config = {"estimator": "rebn" if algorithm == "rebn" else "reinforce", "gamma": 1.0, "lamda": 1.0}
-        config |= {"responses_per_prompt": scenario.copies, "global_norm": False, "norm_var": algorithm == "grpo"}
-        ppo.compute_advantages(OmegaConf.create(config), tensor_dict, cu_seqs, 1)
+        adv = {"estimator": "rebn" if algorithm == "rebn" else "reinforce", "norm_var": algorithm == "grpo"}
+        config, tensor_dict, cu_seqs = self._batch(scenario, script, adv)
+        ppo.compute_advantages(config.adv, tensor_dict, cu_seqs, 1)
         advantages = [
             (ids, [value for value, one in zip(values, mask, strict=True) if one])
             for ids, mask, values in _rows(tensor_dict, "advantages")
@@ -85,36 +84,35 @@ class RL2Harness(Harness):
             return Lowered(advantages, of_groups(scenario.copies, True, eps), "over the group's sample deviation")
         return Lowered(advantages, of_groups(scenario.copies, False, eps), "the group's mean taken off")
 
-    def _batch(self, scenario: Scenario, script: Script) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-        tokenizer = self.tokenizer()
+    def _batch(
+        self, scenario: Scenario, script: Script, adv: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, torch.Tensor], torch.Tensor]:
+        tokenizer = self.tokenizer(scenario)
         PLAYING.append((script, tokenizer))
-        sampling = {"temperature": 1.0, "max_new_tokens": scenario.max_new_tokens}
+        config = OmegaConf.load(Path(ppo.__file__).with_name("config") / "ppo.yaml")
+        gem = {"max_context": scenario.max_context, "tool_role": scenario.tool_role}
+        rollout_keys = {"max_turns": scenario.max_turns or 10_000, "dynamic_filtering": False, "gem": gem}
+        sampling = {"train_sampling_params": {"max_new_tokens": scenario.max_new_tokens}}
+        config.merge_with({"rollout": {**rollout_keys, **sampling}, "adv": adv or {}})
+        config.train_data.responses_per_prompt = scenario.copies
         worker = object.__new__(rollout.Rollout)  # the rest of it makes processes
-        worker.config = OmegaConf.create(
-            {
-                "max_turns": scenario.max_turns or 10_000,
-                "responses_per_prompt": scenario.copies,
-                "dynamic_filtering": False,
-                "server_args": {},
-                "gem": {"max_context": scenario.max_context, "tool_role": scenario.tool_role},
-            }
-        )
-        worker.tokenizer, worker.router_url, worker.worker_url = tokenizer, "", ""
-        worker.train_sampling_params = sampling
+        worker.config, worker.tokenizer, worker.router_url, worker.worker_url = config.rollout, tokenizer, "", ""
+        for name in ("train_sampling_params", "test_sampling_params"):
+            setattr(worker, name, OmegaConf.to_container(config.rollout[name], resolve=True))
         worker.device_mesh = {"tp": SimpleNamespace(get_local_rank=lambda: 0)}
         worker.env = gem_rl2.GemEnv(scenario.make_env(tokenizer))
         asyncio.set_event_loop(loop := asyncio.new_event_loop())
         try:
-            return worker([gem_rl2.row(task) for task in scenario.rows], True, 1)
+            return config, *worker([gem_rl2.row(task) for task in scenario.rows], True, 1)
         finally:
             loop.close()
 
 
 def _rows(tensor_dict: dict[str, torch.Tensor], *names: str) -> list[tuple[Any, ...]]:
-    """Return ids, mask and more of every sequence; RL2 has all but the ids shifted by one."""
+    """Return ids, mask and more of every sequence that was not left out; RL2 has all but the ids shifted by one."""
     rows = []
-    for i, eos_mask in enumerate(tensor_dict["eos_mask"]):
-        length = int(eos_mask.argmax()) + 1
+    for i in tensor_dict["eos_mask"].any(-1).nonzero().flatten().tolist():
+        length = int(tensor_dict["eos_mask"][i].argmax()) + 1
         ids = [*tensor_dict["states"][i, :length].tolist(), int(tensor_dict["actions"][i, length - 1])]
         rows.append((ids, *(tensor_dict[name][i, :length].tolist() for name in ("action_mask", *names))))
     return rows
