@@ -15,7 +15,7 @@ An adapter of a sixth trainer is held to it with one file:
         name = "mine"
 
         def play(self, scenario, script):
-            batch = ...  # your trainer's, with script.say(prompt_ids, max_new_tokens) for an engine
+            batch = ...  # your trainer's, with script.say(prompt_ids, max_new_tokens, stop_ids) for an engine
             return [Record(ids, mask, rewards, logprobs) for ids, mask, rewards, logprobs in batch]
 
 
