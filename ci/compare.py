@@ -168,8 +168,8 @@ def run(trainer: Trainer, seed: int, args: argparse.Namespace) -> dict[str, Any]
     if code == 0:
         result["steps"] = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         result["split"] = split(trainer, folder, result["steps"], seconds)
-        print(f"  {seconds:.0f} s; success {result['steps'][0]['success_rate']:.2f} at first, ", end="")
-        print(f"{result['steps'][-1]['success_rate']:.2f} at last", flush=True)
+        first, last = (result["steps"][i]["success_rate"] for i in (0, -1))  # None if every episode failed
+        print(f"  {seconds:.0f} s; success {first} at first, {last} at last", flush=True)
     else:
         print(f"  failed: {log}", flush=True)
     stamp.write_text(json.dumps(result))

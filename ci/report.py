@@ -50,7 +50,12 @@ def cells(report: dict[str, Any], kind: str) -> tuple[list[str], dict[tuple[str,
 def rates(report: dict[str, Any], trainer: str) -> list[list[float]]:
     """Return the success rates of each run of a trainer, step by step."""
     runs = [run for run in report["runs"] if run["trainer"] == trainer and not run["error"]]
-    return [[step["success_rate"] for step in run["steps"]] for run in runs]
+    return [[success(step) for step in run["steps"]] for run in runs]
+
+
+def success(step: dict[str, Any]) -> float:
+    """Return a step's success rate; not a number if each of its episodes failed for another reason than the model."""
+    return float("nan") if step["success_rate"] is None else step["success_rate"]
 
 
 def smooth(values: Sequence[float]) -> list[float]:
@@ -138,7 +143,7 @@ def speed(report: dict[str, Any]) -> Rows:
             rows.append([*row, "failed", "", "", "", f"{run['seconds']:.0f}", f"{run['peak_memory'] / 1e9:.1f}"])
             continue
         steps, step = run["steps"], run["split"]["step"]
-        values = [s["success_rate"] for s in steps]
+        values = [success(s) for s in steps]
         tokens = sum(s["sampled_tokens"] for s in steps) / len(steps)
         ends = [f"{sum(part) / len(part):.3f}" for part in (values[:5], values[-5:])]
         per_second = f"{tokens / step:.0f}" if step else "-"

@@ -406,9 +406,9 @@ def run(harness: Harness, only: Sequence[str] = (), say: Callable[[str], object]
             report.cells.append(cell := check_scenario(harness, scenario, tokenizer))
             say(f"{marks[cell.verdict]} {scenario.name} ({cell.seconds:.1f} s) {cell.detail}".rstrip())
     for algorithm in harness.algorithms:
-        for scenario, suffix in ADVANTAGES_OF.items():
+        for batch, suffix in ADVANTAGES_OF.items():
             if not only or algorithm in only or algorithm + suffix in only:
-                report.lowering.append(cell := check_lowering(harness, algorithm, tokenizer, scenario))
+                report.lowering.append(cell := check_lowering(harness, algorithm, tokenizer, batch))
                 say(f"{marks[cell.verdict]} advantages of {cell.name} ({cell.seconds:.1f} s) {cell.detail}".rstrip())
     return report
 
