@@ -6,6 +6,7 @@ into ids with the tokenizer's own chat template. The driver plays *tasks* with b
 
 ==========  =====================================================================================
 episode     what was played: :class:`Turn`, :class:`Episode`, its two views, JSON lines
+tokens      ids that an episode stores once: read-only views, to be used like lists
 rendering   observations to ids: :class:`ChatRenderer`, and what a template would do differently
 engine      where tokens come from: :class:`Engine`
 driver      :func:`run_episode`, :func:`run_episodes` and :class:`Player`, limits and errors

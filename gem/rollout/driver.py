@@ -314,7 +314,10 @@ class Player:
 
     async def _ask_for_one_token(self, ask: _Ask) -> None:
         """Have a token sampled on an empty message: most trainers need a row an episode, if only to leave it out."""
-        prompt_ids = Tokens(self.renderer.first(""))
+        try:
+            prompt_ids = Tokens(await _rendered(self.renderer.first, ""))
+        except EnvironmentFailed:  # the template refuses an empty message: then there is no row
+            return
         if self.limits.room(len(prompt_ids)) > 0:
             await ask(prompt_ids, 1)
 

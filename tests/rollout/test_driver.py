@@ -543,6 +543,14 @@ def flaky():
     return Flaky
 
 
+def test_nothing_is_sampled_where_the_template_refuses_an_empty_message(tokenizer, flaky):
+    own = deepcopy(tokenizer)
+    refuse = "{% if message['content'] == '' %}{{ raise_exception('no query') }}{% endif %}{{"
+    own.chat_template = own.chat_template.replace("{{", refuse, 1)
+    episode = play(TASK, [[5]], ChatRenderer(own), Limits(retries=0), make_env=lambda task: flaky(9))
+    assert (episode.truncation, episode.error, episode.turns) == ("error", "OSError: no display", [])
+
+
 @pytest.mark.parametrize("blocking", [False, True])
 @pytest.mark.parametrize("where", ["reset", "constructor"])
 @pytest.mark.parametrize("retries", [0, 1, 2])
