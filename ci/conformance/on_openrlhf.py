@@ -4,6 +4,7 @@ OpenRLHF's are the command's arguments, the data set, the sampling (``SamplesGen
 trainer's step: experience, advantages, replay buffer and the actor's loop over its batches. Without Ray and a model
 there are stand-ins: calls in this process for Ray, a script for vLLM, zeros for the model's log-probabilities, and a
 training step that only keeps the batch it is handed. Without a GPU those of ``ci/cpu/openrlhf`` are needed as well.
+An episode that is left out is a row of one token with an advantage of 0 (:mod:`gem_openrlhf_trainer`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import runpy
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +37,6 @@ from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ray import launcher, ppo_actor, vllm_engine
 
 import gem_openrlhf
-from gem.embedded import embedded_model
 from gem.rollout import Episode
 from gem.testing.conformance import Difference, Harness, Lowered, Record, main, of_groups, one_scalar
 from gem.testing.scenarios import Scenario, Script
@@ -78,7 +78,7 @@ class ScriptedVLLM:
         self.script = script
 
     async def generate(self, prompt: dict[str, list[int]], params: Any, request_id: str) -> AsyncIterator[Any]:
-        said = self.script.say(prompt["prompt_token_ids"], params.max_tokens)
+        said = self.script.say(prompt["prompt_token_ids"], params.max_tokens, params.stop_token_ids)
         pairs = zip(said.token_ids, said.logprobs or [], strict=True)
         logprobs = [{token: SimpleNamespace(logprob=logprob)} for token, logprob in pairs]
         yield SimpleNamespace(
@@ -123,38 +123,92 @@ class OpenRLHFHarness(Harness):
         ),
         Difference("one scalar an episode, on its last sampled token", one_scalar),
     )
-    algorithms = ("reinforce", "grpo")
+    algorithms = ("reinforce", "grpo", "rloo", "reinforce_baseline", "dr_grpo", "flash_reinforce")
 
     def play(self, scenario: Scenario, script: Script) -> list[Record]:
         """Return what the actor learns from; a reward is by how much the returns fall behind it."""
-        rows = _step(scenario, script, "reinforce", self.tokenizer())
         return [
             Record(ids, [0, *mask], [0.0, *(-np.diff([*returns, 0.0])).tolist()], [0.0, *logprobs])
-            for ids, mask, logprobs, returns, _ in rows
+            for ids, mask, logprobs, returns, _ in self._step(scenario, script, "reinforce")
         ]
 
     def lower(self, scenario: Scenario, script: Script, algorithm: str) -> Lowered:
         """Return the advantages of what was sampled."""
         advantages = [
             (ids, [value for value, sampled in zip(values, mask, strict=True) if sampled])
-            for ids, mask, _, _, values in _step(scenario, script, algorithm, self.tokenizer())
+            for ids, mask, _, _, values in self._step(scenario, script, algorithm)
+            if any(mask)
         ]
-        if algorithm == "grpo":
-            reference = of_groups(scenario.copies, True, 1e-9)
-            return Lowered(advantages, reference, "over the group's sample deviation + 1e-9")
-        return Lowered(advantages, of_tokens, "against those of all tokens, over their population deviation")
+        return Lowered(advantages, *REFERENCES[algorithm](scenario.copies))
+
+    def _step(self, scenario: Scenario, script: Script, algorithm: str) -> list[tuple[list[Any], ...]]:
+        """Take a training step; return ids, mask, log-probabilities, returns and advantages of what is learned from."""
+        args = _arguments(scenario, algorithm, str(self.model(scenario)))
+        tokenizer = self.tokenizer(scenario)
+        found = []
+        for batch in _learned_batches(scenario, script, args, tokenizer):
+            for i, length in enumerate(batch.attention_mask.sum(1).tolist()):
+                others = (batch.action_mask, batch.rollout_log_probs, batch.returns, batch.advantages)  # of ids[1:]
+                row = [values[i, : length - 1].tolist() for values in others]
+                if batch.labels[i].masked and not any(row[-1]):
+                    row[0] = [0] * len(row[0])
+                found.append((batch.sequences[i, :length].tolist(), *row))
+        return found
 
 
-def of_tokens(episodes: list[Episode]) -> list[list[float]]:
-    """Return OpenRLHF's ``reinforce`` as a reference: an episode counts as often as it has sampled tokens."""
-    tokens = np.repeat([e.total_reward for e in episodes], [e.sampled_tokens for e in episodes])
-    deviation = np.sqrt(max(tokens.var(), 1e-8))
-    return [[float((e.total_reward - tokens.mean()) / deviation)] * len(e.turns) for e in episodes]
+Reference = Callable[[list[Episode]], Sequence[Sequence[float]]]
 
 
-def _step(scenario: Scenario, script: Script, algorithm: str, tokenizer: Any) -> list[tuple[list[Any], ...]]:
-    """Take a training step; return ids, mask, log-probabilities, returns and advantages of what is learned from."""
-    args = _arguments(scenario, algorithm)
+def whitened(baseline: Reference | None = None) -> Reference:
+    """Return OpenRLHF's normalisation over all tokens: an episode counts as often as it has sampled tokens.
+
+    Args:
+        baseline: the advantages that are normalised, an entry per turn; by default the episodes' returns.
+    """
+
+    def expected(episodes: list[Episode]) -> list[list[float]]:
+        rows = [[e.total_reward] * len(e.turns) for e in episodes] if baseline is None else baseline(episodes)
+        values = [row[0] if e.valid else 0.0 for row, e in zip(rows, episodes, strict=True)]
+        tokens = np.repeat(values, [e.sampled_tokens if e.valid else 0 for e in episodes])
+        deviation = np.sqrt(max(tokens.var(), 1e-8))
+        return [
+            [float((value - tokens.mean()) / deviation)] * len(e.turns)
+            for value, e in zip(values, episodes, strict=True)
+        ]
+
+    return expected
+
+
+def of_others(size: int) -> Reference:
+    """Return the return less the mean of the others in the group."""
+
+    def expected(episodes: list[Episode]) -> list[list[float]]:
+        found = []
+        for i, episode in enumerate(episodes):
+            group = episodes[i // size * size :][:size]
+            others = [e.total_reward for e in group if e.valid and e is not episode]
+            found.append([episode.total_reward - float(np.mean(others))] * len(episode.turns))
+        return found
+
+    return expected
+
+
+REFERENCES: dict[str, Callable[[int], tuple[Reference, str]]] = {
+    "reinforce": lambda _: (whitened(), "against those of all tokens, over their population deviation"),
+    "grpo": lambda size: (of_groups(size, True, 1e-9), "over the group's sample deviation + 1e-9"),
+    "rloo": lambda size: (of_others(size), "against the mean of the group's others"),
+    "reinforce_baseline": lambda size: (
+        whitened(of_groups(size, False, 0.0)),
+        "against the group's mean, over the population deviation of all tokens",
+    ),
+    "dr_grpo": lambda size: (of_groups(size, False, 0.0), "against the group's mean"),
+    "flash_reinforce": lambda _: (lambda es: of_groups(len(es), False, 0.0)(es), "against the batch's mean"),
+}
+"""For each algorithm: from the size of the groups to the advantages, and what they are."""
+
+
+def _learned_batches(scenario: Scenario, script: Script, args: Any, tokenizer: Any) -> list[Experience]:
+    """Take a training step; return the micro-batches that the actor learns from."""
     strategy = SimpleNamespace(
         args=args,
         is_rank_0=lambda: False,
@@ -179,12 +233,7 @@ def _step(scenario: Scenario, script: Script, algorithm: str, tokenizer: Any) ->
     generator = samples_generator.SamplesGenerator(strategy, loader, None, tokenizer, [Remote(rollout)])
     samples, *_ = generator.generate_samples(max_len=args.data.max_len, max_new_tokens=args.rollout.max_new_tokens)
     ppo_trainer.BasePPOTrainer(strategy, group, None, None, None, None, tokenizer).train_step(samples, 1)
-    found = []
-    for batch in policy.trainer.batches:
-        for i, length in enumerate(batch.attention_mask.sum(1).tolist()):
-            others = (batch.action_mask, batch.rollout_log_probs, batch.returns, batch.advantages)  # of ids[1:]
-            found.append((batch.sequences[i, :length].tolist(), *(row[i, : length - 1].tolist() for row in others)))
-    return found
+    return policy.trainer.batches
 
 
 def _without_init(actor_class: Any, /, **attributes: Any) -> Any:
@@ -199,7 +248,7 @@ class _ParsedError(Exception):
     """Has the arguments."""
 
 
-def _arguments(scenario: Scenario, algorithm: str) -> Any:
+def _arguments(scenario: Scenario, algorithm: str, model: str) -> Any:
     """Return what OpenRLHF's command makes of the example's flags, with the limits of a scenario.
 
     Its parser is in its main block, so that is run up to where the arguments are used.
@@ -210,11 +259,9 @@ def _arguments(scenario: Scenario, algorithm: str) -> Any:
         batch_size=size,
         group_size=scenario.copies,
         max_new_tokens=scenario.max_new_tokens,
-        algorithm=algorithm,
         validation=0,
     )
     args.fill_in()
-    model = str(embedded_model())
 
     def stop(parsed: Any) -> None:
         raise _ParsedError(parsed)
@@ -224,6 +271,7 @@ def _arguments(scenario: Scenario, algorithm: str) -> Any:
             *train_openrlhf.gem_flags(args, Path(folder)),
             *train_openrlhf.algorithm_flags(args, model),
             *train_openrlhf.job_flags(args, model, Path(folder)),
+            *("--algo.advantage.estimator", {"grpo": "group_norm"}.get(algorithm, algorithm)),
             *("--data.max_len", str(scenario.max_context)),
             *("--rollout.micro_batch_size", "2"),  # several, so that there is something to put together
             *("--reward.clip_range", "-1000000", "1000000"),  # by default -10 to 10
