@@ -6,6 +6,7 @@
     python examples/train_trl.py                              # two CPU cores, a few minutes
     python examples/train_trl.py --algorithm rebn --seed 1
     python examples/train_trl.py --env game:Mastermind-v0-easy --max-turns 6
+    python examples/train_trl.py --env game:Mastermind-v0-easy,game:GuessTheNumber-v1-easy
     python examples/train_trl.py --model Qwen/Qwen3-0.6B --steps 200 --max-new-tokens 256       # on a GPU
     python examples/train_trl.py --model Qwen/Qwen3-0.6B --env math:GSM8K --tools python --max-new-tokens 512
     python examples/train_trl.py --model Qwen/Qwen3-0.6B --env qa:HotpotQA --tools search --max-new-tokens 256
@@ -37,8 +38,7 @@ try:
     from trl import GRPOConfig, GRPOTrainer
 
     from gem.embedded import resolve_model
-    from gem.rollout import ChatRenderer, ContextTooSmall
-    from gem.tasks import make_tasks
+    from gem.rollout import ChatRenderer, ContextTooSmall, OnError
     from gem.training_args import TrainingArgs
     from gem.training_log import TrainingLog
     from gem_trl import GemGRPOTrainer, GemRollout, gem_reward, task_dataset
@@ -49,7 +49,9 @@ except ImportError as error:
 @dataclass
 class Args(TrainingArgs):
     algorithm: Literal["grpo", "rebn"] = "grpo"
-    """grpo: an advantage an episode, against its group; rebn: an advantage a turn, against the batch"""
+    """grpo: one advantage per episode, against its group; rebn: one advantage per turn, against the batch"""
+    on_error: OnError = "mask"
+    """what is learned from episodes whose environment fails: nothing (mask), or like from any other (keep)"""
     out: str = "out/trl"
     """folder of the results"""
 
@@ -88,17 +90,18 @@ def train(args: Args, tokenizer, model) -> TrainingLog:
         disable_tqdm=True,
     )
 
-    rollout = GemRollout(tokenizer, max_turns=args.max_turns)
+    rollout = GemRollout(tokenizer, max_turns=args.max_turns, on_error=args.on_error)
     trainer_class = partial(GemGRPOTrainer, gamma=args.gamma) if args.algorithm == "rebn" else GRPOTrainer
     trainer = trainer_class(
         model=model,
         processing_class=tokenizer,
         args=config,
-        train_dataset=task_dataset(make_tasks(args.env, args.task_seeds, args.env_kwargs)),
+        train_dataset=task_dataset(args.tasks(args.task_seeds)),
         rollout_func=rollout,
         reward_funcs=gem_reward,
     )
     trainer.remove_callback(PrinterCallback)
+    rollout.prepare(trainer)  # checks the tasks; the first rollout would
 
     log = TrainingLog(args.out, args.steps, f"{args.env}: TRL, {args.algorithm}, {args.model} model")
 
