@@ -5,12 +5,13 @@
     python ci/venv.py rl2
     .venvs/rl2/bin/python examples/train_rl2.py                       # two CPU cores, about three minutes
     .venvs/rl2/bin/python examples/train_rl2.py --algorithm ppo --steps 3
+    .venvs/rl2/bin/python examples/train_rl2.py --env game:Mastermind-v0-easy,game:GuessTheNumber-v1-easy
 
 This script writes the rows and a command, ``torchrun ...`` with RL2's own flags, runs it and shows how it goes. The
 command is in ``command.sh``, to copy the flags from; those of GEM are the first.
 
 What is real: rl-square 0.0.2's trainer, rollout, packing, FSDP, losses, critic and weight push, and sglang's router.
-Without a GPU ``ci/cpu/rl2`` stands in for what needs one: gloo for NCCL, torch's attention for flash-attn, and for
+Without a GPU ``ci/cpu/rl2`` replaces what needs one: gloo for NCCL, torch's attention for flash-attn, and for
 sglang a server over transformers that speaks its protocol. On GPUs, with RL2's own installation, the same file uses no
 stand-in; that has not been tried.
 
@@ -32,11 +33,10 @@ try:
     from transformers import AutoTokenizer
 
     from gem.embedded import resolve_model
-    from gem.rollout import ChatRenderer, read_episodes
-    from gem.tasks import make_tasks
+    from gem.rollout import ChatRenderer, OnError, mean_metrics, read_episodes
     from gem.training_args import TrainingArgs
     from gem.training_log import TrainingLog
-    from gem.training_process import TrainerFailed, read_rows, run_trainer
+    from gem.training_process import TrainerFailed, read_rows, require_trainer, run_trainer
 except ImportError as error:
     sys.exit(f"error: {error}. In this folder: python ci/venv.py rl2, then .venvs/rl2/bin/python {sys.argv[0]}")
 
@@ -46,8 +46,10 @@ STAND_INS = Path(__file__).resolve().parent.parent / "ci" / "cpu" / "rl2"
 @dataclass
 class Args(TrainingArgs):
     algorithm: Literal["rebn", "grpo", "reinforce", "ppo"] = "rebn"
-    """rebn: an advantage a turn, against the batch; grpo: against the group, over its deviation; reinforce: against the
-    batch; ppo: with a critic of tokens"""
+    """rebn: one advantage per turn, against the batch; grpo: against the group, over its deviation; reinforce: against
+    the batch; ppo: with a critic of tokens"""
+    on_error: OnError = "mask"
+    """what is learned from episodes whose environment fails: nothing (mask), or like from any other (keep)"""
     validation: int = 64
     """tasks of another split that are played greedily after the training; 0 for none"""
     out: str = "out/rl2"
@@ -58,15 +60,15 @@ def gem_keys(args: Args, out: Path) -> dict:
     """What puts a GEM environment into an RL2 job, and the rows that it names."""
     import gem_rl2
 
-    gem_rl2.write_rows(make_tasks(args.env, args.task_seeds, args.env_kwargs), out / "train.jsonl")
-    held_out = make_tasks(args.env, range(args.validation or 1), args.env_kwargs, split="eval")
-    gem_rl2.write_rows(held_out, out / "eval.jsonl")
+    gem_rl2.write_rows(args.tasks(args.task_seeds), out / "train.jsonl")
+    gem_rl2.write_rows(args.tasks(range(args.validation or 1), "eval"), out / "eval.jsonl")
     return {
         "rollout.env_path": gem_rl2.__file__,
         "train_data.path": str(out / "train.jsonl"),
         "test_data.path": str(out / "eval.jsonl"),
         "rollout.max_turns": args.max_turns or 1_000,  # the environment has its own limit
         "+rollout.gem.max_context": context(args),
+        "+rollout.gem.on_error": args.on_error,
         "+rollout.gem.episodes": str(out / "episodes"),
     }
 
@@ -160,17 +162,15 @@ def train(args: Args, model: str, out: Path) -> TrainingLog:
     words += [str(Path(__file__).resolve()), "--run-rl2", str(out / "rl2.jsonl"), str(args.seed)]
     words += [f"{key}={word(value)}" for key, value in keys.items()]
     with TrainingLog(out, args.steps, f"{args.env}: RL2, {args.algorithm}, {args.model} model") as log:
-        run_trainer(words, variables, out / "rl2.log", lambda: record_new_steps(args, log, out))
+        run_trainer(words, variables, out / "rl2.log", lambda: record_new_steps(log, out))
     return log
 
 
-def record_new_steps(args: Args, log: TrainingLog, out: Path) -> None:
-    """Record the steps after which RL2 has sent its weights; all episodes of a step are played by one process."""
+def record_new_steps(log: TrainingLog, out: Path) -> None:
+    """Record the steps after which RL2 has sent its weights."""
     done = sum("timing/update_rollout" in row for row in rl2_metrics(out))
-    if done > len(log.metrics):
-        episodes = read_episodes(out / "episodes", "train")
-        for step in range(len(log.metrics), done):
-            log.record(episodes[step * args.batch_size : (step + 1) * args.batch_size])
+    for step in range(len(log.metrics) + 1, done + 1):
+        log.record(read_episodes(out / "episodes", "train", step))
 
 
 def rl2_metrics(out: Path) -> list[dict]:
@@ -181,16 +181,17 @@ def rl2_metrics(out: Path) -> list[dict]:
 def validation_summary(args: Args, out: Path) -> str:
     if not args.validation:
         return "no evaluation was asked for"
-    episodes = read_episodes(out / "episodes", "eval")
-    if not episodes:
+    metrics = mean_metrics(read_episodes(out / "episodes", "eval", args.steps))
+    if "success" not in metrics:
         return "RL2 made no evaluation"
-    return f"greedy evaluation: success {sum(episode.success for episode in episodes) / len(episodes):.3f} after"
+    return f"greedy evaluation: success {metrics['success']:.3f} after"
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--run-rl2"]:
         run_rl2(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
         sys.exit()
+    require_trainer("rl2")
     args = tyro.cli(Args, description=__doc__)
     out = Path(args.out).resolve()
     try:
