@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator
+from copy import copy
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,6 @@ from oat.args import default_args_validation
 from oat.utils.ipc import PlasmaShmClient
 
 import gem_oat
-from gem.embedded import embedded_model
 from gem.tasks import Task
 from gem.testing.conformance import (
     Difference,
@@ -50,7 +50,7 @@ class ScriptedLLM:
     def generate(self, prompts: list[dict[str, Any]], sampling_params: list[Any], use_tqdm: bool) -> list[Any]:
         outputs = []
         for prompt, params in zip(prompts, sampling_params, strict=True):
-            said = self.script.say(prompt["prompt_token_ids"], params.max_tokens)
+            said = self.script.say(prompt["prompt_token_ids"], params.max_tokens, params.stop_token_ids)
             pairs = zip(said.token_ids, said.logprobs or [], strict=True)
             logprobs = [{token: SimpleNamespace(logprob=logprob)} for token, logprob in pairs]
             answer = SimpleNamespace(token_ids=said.token_ids, logprobs=logprobs, finish_reason=said.finish_reason)
@@ -79,7 +79,8 @@ class OatHarness(Harness):
             sampled = len(ids) - first
             logprobs = [0.0] * first + list(batch["action_logprobs"][i])
             rewards = [0.0] * (len(ids) - 1) + [batch["rewards"][i]]
-            records.append(Record(ids, [0] * first + [1] * sampled, rewards, logprobs))
+            learned = int(batch["loss_masks"][i])
+            records.append(Record(ids, [0] * first + [learned] * sampled, rewards, logprobs))
         return records
 
     def lower(self, scenario: Scenario, script: Script, algorithm: str) -> Lowered:
@@ -104,7 +105,7 @@ class OatHarness(Harness):
         return Lowered(advantages, of_returns(), "each turn's return")
 
     def _batch(self, scenario: Scenario, script: Script, **options: Any) -> tuple[Learner, dict[str, Any]]:
-        tokenizer, model = self.tokenizer(), str(embedded_model())
+        tokenizer, model = self.tokenizer(scenario), str(self.model(scenario))
 
         class Actor(gem_oat.GemActor):
             make_env = staticmethod(scenario.make_env(tokenizer))
@@ -112,11 +113,18 @@ class OatHarness(Harness):
             def next_tasks(self) -> Iterator[Task]:
                 return iter(scenario.rows)  # each once
 
+            def filled(self, rows: list[Any], episodes: Any) -> list[Any]:
+                self.args = copy(self.args)
+                self.args.rollout_batch_size_per_device = 1  # all tasks were run; Oat needs one row
+                return super().filled(rows, episodes)
+
         with tempfile.TemporaryDirectory() as folder:
+            tasks = Path(folder, "tasks.jsonl")
+            tasks.write_text("".join(task.to_json() + "\n" for task in scenario.tasks))
             args = default_args_validation(
                 gem_oat.GemArgs(
                     pretrain=model,
-                    tasks="env=game:GuessTheNumber-v0-easy,seeds=0:1",  # not played: see next_tasks
+                    tasks=str(tasks),
                     rollout_batch_size_per_device=10**6,
                     train_batch_size_per_device=1,
                     generate_max_length=scenario.max_new_tokens,
@@ -140,7 +148,8 @@ class OatHarness(Harness):
             received = store.deserialize_ipc(actor.step())
         learner = Learner.__new__(Learner)  # the rest of it makes models
         learner.args, learner.critic, learner.ref_model, learner.model = args, None, None, None
-        learner.pi_buffer, learner.query_step, learner.optimizer, learner.scheduler = [], 0, None, None
+        learner.optimizer, learner.scheduler = None, None
+        learner.pi_buffer, learner.query_step, learner.actor_info = [], 0, {}
         learner.strategy = SimpleNamespace(
             args=SimpleNamespace(dry_run=False),
             world_size=1,

@@ -1,6 +1,8 @@
 """The Oat adapter without a training: Oat's own actors and learner, a scripted engine, and the stand-ins of a CPU."""
 
+import copy
 import importlib.util
+import json
 import sys
 import threading
 import time
@@ -20,6 +22,7 @@ sys.path[:0] = [str(STAND_INS / "engine_hf"), str(STAND_INS)]
 
 import oat_cpu  # noqa: F401 - puts the stand-ins in their places
 import torch
+import tyro
 import vllm
 from oat.algorithms.ppo import PPOLearner
 from oat.algorithms.ppo_multiturn import PPOMultiTurnLearner
@@ -28,7 +31,17 @@ from oat.args import default_args_validation
 import gem
 import gem_oat
 from gem.envs.registration import ENV_REGISTRY, register
-from gem.rollout import Episode, Turn, discounted_returns, group_advantages, mean_metrics, read_episodes, rebn, replay
+from gem.rollout import (
+    ContextTooSmall,
+    Episode,
+    Turn,
+    discounted_returns,
+    group_advantages,
+    mean_metrics,
+    read_episodes,
+    rebn,
+    replay,
+)
 from gem.tasks import Task, make_tasks
 from gem.testing.talk import talking
 from gem.wrappers import get_wrapper_fns
@@ -54,8 +67,9 @@ class ScriptedLLM:
         self.batches.append((prompts, sampling_params))
         outputs = []
         for prompt, params in zip(prompts, sampling_params, strict=True):
-            whole = self.answer(prompt["prompt_token_ids"])
-            ids = list(whole)[: params.max_tokens]
+            whole = list(self.answer(prompt["prompt_token_ids"]))
+            whole = whole[: next((i + 1 for i, token in enumerate(whole) if token in params.stop_token_ids), None)]
+            ids = whole[: params.max_tokens]
             logprobs = [{token: SimpleNamespace(logprob=-1.0 - i)} for i, token in enumerate(ids)]
             reason = "abort" if not ids else "stop" if len(whole) <= params.max_tokens else "length"
             answer = SimpleNamespace(token_ids=ids, logprobs=logprobs, finish_reason=reason, text="")
@@ -581,6 +595,243 @@ def test_tasks_that_do_not_exist_are_refused(make_actor):
         make_actor(tasks="env=x")
 
 
+def test_evaluations_are_counted_by_environment_id_and_written_under_the_learners_step(
+    make_actor, own_tokenizer, tmp_path
+):
+    tasks = [
+        replace(failing("never"), split="eval"),
+        replace(failing("step"), split="eval"),
+        Task(ENV, 3, split="eval"),
+    ]
+    actor = make_actor(answer=say(own_tokenizer, "x"))
+    step = ["step 7 of GemLearnerMixin, PPOMultiTurnLearner"]
+    texts = [task.to_json() for task in tasks]
+    scores = [actor.generate_and_maybe_eval([text], step, [""])[1].item() for text in texts]
+    assert scores == [1.0, 0.0, 0.0]
+    made = TurnLearner.__new__(TurnLearner)
+    made.strategy, made.actors = SimpleNamespace(world_size=1, is_rank_0=lambda: True), [actor]
+    made.eval_prompts_dataset = tasks
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PPOMultiTurnLearner, "evaluate", lambda *_: {"eval/score": 1 / 3})
+        info = made.evaluate(None, 7)
+        assert (info["eval/score"], info["eval/gem/success"], info["eval/gem/left_out"]) == (1 / 3, 0.5, 1 / 3)
+        assert "eval/gem/success" not in made.evaluate(None, 8)  # counted once
+    assert len(read_episodes(tmp_path / "episodes", "eval", step=7)) == 3
+    assert actor.evaluated == []
+
+
+def test_without_tasks_to_evaluate_on_nothing_is_evaluated():
+    made = TurnLearner.__new__(TurnLearner)
+    made.eval_prompts_dataset = []
+    assert made.evaluate(None, 1) == {}
+
+
+def test_tasks_are_checked_before_training_and_training_tasks_are_none_to_evaluate_on(make_actor, tmp_path):
+    good, unknown = Task(ENV, 0), Task("game:Nothing-v0", 1)
+    with pytest.raises(ValueError, match="game:Nothing-v0"):
+        make_actor(tasks=written(tmp_path, [good] * 5 + [unknown]))
+    with pytest.raises(TypeError, match="cod_length"):
+        make_actor(eval_tasks=f"env={ENV},seeds=0:2,cod_length=3")
+    with pytest.raises(ValueError, match="where 'eval' is wanted"):
+        make_actor(eval_tasks=written(tmp_path, [good]))
+    with pytest.raises(ContextTooSmall, match="Allow a longer context"):
+        make_actor(max_model_len=20)
+
+
+def test_a_folder_that_has_episodes_is_refused_and_steps_are_in_the_files(make_actor, own_tokenizer, tmp_path):
+    actor = make_actor(answer=say(own_tokenizer, "x"))
+    for step in (1, 2):
+        actor.step([f"step {step} of GemLearnerMixin, PPOMultiTurnLearner"] * 12)
+    assert (
+        0
+        < len(read_episodes(tmp_path / "episodes", "train", step=2))
+        < len(read_episodes(tmp_path / "episodes", "train"))
+    )
+    with pytest.raises(ValueError, match="holds the episodes of an earlier run"):
+        make_actor()
+
+
+@pytest.mark.parametrize("actor_class", [gem_oat.GemActor, gem_oat.GemGroupActor])
+def test_a_learner_without_the_mixin_and_one_of_the_other_kind_are_refused(make_actor, actor_class):
+    groups = {"num_samples": 4} if actor_class is gem_oat.GemGroupActor else {}
+    actor = make_actor(actor_class, **groups)
+    other = {"GemLearnerMixin, PPOMultiTurnLearner", "GemLearnerMixin, PPOLearner"} - {actor.learner}
+    for prompt in ("What is 6 * 7?", f"step 1 of {other.pop()}"):
+        with pytest.raises(RuntimeError, match=rf"needs another learner: class Learner\({actor.learner}\)"):
+            actor.step([prompt])
+
+
+def test_tasks_are_shared_out_among_the_actors_that_oat_makes():
+    for options, actors in [({"gpus": 8}, 4), ({"gpus": 8, "collocate": True}, 8), ({"gpus": 5}, 3), ({"gpus": 1}, 1)]:
+        assert gem_oat._actors_per_group(gem_oat.GemArgs(tasks="none", **options)) == actors
+    of_two = gem_oat.GemArgs(tasks="none", gpus=8, collocate=True, num_gpus_per_actor=2)
+    assert gem_oat._actors_per_group(of_two) == 4
+
+
+# --- ends of turns, and the template
+
+
+@pytest.mark.parametrize("actor_class", [gem_oat.GemActor, gem_oat.GemGroupActor])
+def test_the_templates_end_of_turn_stops_the_engine_and_is_kept(make_actor, own_tokenizer, actor_class):
+    groups = {"num_samples": 4} if actor_class is gem_oat.GemGroupActor else {}
+    actor = make_actor(actor_class, **groups)
+    actor.llm = ScriptedLLM(lambda prompt: [*say(own_tokenizer, "x")(prompt), *[5] * 99])  # a base model goes on
+    rows = actor.step()
+    turns = [t for transitions in rows for t in transitions] if not groups else rows
+    assert {tuple(t.response_ids) for t in turns} == {tuple(say(own_tokenizer, "x")([]))}
+    actor.generate_and_maybe_eval([Task(ENV, 0, split="eval").to_json()], [""], [""])
+    for _, params in actor.llm.batches:
+        assert {tuple(p.stop_token_ids) for p in params} == {actor.renderer.stop_ids} == {(own_tokenizer.eos_token_id,)}
+
+
+def test_what_ends_with_a_stop_token_has_stopped_whatever_the_engine_says(make_actor, own_tokenizer):
+    actor = make_actor()
+    ids = say(own_tokenizer, "x")([])
+    answer = SimpleNamespace(
+        token_ids=ids, logprobs=[{i: SimpleNamespace(logprob=0.0)} for i in ids], finish_reason="length"
+    )
+    assert actor._response(answer).finish_reason == "stop"
+    answer.token_ids, answer.logprobs = ids[:1], answer.logprobs[:1]
+    assert actor._response(answer).finish_reason == "length"
+
+
+def test_arguments_reach_the_template_of_the_tokenizer_that_is_named(make_actor, own_tokenizer, tmp_path):
+    tokenizer = copy.deepcopy(own_tokenizer)
+    tokenizer.chat_template = "{{ mood | default('') }}" + own_tokenizer.chat_template
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    options = {"tokenizer": str(tmp_path / "tokenizer"), "template_kwargs": {"mood": "Gladly."}}
+    actor = make_actor(answer=say(own_tokenizer, "x"), **options)
+    (transitions, *_), _ = actor.collect_experience()
+    assert own_tokenizer.decode(transitions[0].prompt_ids).startswith("Gladly.<|im_start|>")
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_control_tokens_in_observations(make_actor, own_tokenizer, tmp_path, allowed):
+    options = {"tasks": written(tmp_path, [failing("never", begins="<|im_end|>")]), "allow_control_tokens": allowed}
+    (transitions, *_), _ = make_actor(answer=say(own_tokenizer, "x"), **options).collect_experience()
+    assert transitions[0].prompt_ids.count(own_tokenizer.eos_token_id) == 1 + allowed
+
+
+# --- options
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"gamma": 2.0}, "gamma, the discount a turn, is from 0 to 1"),
+        ({"gamma": -1.0}, "gamma"),
+        ({"on_error": "skip"}, "on_error is 'mask' or 'keep'"),
+        ({"training_steps": 0}, "training_steps must be positive"),
+        ({"num_envs": 0}, "num_envs must be positive"),
+        ({"ignore_no_eos": True}, "does not support ignore_no_eos=True. Oat's own PPOActor"),
+        ({"non_stop_penalty": -1.0}, "A wrapper can change a turn's reward"),
+        ({"reinforce_update": True}, "divides by zero"),
+        ({"lora_sync_only": True}, "lora_sync_only"),
+        ({"rollout_batch_size": 96, "train_batch_size": 64}, "is not a multiple of train_batch_size=64"),
+    ],
+)
+def test_options_that_make_no_sense_or_would_have_no_effect_are_refused(options, match):
+    with pytest.raises(ValueError, match=match):
+        gem_oat.GemArgs(tasks="none", **options)
+
+
+def test_tasks_are_required_and_unknown_options_refused(capsys):
+    with pytest.raises(TypeError, match="tasks"):
+        gem_oat.GemArgs()
+    with pytest.raises(TypeError, match="max_turn"):
+        gem_oat.GemArgs(tasks="none", max_turn=2)
+    for words, said in (([], "--tasks STR"), (["--tasks", "x", "--gamma", "2"], "is from 0 to 1")):
+        with pytest.raises(SystemExit):
+            tyro.cli(gem_oat.GemArgs, args=words)
+        assert said in capsys.readouterr().err
+    args = tyro.cli(gem_oat.GemArgs, args=["--tasks", "x", "--template-kwargs", '{"enable_thinking": false}'])
+    assert args.template_kwargs == {"enable_thinking": False}
+
+
+def test_a_training_ends_after_its_steps_and_not_after_oats_number_of_samples():
+    args = default_args_validation(gem_oat.GemArgs(tasks="none", gpus=1))
+    assert args.max_queries >= 10**9
+
+
+@pytest.mark.parametrize(("installed", "refused"), [("0.3.0", True), ("0.1.9", True), ("0.2.9", False)])
+def test_versions_that_were_not_tested_are_refused_or_named(monkeypatch, caplog, installed, refused):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: installed)
+    spec = importlib.util.spec_from_file_location("gem_oat_again", gem_oat.__file__)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "gem_oat_again", module)
+    if refused:
+        with pytest.raises(ImportError, match=f"works with oat-llm 0.2.x, and {installed} is installed"):
+            spec.loader.exec_module(module)
+    else:
+        spec.loader.exec_module(module)
+        assert f"tested with oat-llm 0.2.4, and {installed} is installed" in caplog.text
+
+
+# --- checkpoints
+
+
+def checkpoint(folder, **progress):
+    (folder / "step_00003").mkdir(parents=True)
+    (folder / "latest").write_text("step_00003")
+    (folder / "step_00003" / "gem-0.json").write_text(json.dumps(progress))
+    return str(folder)
+
+
+def test_a_resumed_run_goes_on_with_the_steps_and_the_tasks(make_actor, own_tokenizer, tmp_path):
+    resume_dir = checkpoint(tmp_path / "checkpoints", step=3, tasks_played=[41])
+    actor = make_actor(answer=say(own_tokenizer, "x"), resume_dir=resume_dir)
+    assert [task.seed for _, task in zip(range(10), actor.next_tasks(), strict=False)] == [*range(41, 50), 0]
+
+    made = TurnLearner.__new__(TurnLearner)
+    sizes = {"rollout_batch_size": 4, "train_batch_size": 4, "rollout_batch_size_per_device": 2, "eval_batch_size": 1}
+    made.args, made._done = gem_oat.GemArgs(tasks="none", training_steps=5, **sizes), 3
+    made.prepare_data(Strategy(), None)
+    assert len(made.prompts_dataset) == 5 * 4  # what Oat's schedules go by
+    assert len(made.prompts_dataloader) == 2 * 2  # on two devices
+    made.steps = 0  # as Oat's run() does
+    assert made.steps == 3
+    made.steps = 1
+    seen = []
+    for _, (prompt, _), _ in made.prompts_dataloader:
+        seen.append(prompt)
+        made.steps += 1
+    assert seen == [f"step {n} of GemLearnerMixin, PPOMultiTurnLearner" for n in (4, 5, 6, 7)]
+    made.args.training_steps = 3
+    with pytest.raises(ValueError, match="training_steps=3 are done already"):
+        made.prepare_data(Strategy(), None)
+
+
+def test_what_cannot_be_resumed_is_refused(tmp_path):
+    folder = checkpoint(tmp_path / "checkpoints", step=3, tasks_played=[41, 40])
+    with pytest.raises(ValueError, match="another number of actors than the 2"):
+        gem_oat._resumed_from(gem_oat.GemArgs(tasks="none", gpus=1, resume_dir=folder))
+    two = gem_oat.GemArgs(tasks="none", gpus=2, collocate=True, resume_dir=folder, resume_tag="step_00004")
+    with pytest.raises(ValueError, match="save_ckpt"):
+        gem_oat._resumed_from(two)
+
+
+def test_beside_a_checkpoint_stands_how_far_the_run_has_come(monkeypatch, tmp_path):
+    made = TurnLearner.__new__(TurnLearner)
+    made.args, made.save_path = gem_oat.GemArgs(tasks="none", gpus=1), str(tmp_path)
+    made.strategy = SimpleNamespace(is_group_rank_0=lambda: True)
+    made.actors = [SimpleNamespace(tasks_played=lambda: 17)]
+    monkeypatch.setattr(PPOMultiTurnLearner, "eval_and_log", lambda *_: None)
+    for steps, save in ((2, False), (5, True)):  # Oat saves at last under a step more than there were
+        made.steps = steps
+        made.eval_and_log({}, save=save)  # nothing was saved
+        (tmp_path / "checkpoints" / f"step_{steps:05d}").mkdir(parents=True)
+        made.eval_and_log({}, save=save)
+        args = replace(made.args, resume_dir=str(tmp_path / "checkpoints"), resume_tag=f"step_{steps:05d}")
+        assert gem_oat._resumed_from(args) == gem_oat._Progress(steps - save, [17])
+
+
+def test_a_buffer_that_drops_rows_is_refused():
+    made = TurnLearner.__new__(TurnLearner)
+    made._world_size = 2
+    with pytest.raises(ValueError, match="pi_buffer_maxlen_per_device=16, and a step has 32 rows"):
+        made._init(gem_oat.GemArgs(tasks="none", rollout_batch_size=64, train_batch_size=64), [])
+
+
 # --- the stand-ins
 
 
@@ -598,6 +849,9 @@ def test_the_engine_samples_what_the_model_says(small_model):
         expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(answer.token_ids)[:, None])[:, 0]
         got = torch.tensor([row[token].logprob for token, row in zip(answer.token_ids, answer.logprobs, strict=True)])
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
+    (until,) = engine.generate(prompts[:1], [replace(params, max_tokens=99, stop_token_ids=list(range(0, 600, 2)))])
+    assert [token % 2 for token in until.outputs[0].token_ids[-2:]] in ([1, 0], [0])
+    assert until.outputs[0].finish_reason == "stop"
     with pytest.raises(ValueError, match="samples one answer by temperature only"):
         engine.generate(prompts[:1], [replace(params, top_p=0.5)])
 
