@@ -95,9 +95,9 @@ class Tokens(_View[int]):
     _typecode = "q"
 
     def part(self, start: int, stop: int | None = None) -> Tokens:
-        """Return a view of a part of this one."""
-        places = range(self._start, self._stop)[start:stop]
-        return self._of(self._array, places.start, max(places.start, places.stop))
+        """Return a view of a part of this one; places are counted from its start, and are not negative."""
+        end = self._stop if stop is None else min(self._start + stop, self._stop)
+        return _tokens(self._array, min(self._start + start, end), end)
 
     def extended(self, ids: Iterable[int]) -> Tokens:
         """Return these tokens and more behind them.
@@ -105,33 +105,32 @@ class Tokens(_View[int]):
         Only the new ones are stored; not even they if they are stored there already, as a view of the same array. Where
         something else was appended before, all are stored anew.
         """
-        if isinstance(ids, Tokens) and ids._array is self._array and ids._start == self._stop:
-            return self._of(self._array, self._start, ids._stop)
+        if type(ids) is Tokens and ids._array is self._array and ids._start == self._stop:
+            return _tokens(self._array, self._start, ids._stop)
         if self._stop == len(self._array):
-            self._array.extend(ids)
-            return self._of(self._array, self._start, len(self._array))
+            if type(ids) is list:
+                self._array.fromlist(ids)  # twice as fast
+            else:
+                self._array.extend(ids)
+            return _tokens(self._array, self._start, len(self._array))
         return Tokens(self + ids)
 
-    @classmethod
-    def _of(cls, values: array[Any], start: int, stop: int) -> Tokens:
-        view = cls.__new__(cls)
-        view._array, view._start, view._stop = values, start, stop
-        return view
+
+def _tokens(values: array[Any], start: int, stop: int) -> Tokens:
+    view = Tokens.__new__(Tokens)
+    view._array, view._start, view._stop = values, start, stop
+    return view
 
 
-def bridge_between(
-    prompt: Tokens | list[int], response: Tokens | list[int], following: Tokens | list[int]
-) -> list[int] | None:
+def bridge_between(prompt: Sequence[int], response: Sequence[int], following: Sequence[int]) -> list[int] | None:
     """Return what the following prompt has after a prompt and its response; None if it does not begin with them.
 
     It takes the time of what it returns if all three are parts of one array.
     """
     seen = len(prompt) + len(response)
-    if not _is_one_run(prompt, response, following):
-        here, answered = following[: len(prompt)], following[len(prompt) : seen]
-        if here != prompt or answered != response:
-            return None
-    return following[seen:]
+    if not _is_one_run(prompt, response, following) and list(following[:seen]) != [*prompt, *response]:
+        return None
+    return list(following[seen:])
 
 
 def _is_one_run(prompt: Sequence[int], response: Sequence[int], following: Sequence[int]) -> bool:

@@ -49,7 +49,12 @@ def test_a_slice_of_a_view_is_the_lists(before, ids, start, stop, step):
     view = Tokens(before).extended(ids).part(len(before))
     assert view[start:stop:step] == ids[start:stop:step]
     assert type(view[start:stop:step]) is list
-    assert view.part(start or 0, stop) == ids[start or 0 : stop]
+
+
+@given(IDS, IDS, IDS, st.integers(0, 8), st.none() | st.integers(0, 8))
+def test_a_part_of_a_view_is_the_slice(before, ids, after, start, stop):
+    view = Tokens(before).extended(ids).extended(after).part(len(before), len(before) + len(ids))
+    assert view.part(start, stop) == ids[start:stop]
 
 
 def test_a_view_has_the_lists_items_and_ends():
