@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 # A control token that was sampled stands in the text between these two noncharacters, so that it differs from the
 # same text in ordinary tokens.
 _BEGIN, _END = "\ufdd0", "\ufdd1"
+_NONCHARACTERS = re.compile(f"[{_BEGIN}{_END}]")
 
 THOUGHTS = (
     ("<think>", "</think>"),  # Qwen3, DeepSeek-R1, GLM, Nemotron, Kimi
@@ -95,7 +96,7 @@ class AnswerParser:
             return Answer(text)
         shown = self._with_control_tokens(ids)
         action = answer_in(shown, thinks)
-        return Answer(text) if action == text else Answer(action, re.sub(f"[{_BEGIN}{_END}]", "", shown))
+        return Answer(text) if action == text else Answer(action, _NONCHARACTERS.sub("", shown))
 
     def _begins_thought(self, prompt_ids: Sequence[int]) -> bool:
         """Whether the prompt ends with the beginning of a thought: the generation prompt of DeepSeek-R1 does."""
@@ -111,7 +112,7 @@ class AnswerParser:
             if token is not None and token not in self._shown:
                 run.append(token)
                 continue
-            pieces.append(self.decode(run))
+            pieces.append(_NONCHARACTERS.sub("\ufffd", self.decode(run)))
             run = []
             if token is not None:
                 pieces.append(_control(self._shown[token]))

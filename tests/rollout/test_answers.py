@@ -135,6 +135,11 @@ def test_what_is_only_spelled_is_not_taken_for_a_control_token():
     assert ChatRenderer(tokenizer).parse(ids, []) == Answer(text)
 
 
+def test_a_model_cannot_write_the_marks_of_control_tokens():
+    tokenizer = byte_level(MAGISTRAL, specials=("[THINK]", "[/THINK]"))
+    assert parsed(tokenizer, "[THINK]a[/THINK]x\ufdd0y\ufdd1z\ufdd0").action == "x\ufffdy\ufffdz\ufffd"
+
+
 def test_time_is_linear_in_the_length():
     assert answer_in("<think>" * 200_000) == ""
     assert answer_in("<think>a</think>" * 200_000) == ""
