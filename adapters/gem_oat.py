@@ -50,6 +50,7 @@ import json
 import logging
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, field
@@ -219,7 +220,7 @@ class _Rollouts:
         tasks = load_tasks(args.tasks)
         self.env_ids = sorted({task.env_id for task in tasks})
         actors = _actors_per_group(args)
-        self.own_tasks = tasks[args.group_rank * actors + actor_id :: args.num_groups * actors]
+        self.own_tasks = _share(tasks, args.group_rank * actors + actor_id, args.num_groups * actors)
         if not self.own_tasks:
             raise ValueError(f"actor {actor_id} has no task: {args.tasks!r} has fewer tasks than there are actors")
         self.played = _resumed_from(args).tasks_played[actor_id] if args.resume_dir else 0
@@ -444,6 +445,17 @@ def _actors_per_group(args: GemArgs) -> int:
     """Return how many actors Oat makes for the GPUs of a group."""
     gpus = args.gpus if args.collocate else (args.gpus + 1) // 2
     return max(1, gpus // args.num_gpus_per_actor)
+
+
+def _share(tasks: Sequence[Task], number: int, shares: int) -> list[Task]:
+    """Return a share of the tasks, with as many of each environment id as any other share, in their order."""
+    seen: Counter[str] = Counter()
+    own = []
+    for task in tasks:
+        if seen[task.env_id] % shares == number:
+            own.append(task)
+        seen[task.env_id] += 1
+    return own
 
 
 def _transitions(episode: Episode, loss_mask: bool = True) -> list[Transition]:

@@ -6,11 +6,12 @@
     .venvs/oat/bin/python examples/train_oat.py                       # two CPU cores, about five minutes
     .venvs/oat/bin/python examples/train_oat.py --algorithm ppo --steps 3
     .venvs/oat/bin/python examples/train_oat.py --engine vllm --steps 2
+    .venvs/oat/bin/python examples/train_oat.py --env game:Mastermind-v0-easy,game:GuessTheNumber-v1-easy
 
 What is real: Oat's program, collector, actor, learner, losses and critic, and DeepSpeed. Oat wants Python 3.10,
-launchpad and a GPU; where there is none of these, ``ci/cpu/oat`` stands in: all nodes run in one process, transformers
-generates (or ``--engine vllm``: vLLM's build for CPUs), and torch's Adam takes the place of DeepSpeed's. On a machine
-with Oat's own installation and GPUs the same file uses no stand-in; that has not been tried.
+launchpad and a GPU; where there is none of these, ``ci/cpu/oat`` replaces them: all nodes run in one process,
+transformers generates (or ``--engine vllm``: vLLM's build for CPUs), and torch's Adam takes the place of DeepSpeed's.
+On a machine with Oat's own installation and GPUs the same file uses no CPU shim; that has not been tried.
 
 In ``--out``: ``metrics.jsonl`` (a line a step), ``episodes.jsonl`` (the episodes of the first and the last step),
 ``curve.png``; and of Oat: ``oat.jsonl`` (its own metrics), ``oat.log`` (what it prints) and ``episodes/`` (all).
@@ -31,10 +32,10 @@ try:
     from transformers import AutoTokenizer
 
     from gem.embedded import resolve_model
-    from gem.rollout import ChatRenderer, read_episodes
+    from gem.rollout import ChatRenderer, OnError, read_episodes
     from gem.training_args import TrainingArgs
     from gem.training_log import TrainingLog
-    from gem.training_process import TrainerFailed, read_rows, run_trainer
+    from gem.training_process import TrainerFailed, read_rows, require_trainer, run_trainer
 except ImportError as error:
     sys.exit(f"error: {error}. In this folder: python ci/venv.py oat, then .venvs/oat/bin/python {sys.argv[0]}")
 
@@ -44,8 +45,12 @@ STAND_INS = Path(__file__).resolve().parent.parent / "ci" / "cpu" / "oat"
 @dataclass
 class Args(TrainingArgs):
     algorithm: Literal["rebn", "reinforce", "ppo", "grpo", "drgrpo"] = "rebn"
-    """rebn: an advantage a turn, against the batch; reinforce: the return of each turn; ppo: with a critic of turns;
+    """rebn: one advantage per turn, against the batch; reinforce: the return of each turn; ppo: with a critic of turns;
     grpo, drgrpo: episodes of one turn, against their group"""
+    beta: float = 0.0
+    """coefficient of the KL divergence from the model that the training begins with"""
+    on_error: OnError = "mask"
+    """what is learned from episodes whose environment fails: nothing (mask), or like from any other (keep)"""
     turns: int | None = None
     """turns that a step learns from, which is what Oat counts; by default three for each episode of the batch size"""
     validation: int = 64
@@ -63,21 +68,19 @@ def oat_arguments(args: Args, model: str, out: Path, on_gpu: bool) -> dict:
     seeds = args.task_seeds
     gpus = max(1, torch.cuda.device_count())
     return dict(
-        tasks=f"{args.env_expression},seeds={seeds.start}:{seeds.start + args.steps * args.batch_size}",
-        eval_tasks=f"{args.env_expression},seeds=0:{args.validation},split=eval" if args.validation else "",
+        tasks=args.task_source(range(seeds.start, seeds.start + args.steps * args.batch_size)),
+        eval_tasks=args.task_source(range(args.validation), "eval"),
         training_steps=args.steps,
         num_envs=args.batch_size,
         max_turns=args.max_turns,
+        on_error=args.on_error,
         episodes=str(out / "episodes"),
         # From here on as in any job of Oat's.
         pretrain=model,
-        algo="PPO",
         critic_type={"ppo": "ppo", "grpo": "grpo"}.get(args.algorithm, "drgrpo"),
         whiten_adv=args.algorithm == "rebn",
         gamma=args.gamma,
-        beta=0.0,
-        oracle="",
-        prompt_data="",
+        beta=args.beta,
         num_samples=args.group_size if in_groups else 1,
         generate_max_length=args.max_new_tokens,
         eval_generate_max_length=args.max_new_tokens,
@@ -93,8 +96,6 @@ def oat_arguments(args: Args, model: str, out: Path, on_gpu: bool) -> dict:
         learning_rate=args.lr,
         critic_learning_rate=args.lr,
         lr_scheduler="constant",
-        num_prompt_epoch=1,
-        max_train=10**9,
         seed=args.seed,
         gpus=gpus,
         collocate=True,
@@ -164,20 +165,15 @@ def train(args: Args, model: str, out: Path) -> TrainingLog:
     print(f"Oat trains on {where}. It begins after a minute or so; what it prints is in {out / 'oat.log'}.")
     words = [sys.executable, str(Path(__file__).resolve()), "--run-oat", str(out / "settings.json")]
     with TrainingLog(out, args.steps, f"{args.env}: Oat, {args.algorithm}, {args.model} model") as log:
-        recorded = [0]
-        run_trainer(words, variables, out / "oat.log", lambda: record_new_steps(log, out, recorded))
+        run_trainer(words, variables, out / "oat.log", lambda: record_new_steps(log, out))
     return log
 
 
-def record_new_steps(log: TrainingLog, out: Path, recorded: list[int]) -> None:
-    """Record the steps that Oat has learned; it plays and learns in turns, so the episodes since then are theirs."""
+def record_new_steps(log: TrainingLog, out: Path) -> None:
+    """Record the steps that Oat has learned from."""
     done = sum(row["kind"] == "train" for row in oat_metrics(out))
-    if done > len(log.metrics):
-        episodes = read_episodes(out / "episodes", "train")
-        counts = [round(row["gem/episodes"]) for row in oat_metrics(out) if row["kind"] == "train"]
-        for step in range(len(log.metrics), done):
-            log.record(episodes[recorded[0] : recorded[0] + counts[step]])
-            recorded[0] += counts[step]
+    for step in range(len(log.metrics) + 1, done + 1):
+        log.record(read_episodes(out / "episodes", "train", step))
 
 
 def oat_metrics(out: Path) -> list[dict]:
@@ -196,6 +192,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--run-oat"]:
         run_oat(Path(sys.argv[2]))
         sys.exit()
+    require_trainer("oat")
     args = tyro.cli(Args, description=__doc__)
     out = Path(args.out).resolve()
     try:

@@ -42,7 +42,7 @@ from gem.rollout import (
     rebn,
     replay,
 )
-from gem.tasks import Task, make_tasks
+from gem.tasks import Task, load_tasks, make_tasks
 from gem.testing.talk import talking
 from gem.wrappers import get_wrapper_fns
 
@@ -666,6 +666,14 @@ def test_tasks_are_shared_out_among_the_actors_that_oat_makes():
         assert gem_oat._actors_per_group(gem_oat.GemArgs(tasks="none", **options)) == actors
     of_two = gem_oat.GemArgs(tasks="none", gpus=8, collocate=True, num_gpus_per_actor=2)
     assert gem_oat._actors_per_group(of_two) == 4
+
+
+def test_every_actor_has_its_share_of_each_environment_id():
+    tasks = load_tasks("env=a:A-v0,seeds=0:6;env=b:B-v0,seeds=0:4")
+    shares = [gem_oat._share(tasks, number, 2) for number in range(2)]
+    ids = [[task.env_id for task in share] for share in shares]
+    assert ids == [["a:A-v0", "b:B-v0", "a:A-v0", "b:B-v0", "a:A-v0"]] * 2
+    assert sorted(map(Task.to_json, tasks)) == sorted(task.to_json() for share in shares for task in share)
 
 
 # --- ends of turns, and the template
