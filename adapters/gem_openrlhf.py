@@ -47,6 +47,7 @@ import os
 import weakref
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -451,12 +452,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not args.out or not (args.env or args.tasks) or bool(args.env) != bool(args.seeds):
         parser.error("--out is needed, and --env with --seeds, or --tasks (or --path)")
     try:
-        tasks = [
-            Task(task.env_id, task.seed, args.env_kwargs, task.split)
-            for env_id in args.env
-            for task in load_tasks(f"env={env_id},seeds={args.seeds},split={args.split}", args.split)
-        ]
-        tasks += [task for source in args.tasks for task in load_tasks(source, args.split)]
+        of_envs = [f"env={env_id},seeds={args.seeds},split={args.split}" for env_id in args.env]
+        tasks = (
+            [replace(task, env_kwargs=args.env_kwargs) for task in load_tasks(of_envs, args.split)] if of_envs else []
+        )
+        tasks += load_tasks(args.tasks, args.split) if args.tasks else []
         rows = [json.dumps(row(task, args.gamma, args.max_turns)) for task in tasks]
         _check(tasks, args.model, args.max_len)
     except (ValueError, TypeError, ImportError, OSError) as error:

@@ -30,6 +30,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from itertools import chain
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,9 @@ from gem.rollout.returns import group_advantages
 from gem.tasks import Task
 
 _EXPERIENCE_MAKER = "openrlhf.trainer.ppo_utils.experience_maker"
-_EVALUATORS = ("openrlhf.trainer.ppo_trainer", "openrlhf.trainer.ppo_trainer_async")
+_EVALUATOR = "openrlhf.trainer.ppo_trainer"
+_WRAPPED = "wrapped_by_gem"
+"""An attribute that a module has whose function is wrapped."""
 
 
 class Label(str):
@@ -90,19 +93,24 @@ class Label(str):
 
 def install() -> None:
     """Wrap OpenRLHF's functions if this process has loaded them, once."""
-    if maker := sys.modules.get(_EXPERIENCE_MAKER):
-        _wrap(maker.RemoteExperienceMaker, "compute_advantages_and_returns", _advantages)
-    for name in _EVALUATORS:
-        if evaluator := sys.modules.get(name):
-            _wrap(evaluator, "compute_eval_metrics", _eval_metrics)
+    maker, evaluator = sys.modules.get(_EXPERIENCE_MAKER), sys.modules.get(_EVALUATOR)
+    if maker and not hasattr(maker, _WRAPPED):
+        cls = maker.RemoteExperienceMaker
+        cls.compute_advantages_and_returns = _advantages(cls.compute_advantages_and_returns)
+        setattr(maker, _WRAPPED, True)
+    if evaluator and not hasattr(evaluator, _WRAPPED):
+        # Ray sends the trainer as a copy, which refers to this function and not to its name in the module.
+        function = evaluator.compute_eval_metrics
+        stock = FunctionType(function.__code__, function.__globals__, function.__name__)
+        setattr(evaluator, _WRAPPED, _eval_metrics(stock))
+        function.__code__ = _call_the_wrapped.__code__
 
 
-def _wrap(owner: Any, name: str, wrapper: Callable[[Any], Any]) -> None:
-    stock = getattr(owner, name)
-    if not hasattr(stock, "of_gem"):
-        wrapped = wrapper(stock)
-        wrapped.of_gem = True
-        setattr(owner, name, wrapped)
+def _call_the_wrapped(*args: Any, **kwargs: Any) -> Any:
+    """Is the body that ``compute_eval_metrics`` gets; it sees the names of that function's module only."""
+    import sys
+
+    return sys.modules["openrlhf.trainer.ppo_trainer"].wrapped_by_gem(*args, **kwargs)
 
 
 # Advantages

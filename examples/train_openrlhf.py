@@ -6,6 +6,7 @@
     .venvs/openrlhf/bin/python examples/train_openrlhf.py             # two CPU cores, about ten minutes
     .venvs/openrlhf/bin/python examples/train_openrlhf.py --algorithm reinforce --seed 1
     .venvs/openrlhf/bin/python examples/train_openrlhf.py --async --steps 4
+    .venvs/openrlhf/bin/python examples/train_openrlhf.py --env game:GuessTheNumber-v1-easy,game:Mastermind-v0-easy
 
 This script writes the rows and a command, ``python -m openrlhf.cli.train_ppo_ray --flag value ...``, runs it and shows
 how it goes. The command is in ``command.sh``, to copy the flags from; those of GEM are the first.
@@ -21,7 +22,6 @@ In ``--out``: ``metrics.jsonl`` (a line a step), ``episodes.jsonl`` (the episode
 
 import ast
 import json
-import os
 import re
 import shutil
 import sys
@@ -37,8 +37,8 @@ try:
 
     import gem_openrlhf
     from gem.embedded import resolve_model
-    from gem.rollout import ChatRenderer, read_episodes
-    from gem.tasks import make_tasks
+    from gem.rollout import ChatRenderer, Limits, check_tasks, mean_metrics, read_episodes
+    from gem.tasks import Task
     from gem.training_args import TrainingArgs
     from gem.training_log import TrainingLog
     from gem.training_process import TrainerFailed, run_trainer
@@ -47,7 +47,11 @@ except ImportError as error:
         f"error: {error}. In this folder: python ci/venv.py openrlhf, then .venvs/openrlhf/bin/python {sys.argv[0]}"
     )
 
-STAND_INS = Path(__file__).resolve().parent.parent / "ci" / "cpu" / "openrlhf"
+MAX_LEN = {True: 2048, False: 4096}
+"""Tokens per episode, for the embedded model and for any other."""
+
+ON_CPU = Path(__file__).resolve().parent.parent / "ci" / "cpu" / "openrlhf" / "train_ppo_ray.py"
+"""OpenRLHF's command where there is no GPU."""
 
 
 @dataclass
@@ -64,8 +68,8 @@ class Args(TrainingArgs):
 
 def gem_flags(args: Args, out: Path) -> list[str]:
     """The flags that put a GEM environment into an OpenRLHF job, and the rows that they name."""
-    write_rows(out / "train.jsonl", args, args.task_seeds, "train")
-    write_rows(out / "eval.jsonl", args, range(args.validation), "eval")
+    write_rows(out / "train.jsonl", args, train_tasks(args))
+    write_rows(out / "eval.jsonl", args, eval_tasks(args))
     flags = [
         *("--train.agent_func_path", gem_openrlhf.__file__),
         *("--data.prompt_dataset", str(out / "train.jsonl")),
@@ -79,8 +83,15 @@ def gem_flags(args: Args, out: Path) -> list[str]:
     return flags
 
 
-def write_rows(path: Path, args: Args, seeds: range, split: str) -> None:
-    tasks = make_tasks(args.env, seeds, args.env_kwargs, split)
+def train_tasks(args: Args) -> list[Task]:
+    return args.tasks(args.task_seeds)
+
+
+def eval_tasks(args: Args) -> list[Task]:
+    return args.tasks(range(args.validation), "eval") if args.validation else []
+
+
+def write_rows(path: Path, args: Args, tasks: list[Task]) -> None:
     rows = [gem_openrlhf.row(task, args.gamma, args.max_turns) for task in tasks]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -101,7 +112,7 @@ def job_flags(args: Args, model: str, out: Path) -> list[str]:
         *("--actor.model_name_or_path", model),
         *("--actor.num_nodes", "1", "--actor.num_gpus_per_node", "1"),
         *("--vllm.num_engines", "1", "--vllm.tensor_parallel_size", "1"),
-        *("--data.max_len", "2048" if args.embedded else "4096"),
+        *("--data.max_len", str(MAX_LEN[args.embedded])),
         *("--rollout.max_new_tokens", str(args.max_new_tokens)),
         *("--rollout.batch_size", str(args.groups)),
         *("--rollout.n_samples_per_prompt", str(args.group_size)),
@@ -117,40 +128,16 @@ def job_flags(args: Args, model: str, out: Path) -> list[str]:
     return [*flags, "--train.async_enable"] if args.asynchronous else flags
 
 
-def cpu_flags() -> list[str]:
-    """What a machine without a GPU needs."""
-    return [
-        *("--vllm.enforce_eager", "--vllm.sync_backend", "gloo"),
-        *("--ds.attn_implementation", "sdpa"),
-        *("--ds.zero_stage", "0"),
-    ]
-
-
-def cpu_variables(ray_folder: str) -> dict[str, str]:
-    return {
-        "PYTHONPATH": os.pathsep.join([str(STAND_INS), *filter(None, [os.environ.get("PYTHONPATH")])]),
-        "DS_ACCELERATOR": "cpu",
-        "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": "1",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_raylet_start_wait_time_s": "240",
-        "TORCH_EXTENSIONS_DIR": str(Path(ray_folder) / "torch_extensions"),
-    }
-
-
 def command(args: Args, model: str, out: Path, ray_folder: str, on_gpu: bool) -> tuple[list[str], dict[str, str]]:
     flags = gem_flags(args, out) + algorithm_flags(args, model) + job_flags(args, model, out)
+    start = ["-m", "openrlhf.cli.train_ppo_ray"] if on_gpu else [str(ON_CPU), "--ray-folder", ray_folder]
     variables = {
         gem_openrlhf.EPISODES: str(out / "episodes"),
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_USAGE_STATS_ENABLED": "0",
         "VLLM_NO_USAGE_STATS": "1",
     }
-    if on_gpu:
-        return [sys.executable, "-m", "openrlhf.cli.train_ppo_ray", *flags], variables
-    start = [str(STAND_INS / "train_ppo_ray.py"), "--ray-folder", ray_folder, "--logical-gpus", "3"]
-    return [sys.executable, *start, *flags, *cpu_flags()], {**variables, **cpu_variables(ray_folder)}
+    return [sys.executable, *start, *flags], variables
 
 
 def train(args: Args, model: str, out: Path, ray_folder: str) -> TrainingLog:
@@ -188,10 +175,10 @@ def openrlhf_metrics(out: Path) -> list[dict]:
 
 
 def summary(args: Args, out: Path) -> str:
-    episodes = read_episodes(out / "episodes", "eval")
-    if not episodes:
-        return "no evaluation was asked for" if not args.validation else "OpenRLHF made no evaluation"
-    return f"greedy evaluation after the training: success {sum(e.success for e in episodes) / len(episodes):.3f}"
+    metrics = mean_metrics(read_episodes(out / "episodes", "eval"))
+    if "success" not in metrics:
+        return "no evaluation was asked for" if not args.validation else "the evaluation has no valid episode"
+    return f"greedy evaluation after the training: success {metrics['success']:.3f}"
 
 
 if __name__ == "__main__":
@@ -200,7 +187,8 @@ if __name__ == "__main__":
     try:
         args.fill_in()
         model = resolve_model(args.model)
-        ChatRenderer(AutoTokenizer.from_pretrained(model))  # refuses a tokenizer without a chat template
+        renderer = ChatRenderer(AutoTokenizer.from_pretrained(model))
+        check_tasks([*train_tasks(args), *eval_tasks(args)], renderer, Limits(max_context=MAX_LEN[args.embedded]))
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     shutil.rmtree(out / "episodes", ignore_errors=True)

@@ -3,6 +3,8 @@
 import pickle
 import random
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,8 +14,8 @@ pytest.importorskip("openrlhf")
 
 import torch
 
+shim = Path(__file__).parents[2] / "ci" / "cpu" / "openrlhf" / "sitecustomize.py"
 if not torch.cuda.is_available():
-    shim = Path(__file__).parents[2] / "ci" / "cpu" / "openrlhf" / "sitecustomize.py"
     runpy.run_path(str(shim))
 
 from openrlhf.models.loss import PolicyLoss, ValueLoss, aggregate_loss
@@ -197,17 +199,27 @@ def test_the_length_penalties_come_before_the_baselines():
     assert [of_row[0].item() for of_row in got] == [-1.5, 0.5, 0.5, 0.5]
 
 
-def test_a_label_brings_its_part_along_to_the_process_that_unpickles_it(monkeypatch):
+def test_a_label_brings_its_part_along_to_the_process_that_unpickles_it():
+    folder = Path(gem_openrlhf.__file__).parent
     label = pickle.dumps([Label('{"env_id": "x"}', True)])
-    monkeypatch.setattr(RemoteExperienceMaker, "compute_advantages_and_returns", stock)
-    monkeypatch.setattr(ppo_trainer, "compute_eval_metrics", ppo_trainer.compute_eval_metrics.__wrapped__)
-    (again,) = pickle.loads(label)
-    assert (again, again.masked) == ('{"env_id": "x"}', True)
-    wrapped = RemoteExperienceMaker.compute_advantages_and_returns
-    assert wrapped is not stock
-    assert ppo_trainer.compute_eval_metrics.of_gem
-    pickle.loads(label)
-    assert RemoteExperienceMaker.compute_advantages_and_returns is wrapped  # once
+    code = f"""
+import pickle, runpy, sys
+sys.path[:0] = [{str(folder)!r}, {str(folder.parent)!r}]
+{f"runpy.run_path({str(shim)!r})" if not torch.cuda.is_available() else ""}
+from openrlhf.trainer.ppo_trainer import BasePPOTrainer, compute_eval_metrics
+from openrlhf.trainer.ppo_utils.experience_maker import RemoteExperienceMaker as Maker
+stock = Maker.compute_advantages_and_returns, compute_eval_metrics.__code__
+(label,) = pickle.loads({label!r})
+wrapped = Maker.compute_advantages_and_returns, compute_eval_metrics.__code__
+Maker.compute_advantages_and_returns = another = lambda *args: wrapped[0](*args)
+pickle.loads({label!r})
+assert (label, label.masked) == ('{{"env_id": "x"}}', True)
+assert all(a is not b for a, b in zip(stock, wrapped))
+assert Maker.compute_advantages_and_returns is another  # once, whoever else wraps it
+print(compute_eval_metrics(None, [], 1))
+"""
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == "{}"
 
 
 def test_metrics_are_means_of_the_batch_and_of_each_environment_in_every_row():
