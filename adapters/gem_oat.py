@@ -322,8 +322,7 @@ class _Rollouts:
         if failed:
             _, _, task, turn = min(failed, key=lambda entry: entry[:2])
             return Episode(task, turns=[turn])
-        prompt, token = self.renderer.first("")[-2:]
-        return Episode(episodes[0].task, turns=[Turn([prompt], [token], [0.0], "abort", "")])
+        return Episode(episodes[0].task, turns=[Turn([0], [0], [0.0], "abort", "")])
 
     def generate_and_maybe_eval(
         self, prompts: list[str], formatted_prompts: list[str], references: list[str] | None = None
@@ -594,6 +593,7 @@ class GemLearnerMixin:
     args: GemArgs
     strategy: Any
     actors: list[Any]
+    actor_info: dict[str, Any]
     _done = 0  # steps of the run that is resumed
     _steps = 0
     _evaluation_step = 0
@@ -656,7 +656,9 @@ class GemLearnerMixin:
     def process_feedback_data(self, data_list: Any) -> None:
         """Take what was collected; the metrics become those of all actors together."""
         own = {name: value for name, value in self.actor_info.items() if name.startswith("gem/")}
-        self.actor_info |= _together(self._of_all_ranks(own))
+        others = {name: value for name, value in self.actor_info.items() if name not in own}
+        # Oat reduces the metrics one after the other: every rank must have the same ones, in the same order.
+        self.actor_info = {**others, **_together(self._of_all_ranks(own))}
         super().process_feedback_data(data_list)  # type: ignore[misc]
 
     def evaluate(self, dataloader: Any, steps: int) -> dict[str, Any]:

@@ -490,6 +490,7 @@ def test_metrics_of_several_actors_are_those_of_all_their_episodes(monkeypatch):
     infos = on_two_ranks(monkeypatch, metrics)
     expected = {f"gem/{name}": value for name, value in mean_metrics(batches[0] + batches[1]).items()}
     assert expected["gem/return/mylab:a"] == pytest.approx(4 / 3)
+    assert list(infos[0]) == list(infos[1])  # Oat reduces them in this order
     for rank, info in enumerate(infos):
         assert info["actor/avg_reward"] == rank  # Oat's own are Oat's to average
         assert {name: info[name] for name in expected} == pytest.approx(expected)
