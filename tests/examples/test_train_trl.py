@@ -50,7 +50,7 @@ def test_it_trains_with_tools_which_its_episodes_carry(small_model, tmp_path, en
     done = run("--model", small_model, "--env", env, "--tools", tools, *sizes, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     episodes = list(read_jsonl(tmp_path / "episodes.jsonl"))
-    assert [episode.task.env_kwargs for episode in episodes] == [{"tools": tools}] * 4
+    assert [episode.task.env_kwargs for episode in episodes] == [{"tools": tools.replace(",", "+")}] * 4
     assert all("<search>" in episode.first_observation for episode in episodes)
     assert [replay(episode) for episode in episodes] == [[]] * 4
 
