@@ -52,11 +52,11 @@ class HFServer:
         room = self.config.prompt_length + self.config.response_length - len(prompt_ids)
         asked = sampling_params.get("max_tokens", self.config.response_length)
         params = {**sampling_params, "max_tokens": max(1, min(asked, room))}
-        supported = {"temperature": None, "max_tokens": None, "logprobs": None}
+        supported = {"temperature", "max_tokens", "logprobs", "stop_token_ids"}
         neutral = {"top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0}
         for name, value in params.items():
             if name not in supported and value != neutral.get(name):
-                raise ValueError(f"the CPU rollout samples by temperature only, and was asked for {name}={value}")
+                raise ValueError(f"the CPU rollout samples by temperature only, and was given {name}={value}")
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         global_steps = self.global_steps
         await self.waiting.put((list(prompt_ids), params, answer))
@@ -86,7 +86,9 @@ class HFServer:
     def _sample(self, batch: list[tuple[list[int], dict[str, Any]]]) -> list[Answer]:
         prompts = [ids for ids, _ in batch]
         limits = [params["max_tokens"] for _, params in batch]
-        return sample(self.model, prompts, limits, [float(params["temperature"]) for _, params in batch])
+        temperatures = [float(params["temperature"]) for _, params in batch]
+        stop_ids = [params.get("stop_token_ids") or () for _, params in batch]
+        return sample(self.model, prompts, limits, temperatures, stop_ids=stop_ids)
 
     async def load_weights(self, weights: dict[str, torch.Tensor], global_steps: int | None) -> None:
         missing, unexpected = self.model.load_state_dict(weights, strict=False)
