@@ -6,14 +6,15 @@
     .venvs/verl/bin/python examples/train_verl.py             # two CPU cores, about ten minutes
     .venvs/verl/bin/python examples/train_verl.py --algorithm grpo --seed 1
     .venvs/verl/bin/python examples/train_verl.py --algorithm ppo --steps 3
+    .venvs/verl/bin/python examples/train_verl.py --env game:Mastermind-v0-easy,game:GuessTheNumber-v1-easy
 
 This script writes a command, ``python -m verl.trainer.main_ppo key=value ...``, runs it and shows how it goes. The
 command is in ``command.sh``, to copy the keys from; those of GEM are the first.
 
 What is real: Ray, verl's V1 trainer, its FSDP actor and critic, losses, advantages, weight synchronisation and
-validation. Without a GPU there are stand-ins, in ``ci/cpu/verl``: transformers generates instead of vLLM, a platform
-plug-in lets verl's workers run on the CPU, and the critic (of ppo) is loaded without flash attention. On GPUs the
-same file uses vLLM and no stand-in.
+validation. Without a GPU there are shims, in ``ci/cpu/verl``: transformers generates instead of vLLM, a platform
+plug-in lets verl's workers run on the CPU, and the critic (of ppo) is loaded without flash attention. On GPUs the same
+file uses vLLM and no shim.
 
 In ``--out``: ``metrics.jsonl`` (a line a step), ``episodes.jsonl`` (the episodes of the first and the last step),
 ``curve.png``; and of verl: ``verl.jsonl`` (its own metrics), ``verl.log`` (what it prints) and ``episodes/`` (all).
@@ -35,21 +36,24 @@ try:
     from transformers import AutoTokenizer
 
     from gem.embedded import resolve_model
-    from gem.rollout import ChatRenderer, read_episodes
+    from gem.rollout import ChatRenderer, OnError, mean_metrics, read_episodes
     from gem.training_args import TrainingArgs
     from gem.training_log import TrainingLog
-    from gem.training_process import TrainerFailed, read_rows, run_trainer
+    from gem.training_process import TrainerFailed, read_rows, require_trainer, run_trainer
 except ImportError as error:
     sys.exit(f"error: {error}. In this folder: python ci/venv.py verl, then .venvs/verl/bin/python {sys.argv[0]}")
 
-STAND_INS = Path(__file__).resolve().parent.parent / "ci" / "cpu" / "verl"
+SHIMS = Path(__file__).resolve().parent.parent / "ci" / "cpu" / "verl"
+SHIM_MODULES = ["cpu_platform", "hf_rollout", "sdpa_critic", "resident_reference"]
 
 
 @dataclass
 class Args(TrainingArgs):
     algorithm: Literal["rebn", "grpo", "ppo"] = "rebn"
-    """rebn: an advantage a turn, against the batch; grpo: an advantage an episode, against its group;
-    ppo: an advantage a token, by a critic"""
+    """rebn: one advantage per turn, against the batch; grpo: one per episode, against its group; ppo: one per token, by
+    a critic"""
+    on_error: OnError = "mask"
+    """what is learned from episodes whose environment fails: nothing (mask), or like from any other (keep)"""
     validation: int = 64
     """tasks of another split that are played greedily before and after the training"""
     out: str = "out/verl"
@@ -60,16 +64,16 @@ def gem_keys(args: Args, out: Path) -> list[str]:
     """The keys that put a GEM environment into a verl job."""
     (out / "gem.yaml").write_text(
         f"- name: gem\n  _target_: gem_verl.GemAgentLoop\n  mode: concat\n  max_new_tokens: {args.max_new_tokens}\n"
-        f"  max_turns: {json.dumps(args.max_turns)}\n  episodes: {json.dumps(str(out / 'episodes'))}\n"
+        f"  max_turns: {json.dumps(args.max_turns)}\n  on_error: {args.on_error}\n"
+        f"  episodes: {json.dumps(str(out / 'episodes'))}\n"
     )
-    seeds = args.task_seeds
     return [
         "data.custom_cls.path=pkg://gem_verl",
         "data.custom_cls.name=GemTaskDataset",
-        f"data.train_files='{args.env_expression},seeds={seeds.start}:{seeds.stop}'",
-        f"data.val_files='{args.env_expression},seeds=0:{args.validation},split=eval'",
+        f"data.train_files='{args.task_source(args.task_seeds)}'",
+        f"data.val_files='{args.task_source(range(args.validation), 'eval')}'",
         f"actor_rollout_ref.rollout.agent.agent_loop_config_path={out / 'gem.yaml'}",
-        # Optional: the episodes' metrics in every step, under gem/
+        # The episodes' metrics in every step, under gem/, and what becomes of a batch in which every episode failed
         "trainer.v1.sampler.custom_sampler.path=pkg://gem_verl",
         "trainer.v1.sampler.custom_sampler.name=GemReplayBuffer",
         "+trainer.v1.sampler.sampler_kwargs.poll_interval=0.1",
@@ -131,30 +135,8 @@ def plain_attention_keys() -> list[str]:
 
 def cpu_keys(ray_folder: str) -> list[str]:
     """What a machine without a GPU needs."""
-    keys = [
-        "trainer.device=cpu",
-        "actor_rollout_ref.rollout.name=hf",  # the stand-in for vLLM
-        "actor_rollout_ref.rollout.free_cache_engine=False",
-        "actor_rollout_ref.rollout.agent.num_workers=1",
-        "actor_rollout_ref.model.enable_gradient_checkpointing=False",
-        "critic.model.enable_gradient_checkpointing=False",
-        "actor_rollout_ref.actor.use_torch_compile=False",
-        "reward.num_workers=1",
-        "transfer_queue.backend.SimpleStorage.num_data_storage_units=1",
-        "ray_kwargs.ray_init.num_cpus=16",  # as numbers that Ray counts: the processes share what cores there are
-        "+ray_kwargs.ray_init.num_gpus=1",
-        "+ray_kwargs.ray_init.include_dashboard=False",
-        "+ray_kwargs.ray_init.object_store_memory=300000000",
-        f"+ray_kwargs.ray_init._temp_dir={ray_folder}",
-    ]
-    for part, engine in (("actor_rollout_ref.actor", "fsdp_config"), ("critic", "fsdp")):
-        keys += [
-            f"{part}.strategy=fsdp2",
-            f"{part}.{engine}.use_torch_compile=False",
-            f"+{part}.{engine}.mixed_precision.param_dtype=fp32",  # as the rollout has it
-            f"+{part}.{engine}.mixed_precision.reduce_dtype=fp32",
-        ]
-    return keys
+    lines = (SHIMS / "keys.txt").read_text().splitlines()
+    return [*(line for line in lines if "#" not in line), f"+ray_kwargs.ray_init._temp_dir={ray_folder}"]
 
 
 def environment(out: Path, on_gpu: bool) -> dict[str, str]:
@@ -167,9 +149,11 @@ def environment(out: Path, on_gpu: bool) -> dict[str, str]:
     if not on_gpu:
         yours = filter(None, [os.environ.get("VERL_USE_EXTERNAL_MODULES")])
         variables |= {
-            "PYTHONPATH": os.pathsep.join([str(STAND_INS), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "PYTHONPATH": os.pathsep.join([str(SHIMS), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "VERL_PLATFORM": "cpu",
-            "VERL_USE_EXTERNAL_MODULES": ",".join(["cpu_platform", "hf_rollout", "sdpa_critic", *yours]),
+            "VERL_USE_EXTERNAL_MODULES": ",".join(
+                ["cpu_platform", "hf_rollout", "sdpa_critic", "resident_reference", *yours]
+            ),
             "VERL_ENGINE_DEVICE": "cuda",  # under this name verl registers the FSDP engine; it runs on any device
             "OMP_NUM_THREADS": "1",
         }
@@ -178,8 +162,11 @@ def environment(out: Path, on_gpu: bool) -> dict[str, str]:
 
 def command(args: Args, model: str, out: Path, ray_folder: str, on_gpu: bool) -> list[str]:
     keys = gem_keys(args, out) + algorithm_keys(args, model) + job_keys(args, model, out)
-    keys += ["actor_rollout_ref.rollout.name=vllm"] if on_gpu else cpu_keys(ray_folder)
-    keys += [] if on_gpu and importlib.util.find_spec("flash_attn") else plain_attention_keys()
+    if on_gpu:
+        keys += ["actor_rollout_ref.rollout.name=vllm"]
+        keys += [] if importlib.util.find_spec("flash_attn") else plain_attention_keys()
+    else:
+        keys += cpu_keys(ray_folder)
     keys += [f"hydra.run.dir={out / 'hydra'}"]  # else Hydra leaves its folders where this was called
     return [sys.executable, "-m", "verl.trainer.main_ppo", *keys]
 
@@ -187,7 +174,9 @@ def command(args: Args, model: str, out: Path, ray_folder: str, on_gpu: bool) ->
 def train(args: Args, model: str, out: Path, ray_folder: str) -> TrainingLog:
     on_gpu = torch.cuda.is_available()
     words, variables = command(args, model, out, ray_folder, on_gpu), environment(out, on_gpu)
-    where = "the GPU, vLLM generates" if on_gpu else "the CPU: no GPU was found, and transformers stands in for vLLM"
+    where = (
+        "the GPU, vLLM generates" if on_gpu else "the CPU (no GPU was found), transformers generates instead of vLLM"
+    )
     print(f"verl trains on {where}. It begins after a minute or two; what it prints is in {out / 'verl.log'}.")
     with TrainingLog(out, args.steps, f"{args.env}: verl, {args.algorithm}, {args.model} model") as log:
         run_trainer(words, variables, out / "verl.log", lambda: record_new_steps(log, out))
@@ -206,14 +195,16 @@ def record_new_steps(log: TrainingLog, out: Path) -> None:
 
 
 def validation_summary(args: Args, out: Path) -> str:
-    success = {step: row.get(f"val-core/{args.env}/acc/mean@1") for step, row in verl_metrics(out).items()}
-    before, after = success.get(0), success.get(args.steps)
+    steps = (0, args.steps)
+    success = {step: mean_metrics(read_episodes(out / "episodes", "eval", step)).get("success") for step in steps}
+    before, after = success[0], success[args.steps]
     if before is None or after is None:
-        return "verl logged no validation"
+        return "verl made no validation with a valid episode"
     return f"greedy validation: success {before:.3f} before, {after:.3f} after ({after - before:+.3f})"
 
 
 if __name__ == "__main__":
+    require_trainer("verl")
     args = tyro.cli(Args, description=__doc__)
     out = Path(args.out).resolve()
     try:

@@ -1,8 +1,8 @@
-"""Hold the verl adapter to the conformance kit, in a training step of verl's own V1 trainer.
+"""Run the conformance suite on the verl adapter, in a training step of verl's own V1 trainer.
 
 verl's are the agent-loop worker and what it stores, and the trainer's step up to the actor: data set, collation, replay
-buffer, filling up and balancing of the batch, advantages. Without Ray and a model there are stand-ins: a dictionary for
-TransferQueue, a script for verl's client of the inference servers, and an actor that only keeps the batch it is handed.
+buffer, filling up and balancing of the batch, advantages. In place of Ray and a model there are a dictionary for
+TransferQueue, a scripted policy for verl's client of the inference servers, and an actor that only keeps its batch.
 The old log-probabilities are those of the sampling (``rollout_correction.bypass_mode``), as no actor computes others.
 """
 
@@ -31,8 +31,7 @@ from verl.utils.dataset.rl_dataset import collate_fn
 from verl.workers.rollout.replica import TokenOutput
 
 from gem.core import Env
-from gem.embedded import embedded_model
-from gem.rollout import ChatRenderer, Episode, discounted_returns
+from gem.rollout import ChatRenderer, Episode, Response, discounted_returns
 from gem.tasks import Task
 from gem.testing.conformance import (
     Difference,
@@ -63,19 +62,19 @@ class Queue:
 
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, Any]] = defaultdict(dict)
-        self.tags: dict[str, dict[str, Any]] = defaultdict(dict)
+        self.tags: dict[str, dict[str, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
 
     def init(self) -> None:
         """Begin."""
 
-    def kv_list(self, partition_id: str = "train") -> dict[str, dict[str, dict[str, Any]]]:
-        """Return all tags."""
-        return {partition_id: dict(self.tags)}
+    def kv_list(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Return all tags, by partition and key."""
+        return {partition_id: dict(tags) for partition_id, tags in self.tags.items()}
 
     def kv_clear(self, keys: list[str], partition_id: str) -> None:
         """Forget rows."""
         for key in keys:
-            del self.tags[key]
+            del self.tags[partition_id][key]
             self.rows.pop(key, None)
 
     def kv_batch_put(
@@ -86,10 +85,11 @@ class Queue:
         tags: list[dict[str, Any]] | None = None,
     ) -> transfer_queue.KVBatchMeta:
         """Store columns, and add to tags."""
+        own = self.tags[partition_id]
         for i, key in enumerate(keys):
-            self.tags[key].update({} if tags is None else tags[i])
+            own[key].update({} if tags is None else tags[i])
             self.rows[key].update({} if fields is None else fields[i].items())
-        return transfer_queue.KVBatchMeta(keys, [self.tags[key] for key in keys], partition_id)
+        return transfer_queue.KVBatchMeta(keys, [own[key] for key in keys], partition_id)
 
     def kv_batch_get(self, keys: list[str], partition_id: str, select_fields: list[str] | None = None) -> TensorDict:
         """Return those of the columns that there are."""
@@ -108,15 +108,23 @@ class Queue:
 
 
 class Rollout:
-    """Is verl's manager of agent loops, with one worker in this process, and its client of the inference servers."""
+    """verl's manager of agent loops, with one worker in this process, and its client of the inference servers.
 
-    def __init__(self, config: Any, script: Script) -> None:
-        self.config, self.script = config, script
+    Args:
+        config: verl's.
+        answer: samples, given the ids of a prompt, a limit and the stop tokens, as :meth:`Script.say` does.
+    """
+
+    def __init__(self, config: Any, answer: Callable[[list[int], int, list[int]], Response]) -> None:
+        self.config, self.answer = config, answer
 
     async def generate(self, request_id: str, *, prompt_ids: list[int], sampling_params: dict[str, Any]) -> TokenOutput:
         """Answer as verl's vLLM server does, which says "completed" at a limit too."""
-        answer = self.script.say(prompt_ids, sampling_params["max_tokens"])
-        return TokenOutput(token_ids=answer.token_ids, log_probs=answer.logprobs, stop_reason="completed")
+        limit, stop_ids = sampling_params["max_tokens"], sampling_params["stop_token_ids"]
+        ids, logprobs, reason = self.answer(prompt_ids, limit, stop_ids)
+        versions = {"min_global_steps": 0, "max_global_steps": 0}
+        stop_reason = "aborted" if reason == "abort" else "completed"
+        return TokenOutput(token_ids=ids, log_probs=logprobs, stop_reason=stop_reason, extra_fields=versions)
 
     def generate_sequences(self, batch: TensorDict) -> None:
         """Play the rows of a batch."""
@@ -141,7 +149,30 @@ class Actor:
 
 
 class Trainer(PPOTrainer):
-    """verl's trainer, of which only a step is used."""
+    """verl's trainer, up to the actor.
+
+    Args:
+        config: verl's.
+        answer: see :class:`Rollout`.
+    """
+
+    def __init__(self, config: Any, answer: Callable[[list[int], int, list[int]], Response]) -> None:
+        self.queue = Queue()
+        for name in vars(Queue):
+            if not name.startswith("__"):
+                setattr(transfer_queue, name, getattr(self.queue, name))
+        super().__init__(config)
+        self._init_tokenizer()
+        self.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=[])  # no reward model
+        self.agent_loop_manager, self.actor_rollout_wg = Rollout(config, answer), Actor()
+        self.global_steps = 1
+
+    def learn(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """Make a step; return the rows that the actor learns from, and the metrics."""
+        metrics: dict[str, Any] = {}
+        self.prepare_step()
+        self._step_once(metrics, {}, self.config.data.train_batch_size)
+        return [self.queue.rows[key] for key in self.actor_rollout_wg.keys], metrics
 
     def on_sample_end(self) -> None:
         """There is no server to put to sleep."""
@@ -160,6 +191,12 @@ class VerlHarness(Harness):
             "mode: turn; a turn is worth its return-to-go, on its last token",
             every_turn_worth_its_return,
             only=frozenset({"a rewritten history"}),
+        ),
+        Difference(
+            "after several batches without a valid episode the run ends",
+            refuses=RuntimeError,
+            match="batches in a row had no valid episode",
+            only=frozenset({"an environment that always fails"}),
         ),
     )
     algorithms = ("reinforce", "grpo", "rebn")
@@ -190,38 +227,28 @@ class VerlHarness(Harness):
         return Lowered(advantages, of_tokens, "++: returns against those of all tokens, over their sample deviation")
 
     def _step(self, scenario: Scenario, script: Script, estimator: str) -> list[dict[str, Any]]:
-        tokenizer = self.tokenizer()
-        queue = Queue()
-        for name in vars(Queue):
-            if not name.startswith("__"):
-                setattr(transfer_queue, name, getattr(queue, name))
+        tokenizer = self.tokenizer(scenario)
         MAKE_ENV.append(scenario.make_env(tokenizer))
         with tempfile.TemporaryDirectory() as folder:
-            config = _config(scenario, tokenizer, estimator, Path(folder))
-            trainer = Trainer(config)
-            trainer._init_tokenizer()
+            config = _config(scenario, tokenizer, str(self.model(scenario)), estimator, Path(folder))
+            trainer = Trainer(config, script.say)
             rows = create_rl_dataset(config.data.train_files, config.data, trainer.tokenizer, None)
             trainer.train_dataloader, trainer.train_dataloader_it = [collate_fn(list(rows))], None
-            trainer.reward_loop_manager = SimpleNamespace(reward_loop_worker_handles=[])  # no reward model
-            trainer.agent_loop_manager, trainer.actor_rollout_wg = Rollout(config, script), Actor()
-            trainer.global_steps = 1
-            trainer.prepare_step()
-            trainer._step_once({}, {}, len(scenario.tasks))
-        return [queue.rows[key] for key in trainer.actor_rollout_wg.keys]
+            return trainer.learn()[0]
 
 
-def _config(scenario: Scenario, tokenizer: Any, estimator: str, folder: Path) -> Any:
+def _config(scenario: Scenario, tokenizer: Any, model: str, estimator: str, folder: Path) -> Any:
     """Return verl's configuration as the example has it, with the limits of a scenario."""
     args = train_verl.Args(env=SCENE, batch_size=len(scenario.rows), group_size=scenario.copies)
     args.fill_in()
-    first = max(_first_prompt(task, ChatRenderer(tokenizer)) for task in scenario.tasks)
-    model = str(embedded_model())
+    renderer, make_env = ChatRenderer(tokenizer), scenario.make_env(tokenizer)
+    prompts = [_first_prompt(make_env(task), task.reset_seed, renderer) for task in scenario.tasks]
+    first = max(length for length in prompts if length < scenario.max_context)
     keys = [
         *train_verl.gem_keys(args, folder),
         *train_verl.algorithm_keys(args, model),
         *train_verl.job_keys(args, model, folder),
         *train_verl.cpu_keys(str(folder)),
-        *train_verl.plain_attention_keys(),
         f"data.train_files={folder / 'tasks.jsonl'}",
         f"data.max_prompt_length={first}",
         f"+data.tool_role={scenario.tool_role}",
@@ -245,17 +272,22 @@ def _config(scenario: Scenario, tokenizer: Any, estimator: str, folder: Path) ->
         return compose("ppo_trainer", overrides=keys)
 
 
-def _first_prompt(task: Task, renderer: ChatRenderer) -> int:
-    with task.make() as env:
-        return len(renderer.first(env.reset(task.reset_seed)[0]))
+def _first_prompt(env: Env, seed: int, renderer: ChatRenderer) -> int:
+    with env:
+        try:
+            observation = env.reset(seed)[0]
+        except OSError:  # the scenario's failure
+            return 0
+        return len(renderer.encode(observation) if env.observation_form == "prompt" else renderer.first(observation))
 
 
 def of_tokens(episodes: list[Episode]) -> list[np.ndarray]:
     """Return verl's ``reinforce_plus_plus`` as a reference: returns-to-go, a turn counted as often as it has tokens."""
-    returns = [discounted_returns(episode.rewards, 1.0) for episode in episodes]
+    returns = [discounted_returns(episode.rewards) for episode in episodes]
     lengths = [[len(turn.response_ids) for turn in episode.turns] for episode in episodes]
-    tokens = np.repeat(np.concatenate(returns), np.concatenate(lengths))
-    return [(row - tokens.mean()) / np.sqrt(tokens.var(ddof=1) + 1e-8) for row in returns]
+    rows = zip(returns, lengths, episodes, strict=True)
+    tokens = np.concatenate([np.repeat(own, counts) for own, counts, episode in rows if episode.valid])
+    return [(own - tokens.mean()) / np.sqrt(tokens.var(ddof=1) + 1e-8) for own in returns]
 
 
 if __name__ == "__main__":

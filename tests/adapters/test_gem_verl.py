@@ -1,11 +1,14 @@
 """The verl adapter without Ray: verl's own configuration, agent-loop worker and estimators, and a scripted server."""
 
 import asyncio
+import itertools
 import json
+import shutil
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ pytest.importorskip("verl")
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import open_dict
+from tensordict import TensorDict
 from transformers import AutoTokenizer
 from verl import DataProto
 from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
@@ -27,13 +31,59 @@ from verl.utils.tokenizer.continuous_token_wiring import create_continuous_token
 from verl.workers.rollout.replica import TokenOutput
 
 import gem_verl
-from gem.rollout import ChatRenderer, Response, discounted_returns, read_jsonl, rebn, replay, spread_over_tokens
+from gem.core import Env
+from gem.envs.registration import ENV_REGISTRY, register
+from gem.rollout import (
+    ChatRenderer,
+    Response,
+    discounted_returns,
+    mean_metrics,
+    read_episodes,
+    read_jsonl,
+    rebn,
+    replay,
+    spread_over_tokens,
+)
 from gem.tasks import Task, make_tasks
+from gem.testing.scenarios import SCENE, scenarios
 from gem.testing.talk import TALK, talking
 from gem.wrappers import TimeLimit, get_wrapper_fns
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "train_verl.py"
+sys.path.insert(0, str(Path(__file__).parents[2] / "ci" / "conformance"))
+
+import on_verl
+
 ENV = "game:Mastermind-v0-easy"  # pays in every turn
+REPEAT = "test:Repeat-v0"
+VERLS_BUFFER = ["trainer.v1.sampler.custom_sampler.path=null", "trainer.v1.sampler.custom_sampler.name=null"]
+
+
+class Repeat(Env):
+    """Two turns. Pays for every "a", and fails on an "f"; its first observation is the longer, the higher the seed."""
+
+    blocking = False
+    down = False  # whether every reset fails
+
+    def reset(self, seed=None):
+        super().reset(seed)
+        if Repeat.down:
+            raise ConnectionError("the server is down")
+        self.turn = 0
+        return "begin" + " again" * (seed % 8), {}
+
+    def step(self, action):
+        self.turn += 1
+        if "f" in action:
+            raise ConnectionError("the server is gone")
+        return "on", float(action.count("a")), self.turn == 2, False, {"success": self.turn == 2 and "a" in action}
+
+
+@pytest.fixture(autouse=True)
+def _repeat():
+    if REPEAT not in ENV_REGISTRY:
+        register(REPEAT, Repeat)
+    yield
+    Repeat.down = False
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +104,7 @@ def config(example, small_model, tmp_path):
         args = example.Args(model=str(small_model), env=ENV, algorithm=algorithm, max_new_tokens=16)
         args.fill_in()
         parts = example.gem_keys(args, tmp_path), example.algorithm_keys(args, str(small_model))
-        job = (
-            example.job_keys(args, str(small_model), tmp_path)
-            + example.cpu_keys("/tmp/ray")
-            + example.plain_attention_keys()
-        )
+        job = example.job_keys(args, str(small_model), tmp_path) + example.cpu_keys("/tmp/ray")
         lines = [f"  {name}: {json.dumps(value)}" for name, value in options.items()]
         head = ["- name: gem", "  _target_: gem_verl.GemAgentLoop"]
         (tmp_path / "gem.yaml").write_text("\n".join(head + lines) + "\n")
@@ -189,7 +235,29 @@ def test_sampling_parameters_reach_the_server_with_the_limit_of_the_turn(config,
     server = ScriptedServer(*answers(tokenizer, "x"))
     play(config(max_turns=1, max_new_tokens=9), server, talking(), sampling_params={**SAMPLING, "temperature": 0.25})
     ((_, params),) = next(iter(server.asked.values()))
-    assert params == {**SAMPLING, "temperature": 0.25, "max_tokens": 9}
+    stop = [tokenizer.eos_token_id]
+    assert params == {**SAMPLING, "temperature": 0.25, "max_tokens": 9, "stop_token_ids": stop}
+
+
+def test_the_server_stops_at_the_templates_end_of_turn_where_the_models_own_end_is_another(
+    config, tokenizer, small_model, tmp_path
+):
+    """So it is with most base models: a ChatML template, and <|endoftext|> for the end."""
+    shutil.copytree(small_model, tmp_path / "base")
+    base = AutoTokenizer.from_pretrained(small_model)
+    base.eos_token = next(token for token in base.all_special_tokens if token != tokenizer.eos_token)
+    base.save_pretrained(tmp_path / "base")
+    ids = tokenizer("yes no maybe", add_special_tokens=False)["input_ids"]
+    server = ScriptedServer([*ids, tokenizer.eos_token_id])
+    keys = [f"actor_rollout_ref.model.path={tmp_path / 'base'}"]
+    folder = tmp_path / "e"
+    play(config(*keys, max_turns=2, max_new_tokens=len(ids) + 1, episodes=str(folder)), server, talking())
+    assert base.eos_token_id != tokenizer.eos_token_id
+    assert {params["stop_token_ids"][0] for asked in server.asked.values() for _, params in asked} == {
+        tokenizer.eos_token_id
+    }
+    (episode,) = read_episodes(folder, "train")
+    assert [turn.finish_reason for turn in episode.turns] == ["stop", "stop"]
 
 
 def test_without_log_probabilities_there_are_none(config, tokenizer):
@@ -231,15 +299,26 @@ def test_finish_reasons_come_from_the_tokens_since_the_server_calls_both_complet
     assert [turn.finish_reason for turn in episode.turns] == ["length", "stop", "stop", "stop"]
 
 
-def test_a_generation_that_is_aborted_before_the_first_token_gives_nothing(config):
-    assert play(config(), ScriptedServer([], stop_reason="aborted"), TASK) == [[]]
+@pytest.mark.parametrize("on_error", ["mask", "keep"])
+@pytest.mark.parametrize("stop_reason", ["aborted", "completed"])  # of an empty answer, verl's SGLang says the latter
+def test_an_episode_without_a_token_is_counted_and_has_no_weight(config, stop_reason, on_error):
+    ((row,),) = play(config(on_error=on_error), ScriptedServer([], stop_reason=stop_reason), TASK)
+    assert row.response_mask == [0]
+    assert row.extra_fields["no_weight"]
+    assert row.extra_fields["reward_extra_info"]["aborted"] == 1
+    assert play(config(*VERLS_BUFFER, on_error=on_error), ScriptedServer([]), TASK) == [[]]
 
 
-def test_an_abort_with_tokens_keeps_them(config, tokenizer):
+def test_an_abort_with_tokens_is_learned_from_if_wanted(config, tokenizer):
     x = tokenizer.convert_tokens_to_ids("x")
-    ((output,),) = play(config(), ScriptedServer([x, x], stop_reason="aborted"), TASK)
-    assert output.response_ids == [x, x]
-    assert output.extra_fields["reward_extra_info"]["aborted"] == 1
+    server = ScriptedServer([x, x], stop_reason="aborted")
+    ((masked,),) = play(config(), server, TASK)
+    ((kept,),) = play(config(on_error="keep"), server, TASK)
+    assert masked.response_mask == [0]
+    assert kept.response_ids == [x, x]
+    assert kept.response_mask == [1, 1]
+    assert masked.extra_fields["reward_extra_info"] == kept.extra_fields["reward_extra_info"]
+    assert kept.extra_fields["reward_extra_info"]["aborted"] == 1
 
 
 # --- tokens, against verl's own builder
@@ -407,16 +486,101 @@ def first_observation(task):
         return env.reset(task.reset_seed)[0]
 
 
-def test_the_prompt_length_is_also_kept_to_where_the_rehearsal_did_not_look(config, tokenizer):
-    """Nothing is ever cut from a prompt: the row fails, and says so."""
+def test_a_task_whose_prompt_does_not_fit_ends_alone(config, tokenizer):
+    """Nothing is ever cut from a prompt."""
     keys = ("data.max_prompt_length=20", "data.max_response_length=20")
-    with pytest.raises(Exception, match="the context holds 40"):
-        play(config(*keys, max_new_tokens=8), ScriptedServer([1]), TASK)
+    server = ScriptedServer(*answers(tokenizer, "x"))
+    (too_long,), (short,) = play(config(*keys, max_turns=1, max_new_tokens=8), server, TASK, talking())
+    assert too_long.extra_fields["reward_extra_info"]["overlong"] == 1
+    assert too_long.response_mask == [0]
+    assert short.extra_fields["reward_extra_info"]["overlong"] == 0
+    assert short.response_mask == [1, 1]
+
+
+def test_overlong_prompts_are_filtered_if_verl_is_told_to(config, tokenizer, capsys):
+    lengths = [len(ChatRenderer(tokenizer).first(first_observation(Task(REPEAT, seed)))) for seed in range(4)]
+    keys = [f"data.train_files='env={REPEAT},seeds=0:4'", f"data.max_prompt_length={lengths[1]}"]
+    assert len(data_set(config(*keys), tokenizer)) == 4
+    kept = data_set(config(*keys, "data.filter_overlong_prompts=True"), tokenizer)
+    assert [task.seed for task in kept.tasks] == [0, 1]
+    assert "2 of 4 tasks dropped" in capsys.readouterr().out
 
 
 def test_an_unknown_environment_is_refused_with_the_nearest(config, tokenizer):
     with pytest.raises(Exception, match="The nearest"):
         data_set(config("data.train_files='env=game:Mastermynd-v0-easy,seeds=0:9'"), tokenizer)
+
+
+def test_one_wrong_argument_among_good_tasks_is_an_error_before_training(config, tokenizer, tmp_path):
+    tasks = make_tasks(ENV, range(300))
+    tasks[211] = Task(ENV, 0, {"code_lenght": 3})
+    (tmp_path / "tasks.jsonl").write_text("\n".join(task.to_json() for task in tasks))
+    with pytest.raises(TypeError, match="code_lenght"):
+        data_set(config(f"data.train_files={tmp_path / 'tasks.jsonl'}"), tokenizer)
+
+
+def test_what_make_env_does_is_checked_as_well(config, tokenizer):
+    module = sys.modules["tests_verl_hook"] = type(sys)("tests_verl_hook")
+    module.wrong = lambda task: TimeLimit(task.make(), max_turn=2)
+    hook = {"_target_": "hydra.utils.get_method", "path": "tests_verl_hook.wrong"}
+    with pytest.raises(TypeError, match="max_turn"):
+        data_set(config(make_env=hook), tokenizer)
+
+
+@pytest.mark.parametrize(("split", "other"), [("train", "eval"), ("val", "train")])
+def test_rows_of_the_other_split_are_refused(config, tokenizer, tmp_path, split, other):
+    (tmp_path / "tasks.jsonl").write_text("\n".join(task.to_json() for task in make_tasks(ENV, range(3), split=other)))
+    with pytest.raises(ValueError, match=f"is of the split '{other}'"):
+        data_set(config(f"data.{split}_files={tmp_path / 'tasks.jsonl'}"), tokenizer, split)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"max_turn": 6}, "has no option max_turn: there are mode, max_turns"),
+        ({"mode": "dense"}, "mode is 'concat' or 'turn', got 'dense'"),
+        ({"on_error": "ignore"}, "on_error is 'mask' or 'keep', got 'ignore'"),
+        ({"max_turns": 0}, "max_turns must be positive"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be positive"),
+        ({"retries": -1}, "retries must not be negative"),
+    ],
+)
+def test_a_wrong_option_of_the_agent_loop_is_an_error_before_training(config, tokenizer, option, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        data_set(config(**option), tokenizer)
+
+
+@pytest.mark.parametrize("gamma", [2.0, -1.0])
+def test_a_discount_that_is_none_is_refused(config, tokenizer, gamma):
+    with pytest.raises(ValueError, match="gamma"):
+        data_set(config(f"algorithm.gamma={gamma}"), tokenizer)
+
+
+def test_a_folder_of_episodes_is_not_mixed_with_those_of_another_run(config, tokenizer, tmp_path):
+    folder = tmp_path / "e"
+    conf = config("trainer.resume_mode=auto", episodes=str(folder))
+    data_set(conf, tokenizer)
+    data_set(conf, tokenizer, "val")
+    play(conf, ScriptedServer(*answers(tokenizer, "x")), talking())
+    with pytest.raises(ValueError, match="holds the episodes of an earlier run"):
+        data_set(conf, tokenizer)
+    checkpoints = Path(conf.trainer.default_local_dir)
+    (checkpoints / "global_step_2").mkdir(parents=True)
+    (checkpoints / "latest_checkpointed_iteration.txt").write_text("2")
+    data_set(conf, tokenizer)
+    play(conf, ScriptedServer(*answers(tokenizer, "y")), talking())
+    (episode,) = read_episodes(folder, "train", step=3)
+    assert episode.turns[0].action == "y"
+
+
+def test_control_tokens_of_an_environment_are_plain_text_unless_they_are_allowed(config, tokenizer):
+    task = Task(SCENE, 0, {"says": "<|im_end|>\n<|im_start|>assistant\n", "length": 2})
+    scenarios(tokenizer)  # registers it
+    ends = []
+    for keys in ([], ["+data.allow_control_tokens=True"]):
+        ((output,),) = play(config(*keys), ScriptedServer(*answers(tokenizer, "x")), task)
+        ends.append((output.prompt_ids + output.response_ids).count(tokenizer.eos_token_id))
+    assert ends == [4, 6]  # two messages and two answers; and what the environment wrote
 
 
 # --- environments that misbehave
@@ -432,9 +596,11 @@ def test_of_a_batch_of_16_those_that_misbehave_end_alone_and_are_counted(config,
     assert time.perf_counter() - since < 30
     metrics = [outputs[-1].extra_fields["reward_extra_info"] for outputs in batch]
     assert [i for i, m in enumerate(metrics) if m["environment_errors"]] == [3, 7]
+    assert [i for i, m in enumerate(metrics) if m["left_out"]] == [3, 7]
     assert [i for i, m in enumerate(metrics) if m["truncated_context"]] == [11]
-    assert [m["return"] for m in metrics] == [{3: 1.0, 7: 1.0, 11: 3.0}.get(i, 10.0) for i in range(16)]
-    assert all(sum(sum(output.response_mask) for output in outputs) > 0 for outputs in batch)
+    assert [m["return"] for m in metrics] == [{3: None, 7: None, 11: 3.0}.get(i, 10.0) for i in range(16)]
+    weights = [sum(sum(output.response_mask) for output in outputs) for outputs in batch]
+    assert [i for i, weight in enumerate(weights) if weight == 0] == [3, 7]
 
 
 def test_steps_that_block_do_not_hold_up_the_event_loop(config, tokenizer):
@@ -455,6 +621,217 @@ def test_steps_that_block_do_not_hold_up_the_event_loop(config, tokenizer):
     assert time.perf_counter() - since < 16 / 2
     assert beats > 20
     assert len(outputs) == 16
+
+
+# --- invalid episodes, in verl's own training step
+
+
+class WithCritic(on_verl.Trainer):
+    """A trainer with a critic that values every token at a quarter."""
+
+    def _compute_values(self, batch, metrics):
+        masks = self.queue.kv_batch_get(batch.keys, batch.partition_id, ["response_mask"])["response_mask"]
+        values = torch.nested.as_nested_tensor([torch.full((len(mask),), 0.25) for mask in masks], layout=torch.jagged)
+        self.queue.kv_batch_put(batch.keys, batch.partition_id, TensorDict({"values": values}, batch_size=len(batch)))
+        return batch
+
+    def _update_critic(self, batch, metrics):
+        return batch
+
+
+@pytest.fixture
+def trainer(config, tokenizer, tmp_path):
+    """Return a function that makes verl's trainer, whose server answers as it is told to."""
+
+    def make(*keys, first, later=("a", "b", "aa b"), groups=2, copies=4, **options):
+        sizes = [f"data.train_batch_size={groups}", f"actor_rollout_ref.rollout.n={copies}"]
+        sizes += [
+            f"actor_rollout_ref.actor.ppo_mini_batch_size={groups}",
+            "algorithm.rollout_correction.bypass_mode=True",
+        ]
+        sizes += [f"data.train_files='env={REPEAT},seeds=0:64'", f"data.val_files='env={REPEAT},seeds=0:6,split=eval'"]
+        conf = config(*sizes, *keys, episodes=str(tmp_path / "episodes"), **options)
+        first, later = iter(first), itertools.cycle(later)
+
+        def answer(prompt_ids, limit, stop_ids):
+            begins = list(prompt_ids).count(tokenizer.eos_token_id) == 1  # only the first message has ended
+            (ids,) = answers(tokenizer, next(first) if begins else next(later))
+            return Response(ids[:limit], [-0.5] * len(ids[:limit]), "stop")
+
+        made = (WithCritic if conf.algorithm.adv_estimator == "gae" else on_verl.Trainer)(conf, answer)
+        made._init_dataloader()
+        return made
+
+    return make
+
+
+def advantages_without_the_others(conf, episodes, rows):
+    """Return what verl's estimator makes of these episodes alone, by their ids."""
+    sequences = [episode.as_sequence() for episode in episodes]
+    masks = [torch.tensor(row.mask, dtype=torch.int64) for row in sequences]
+    rewards = [torch.tensor(row.rewards, dtype=torch.float32) for row in sequences]
+    uids = [str(episode.task.seed) for episode in episodes]
+    multiple = conf.actor_rollout_ref.actor.ppo_mini_batch_size * conf.actor_rollout_ref.rollout.n
+    for _ in range(-len(episodes) % multiple):  # verl's own filler
+        masks.append(torch.zeros(1, dtype=torch.int64))
+        rewards.append(torch.zeros(1))
+        uids.append("pad")
+    pad = torch.nn.utils.rnn.pad_sequence
+    mask = pad(masks, batch_first=True)
+    tensors = {"token_level_rewards": pad(rewards, batch_first=True), "response_mask": mask}
+    tensors["values"] = torch.full(mask.shape, 0.25)
+    data = compute_advantage_for_multi_trajectories(
+        DataProto.from_dict(tensors, non_tensors={"uid": np.array(uids, dtype=object)}),
+        [f"{uid}_{i}_0" for i, uid in enumerate(uids)],
+        adv_estimator=conf.algorithm.adv_estimator,
+        gamma=conf.algorithm.gamma,
+        lam=conf.algorithm.lam,
+        num_repeat=conf.actor_rollout_ref.rollout.n,
+        config=conf.algorithm,
+    )
+    return sorted(
+        ([*row.prompt_ids.tolist(), *row.completion_ids.tolist()], values[: len(row.mask)][row.mask == 1].tolist())
+        for row, values in zip(sequences, data.batch["advantages"], strict=False)
+    )
+
+
+def learned(rows):
+    return sorted((row["input_ids"].tolist(), row["advantages"][row["response_mask"].bool()].tolist()) for row in rows)
+
+
+def assert_same_advantages(got, expected):
+    assert [ids for ids, _ in got] == [ids for ids, _ in expected]
+    for (_, values), (_, wanted) in zip(got, expected, strict=True):
+        np.testing.assert_allclose(values, wanted, atol=1e-5)
+
+
+BAD = ["a", "aa", "f", "b", "aaa", "f", "ab", "aa b"]  # two of eight fail in their first turn
+ESTIMATORS = ["gem_rebn", "gae", "grpo", "grpo_vectorized", "rloo", "rloo_vectorized", "opo", "gpg"]
+ESTIMATORS += ["reinforce_plus_plus", "reinforce_plus_plus_baseline"]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_failures_change_nothing_of_what_is_learned_from_the_others(trainer, tmp_path, estimator):
+    algorithm = "ppo" if estimator == "gae" else "rebn"
+    job = trainer(f"algorithm.adv_estimator={estimator}", algorithm=algorithm, first=BAD, later=["a", "b", "f", "aa b"])
+    rows, metrics = job.learn()
+    episodes = read_episodes(tmp_path / "episodes", "train", step=1)
+    valid = [episode for episode in episodes if episode.valid]
+    assert len(episodes) == 8
+    assert 4 <= len(valid) <= 5  # one or two fail in their second turn
+    expected = advantages_without_the_others(job.config, valid, rows)
+    assert_same_advantages(learned(rows), expected)
+    assert any(abs(value) > 0.1 for _, values in expected for value in values)
+    assert {name: value for name, value in metrics.items() if name.startswith("gem/")} == pytest.approx(
+        {f"gem/{name}": value for name, value in mean_metrics(episodes).items()}
+    )
+    assert metrics["gem/left_out"] == metrics["gem/environment_errors"] == 1 - len(valid) / 8
+
+
+def test_without_the_replay_buffer_they_are_left_out_too_and_not_counted(trainer, tmp_path):
+    job = trainer(*VERLS_BUFFER, algorithm="grpo", first=BAD)
+    rows, metrics = job.learn()
+    valid = [episode for episode in read_episodes(tmp_path / "episodes", "train") if episode.valid]
+    assert len(valid) == 6
+    assert_same_advantages(learned(rows), advantages_without_the_others(job.config, valid, rows))
+    assert not any(name.startswith("gem/") for name in metrics)
+
+
+def test_they_are_learned_from_if_they_are_kept(trainer, tmp_path):
+    job = trainer(algorithm="grpo", on_error="keep", first=BAD)
+    rows, metrics = job.learn()
+    episodes = read_episodes(tmp_path / "episodes", "train")
+    assert len(rows) == 8
+    assert_same_advantages(learned(rows), advantages_without_the_others(job.config, episodes, rows))
+    assert metrics["gem/left_out"] == metrics["gem/environment_errors"] == 0.25
+
+
+def test_turns_of_an_invalid_episode_have_no_weight_either(trainer, tmp_path):
+    rows, _ = trainer(mode="turn", first=BAD).learn()
+    valid = [episode for episode in read_episodes(tmp_path / "episodes", "train") if episode.valid]
+    assert len(valid) == 6
+    assert sorted(row["input_ids"].tolist() for row in rows) == sorted(
+        [*turn.prompt_ids, *turn.response_ids] for episode in valid for turn in episode.turns
+    )
+
+
+def test_a_group_that_fails_as_a_whole_is_missing(trainer, tmp_path):
+    job = trainer(algorithm="grpo", first=["f", "f", "f", "f", "a", "b", "aa", "aaa"])
+    rows, metrics = job.learn()
+    valid = [episode for episode in read_episodes(tmp_path / "episodes", "train") if episode.valid]
+    assert len(rows) == len(valid) == 4
+    assert_same_advantages(learned(rows), advantages_without_the_others(job.config, valid, rows))
+    assert metrics["gem/left_out"] == 0.5
+
+
+@pytest.mark.parametrize(("estimator", "count"), [("grpo", 4), ("grpo_passk", 4), ("gem_rebn", 5)])
+def test_the_only_valid_episode_of_a_group_has_nothing_to_be_compared_with(trainer, estimator, count):
+    """verl would take its return for the advantage, or raise an error."""
+    first = ["f", "f", "aaa", "f", "a", "b", "aa", "aaa"]
+    keys = [f"algorithm.adv_estimator={estimator}", "actor_rollout_ref.actor.ppo_mini_batch_size=1"]
+    rows, metrics = trainer(*keys, first=first).learn() if count == 4 else trainer(keys[0], first=first).learn()
+    assert len(rows) == count
+    assert metrics["gem/left_out"] == 3 / 8
+
+
+def test_the_next_tasks_replace_a_batch_that_fails_as_a_whole(trainer, tmp_path):
+    job = trainer(algorithm="grpo", first=["f"] * 8 + ["a", "b", "aa", "aaa"] * 2)
+    rows, metrics = job.learn()
+    episodes = read_episodes(tmp_path / "episodes", "train")
+    assert [episode.task.seed for episode in episodes if episode.valid] == [2] * 4 + [3] * 4
+    assert len(rows) == 8
+    assert metrics["gem/left_out"] == 0.5
+    assert set(job.queue.tags["train"]) == set(job.actor_rollout_wg.keys)  # nothing else stays in the queue
+
+
+def test_an_environment_that_fails_for_good_ends_the_run_and_not_the_data_set(trainer, tmp_path):
+    job = trainer(first=["f"] * 100)
+    with pytest.raises(RuntimeError, match="4 batches in a row had no valid episode"):
+        job.learn()
+    assert len(read_episodes(tmp_path / "episodes", "train")) == 4 * 8
+
+
+def test_failures_in_reset_are_begun_again_and_then_left_out(trainer, tmp_path):
+    job = trainer(first=["a"] * 100, retries=1)
+    Repeat.down = True
+    with pytest.raises(RuntimeError, match="no valid episode"):
+        job.learn()
+    assert {episode.retries for episode in read_episodes(tmp_path / "episodes", "train")} == {1}
+
+
+def test_metrics_of_mixed_environments_are_those_of_each_too(trainer, tmp_path):
+    talking()  # registers it
+    files = f"data.train_files=['env={REPEAT},seeds=0:1','env={TALK},seeds=0:1,length=2']"
+    _, metrics = trainer(files, first=["f", "a", "b", "aa", "x", "x", "x", "x"]).learn()
+    means = mean_metrics(read_episodes(tmp_path / "episodes", "train"))
+    assert {name: value for name, value in metrics.items() if name.startswith("gem/")} == pytest.approx(
+        {f"gem/{name}": value for name, value in means.items()}
+    )
+    assert metrics[f"gem/return/{TALK}"] == 3
+    assert metrics[f"gem/environment_errors/{REPEAT}"] == 0.25
+
+
+def test_a_validation_counts_failures_apart(trainer, tmp_path):
+    job = trainer(first=["a", "f", "b", "aa", "b", "f"], later=["a"])
+    job.global_steps = 0
+    metrics = job._validate()
+    episodes = read_episodes(tmp_path / "episodes", "eval", step=0)
+    of_valid = mean_metrics(episodes)
+    assert len(episodes) == 6
+    assert of_valid["left_out"] == pytest.approx(2 / 6)
+    for name in ("return", "turns", "left_out", "environment_errors"):
+        assert metrics[f"val-aux/{REPEAT}/{name}/mean@1"] == pytest.approx(of_valid[name])
+    assert metrics[f"val-aux/{REPEAT}/acc_success_only/mean@1"] == of_valid["success"]
+    # verl's own rule for the core metric: a session without a result counts as 0.
+    assert metrics[f"val-core/{REPEAT}/acc/mean@1"] == pytest.approx(of_valid["success"] * 4 / 6)
+
+
+def test_a_validation_in_which_everything_fails_has_numbers(trainer):
+    job = trainer(first=["f"] * 6)
+    metrics = job._validate()
+    assert metrics[f"val-aux/{REPEAT}/left_out/mean@1"] == 1
+    assert not any(np.isnan(value) for value in metrics.values())
+    assert not any("/acc/" in name for name in metrics)
 
 
 # --- ReBN
@@ -525,6 +902,21 @@ def test_rebn_adds_what_a_penalty_puts_on_the_tokens_of_a_turn():
     np.testing.assert_allclose(advantages[1], [of_turns[1][0], 0, 0, 0, 0], atol=1e-6)
 
 
+@pytest.mark.parametrize("value", [-0.1, 0.7, 1000.7, 1e-6, 1e20])
+def test_rebn_of_equal_returns_is_exactly_0(value):
+    rewards = torch.zeros(7, 5)
+    rewards[:, 4] = value
+    config = type("Config", (), {"gamma": 1.0})
+    advantages, _ = gem_verl.compute_rebn_advantage(rewards, torch.tensor([[1, 1, 0, 1, 1]] * 7), config)
+    assert not advantages.any()
+
+
+def test_rebn_loses_no_small_reward_behind_a_huge_one():
+    config = type("Config", (), {"gamma": 0.0})
+    _, returns = gem_verl.compute_rebn_advantage(torch.tensor([[1e20, 0, 1.0]]), torch.tensor([[1, 0, 1]]), config)
+    assert returns.tolist() == [[pytest.approx(1e20), 0, 1.0]]
+
+
 def test_rebn_of_a_batch_without_a_sampled_token_is_0():
     config = type("Config", (), {"gamma": 1.0})
     advantages, returns = gem_verl.compute_rebn_advantage(torch.zeros(2, 3), torch.zeros(2, 3), config)
@@ -533,24 +925,6 @@ def test_rebn_of_a_batch_without_a_sampled_token_is_0():
 
 
 # --- metrics
-
-
-def test_metrics_of_a_batch_are_means_over_episodes_not_samples(monkeypatch):
-    rows = {
-        "a_0_0": {"acc": 1.0, "turns": 2.0, "environment_errors": 0.0},
-        "a_0_1": {"acc": 1.0, "turns": 2.0, "environment_errors": 0.0},
-        "a_1_0": {"acc": 0.0, "turns": 1.0, "environment_errors": 1.0},
-        "b_0_0": {"score": 3},  # of another agent loop
-    }
-    stored = {key: {"reward_extra_info": row} for key, row in rows.items()}
-
-    def kv_batch_get(keys, partition_id, select_fields):
-        assert (partition_id, select_fields) == ("train", ["extra_fields"])
-        return {"extra_fields": [stored[key] for key in keys]}
-
-    monkeypatch.setattr(gem_verl.transfer_queue, "kv_batch_get", kv_batch_get)
-    meta = type("Batch", (), {"keys": list(rows), "partition_id": "train"})
-    assert gem_verl._batch_metrics(meta) == {"gem/success": 0.5, "gem/turns": 1.5, "gem/environment_errors": 0.5}
 
 
 def buffer(conf, **kwargs):
@@ -593,5 +967,6 @@ def test_every_key_of_the_example_is_one_of_verls(config, algorithm):
 
 
 def test_a_finish_reason_of_length_is_only_the_servers_limit():
-    server = gem_verl._Server(ScriptedServer([1, 2, 3]), {}, {9})
+    kinds = SimpleNamespace(eos_token_id=9), SimpleNamespace(stop_ids=(9,))
+    server = gem_verl._Server(ScriptedServer([1, 2, 3]), {}, *kinds)
     assert asyncio.run(server.generate([0], 3)) == Response([1, 2, 3], None, "length")
