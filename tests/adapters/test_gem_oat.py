@@ -662,6 +662,13 @@ def test_a_learner_without_the_mixin_and_one_of_the_other_kind_are_refused(make_
             actor.step([prompt])
 
 
+def test_oats_own_data_loading_names_what_the_learner_lacks():
+    from oat.utils.data import load_data_from_disk_or_hf  # which a learner without the mixin calls first
+
+    with pytest.raises(Exception, match="need a learner with GemLearnerMixin"):
+        load_data_from_disk_or_hf(gem_oat.GemArgs(tasks="none").prompt_data)
+
+
 def test_tasks_are_shared_out_among_the_actors_that_oat_makes():
     for options, actors in [({"gpus": 8}, 4), ({"gpus": 8, "collocate": True}, 8), ({"gpus": 5}, 3), ({"gpus": 1}, 1)]:
         assert gem_oat._actors_per_group(gem_oat.GemArgs(tasks="none", **options)) == actors
