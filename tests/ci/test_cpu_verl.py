@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("verl")
 
 import torch
+import verl.utils.fsdp_utils
 from transformers import AutoModelForCausalLM
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "ci" / "cpu" / "verl"))
@@ -67,6 +68,15 @@ def test_the_same_prompt_is_sampled_anew_for_every_request(small_model):
     assert len({tuple(output.token_ids) for output in outputs}) > 8
 
 
+def test_answers_end_at_the_stop_tokens_of_their_request_too(small_model):
+    model = AutoModelForCausalLM.from_pretrained(small_model, dtype=torch.float32)
+    likely = [int(model(torch.tensor([p])).logits[0, -1].argmax()) for p in PROMPTS]  # the first greedy tokens
+    greedy = {**SAMPLED, "temperature": 0, "stop_token_ids": [likely[0]]}
+    stopped, *others = generate(small_model, PROMPTS, greedy)
+    assert stopped.token_ids == [likely[0]]
+    assert all(likely[0] not in output.token_ids[:-1] for output in others)
+
+
 def test_an_answer_has_room_in_the_context_only(small_model):
     (output,) = generate(small_model, [[7] * 120], {**SAMPLED, "max_tokens": 50})
     assert len(output.token_ids) <= 8
@@ -94,6 +104,14 @@ def test_new_weights_are_taken_and_those_of_another_model_refused(small_model):
     expected = logprobs_of(model, PROMPTS[0], output.token_ids, 1.0)
     torch.testing.assert_close(torch.tensor(output.log_probs), expected, atol=1e-4, rtol=1e-4)
     assert output.extra_fields["global_steps"] == 3
+
+
+def test_a_reference_model_is_not_offloaded():
+    """Slow tests train with one (tests/jobs/test_verl.py): without this, FSDP2 pins memory, which needs a GPU."""
+    import resident_reference
+
+    assert verl.utils.fsdp_utils.CPUOffloadPolicy(pin_memory=True) is None
+    assert verl.utils.fsdp_utils.CPUOffloadPolicy is resident_reference.no_offload
 
 
 def test_verl_finds_platform_and_rollout():
