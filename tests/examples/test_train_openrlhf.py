@@ -15,7 +15,7 @@ pytest.importorskip("openrlhf")
 import psutil
 
 import gem_openrlhf
-from gem.rollout import read_episodes, read_jsonl, replay
+from gem.rollout import mean_metrics, read_episodes, read_jsonl, replay
 from gem.tasks import Task, make_tasks
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_openrlhf.py"
@@ -89,8 +89,12 @@ def test_the_example_trains_and_nothing_is_left_running(small_model, tmp_path):
         assert abs(row["vllm_kl"]) < 1e-2  # in step 2 too: the sampler has the weights that step 1 has made
         assert row["actor_grad_norm"] > 0
     (evaluation,) = of_openrlhf[2:]
-    assert f"eval_{'game:GuessTheNumber-v1-easy'}_pass1" in evaluation
-    assert len(read_episodes(tmp_path / "episodes", "eval")) == 8
+    validated = read_episodes(tmp_path / "episodes", "eval", step=2)
+    assert len(validated) == 8
+    means = mean_metrics(validated)
+    assert evaluation["eval_game:GuessTheNumber-v1-easy_pass1"] == pytest.approx(means["return"], abs=1e-6)
+    assert evaluation["eval_game:GuessTheNumber-v1-easy_success"] == pytest.approx(means["success"])
+    assert [len(read_episodes(tmp_path / "episodes", "train", step)) for step in (1, 2)] == [32, 32]
     assert left_running() == []
 
 
