@@ -525,7 +525,10 @@ class _GemSampling:
         if partition_id != "train":
             return super().sample(global_steps, partition_id, batch_size)  # type: ignore[misc]
         played: list[_Played] = []
-        for _ in range(FAILED_BATCHES):
+        for attempt in range(FAILED_BATCHES):
+            if attempt:
+                logger.warning("step %d: no episode of the batch is valid; the next tasks are run", global_steps)
+                self.refill_fn(batch_size)  # type: ignore[attr-defined]
             batch, metrics = super().sample(global_steps, partition_id, batch_size)  # type: ignore[misc]
             rows = _played(batch)
             played += rows
@@ -534,8 +537,6 @@ class _GemSampling:
                 transfer_queue.kv_clear(keys=dropped, partition_id=partition_id)
             if kept:
                 return batch.select_keys(list(kept)), {**metrics, **_means(played)}
-            logger.warning("step %d: none of the batch's episodes is valid; the next tasks are played", global_steps)
-            self.refill_fn(batch_size)  # type: ignore[attr-defined]
         raise RuntimeError(
             f"{FAILED_BATCHES} batches in a row had no valid episode: the environment, a tool or the inference server "
             "fails for good. The last errors are in the log of verl's agent-loop workers."

@@ -458,7 +458,9 @@ def test_tasks_come_from_several_sources_and_files(config, tokenizer, tmp_path):
     path = tmp_path / "tasks.jsonl"
     path.write_text("\n".join(task.to_json() for task in make_tasks("game:Minesweeper-v0-easy", range(3))))
     conf = config(f"data.train_files=['env={ENV},seeds=0:2','{path}']", "data.train_max_samples=4")
-    assert [task.env_id for task in data_set(conf, tokenizer).tasks] == [ENV] * 2 + ["game:Minesweeper-v0-easy"] * 3
+    ids = [task.env_id for task in data_set(conf, tokenizer).tasks]
+    assert sorted(ids) == [ENV] * 2 + ["game:Minesweeper-v0-easy"] * 3
+    assert len(set(ids[:2])) == 2  # mixed, so that a batch is
 
 
 def test_at_most_max_samples_are_taken(config, tokenizer):
