@@ -54,7 +54,6 @@ from pathlib import Path
 from typing import Any
 
 try:
-    import msgspec
     import ray
     from openrlhf.utils.agent import AgentExecutorBase, AgentInstanceBase
 except ImportError as error:
@@ -78,6 +77,7 @@ from gem.rollout import (
     discounted_returns,
     shared_player,
 )
+from gem.sandbox import SandboxUnavailable
 from gem.tasks import Task, load_tasks
 from gem_openrlhf_trainer import Label
 
@@ -200,7 +200,8 @@ class GemAgentExecutor(AgentExecutorBase):
 
     def _renderer(self, tokenizer: Any) -> ChatRenderer:
         """Return the renderer of a tokenizer, of which OpenRLHF sends a copy with every row."""
-        key = f"{tokenizer.name_or_path} {len(tokenizer)} {tokenizer.chat_template}"
+        inner = getattr(tokenizer, "tokenizer", tokenizer)  # OpenRLHF sends a processor for a model of images
+        key = f"{inner.name_or_path} {len(inner)} {tokenizer.chat_template}"
         if key not in self._renderers:
             self._renderers[key] = ChatRenderer(
                 tokenizer, self.system, self.tool_role, self.template_kwargs, self.allow_control_tokens
@@ -241,16 +242,16 @@ class _VLLM(Engine):
     def __init__(self, engine: Any, sampling_params: Any, stop_ids: Sequence[int]) -> None:
         self.engine = engine
         self.stop_ids = frozenset(stop_ids)
-        self.sampling_params = _with(
-            sampling_params, stop_token_ids=sorted(self.stop_ids.union(sampling_params.stop_token_ids or ()))
-        )
+        self.sampling_params = deepcopy(sampling_params)  # one object serves the whole group
+        own = getattr(sampling_params, "stop_token_ids", None) or ()
+        self.sampling_params.stop_token_ids = sorted(self.stop_ids.union(own))
+        # vLLM has made another field of them already, of what may not be sampled before min_tokens.
+        getattr(self.sampling_params, "all_stop_token_ids", set()).update(self.stop_ids)
 
     async def generate(self, prompt_ids: Sequence[int], max_new_tokens: int, *, episode: int = 0) -> Response:
-        params = _with(
-            self.sampling_params,
-            max_tokens=max_new_tokens,
-            min_tokens=min(self.sampling_params.min_tokens, max_new_tokens),
-        )
+        params = deepcopy(self.sampling_params)
+        params.max_tokens = max_new_tokens
+        params.min_tokens = min(params.min_tokens, max_new_tokens)
         answer = (await self.engine.generate(list(prompt_ids), params)).outputs[0]
         ids = list(answer.token_ids)
         logprobs = None
@@ -259,14 +260,6 @@ class _VLLM(Engine):
         if not ids or answer.finish_reason not in ("stop", "length"):
             return Response(ids, logprobs, "abort")
         return Response(ids, logprobs, "stop" if ids[-1] in self.stop_ids else answer.finish_reason)
-
-
-def _with(sampling_params: Any, **changes: Any) -> Any:
-    """Return other sampling parameters: those that OpenRLHF passes are one object for the whole group.
-
-    Made anew, since vLLM derives others of its fields from these; and of a copy, since it changes those in place.
-    """
-    return msgspec.structs.replace(deepcopy(sampling_params), **changes)
 
 
 class _WeightUpdates:
@@ -459,7 +452,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tasks += load_tasks(args.tasks, args.split) if args.tasks else []
         rows = [json.dumps(row(task, args.gamma, args.max_turns)) for task in tasks]
         _check(tasks, args.model, args.max_len)
-    except (ValueError, TypeError, ImportError, OSError) as error:
+    except (ValueError, TypeError, ImportError, OSError, SandboxUnavailable) as error:
         parser.error(str(error))
     args.out.write_text("\n".join(rows) + "\n", encoding="utf-8")
     print(f"{len(rows)} tasks of {', '.join(sorted({task.env_id for task in tasks}))} in {args.out}")
