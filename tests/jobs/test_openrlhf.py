@@ -179,6 +179,39 @@ def test_a_job_is_trained_validated_and_resumed_while_one_of_eight_episodes_fail
     assert set(found) == {2, 4, 6, 8, 10, 12}
 
 
+@pytest.mark.slow
+def test_an_asynchronous_job_with_a_critic_leaves_failures_out_too(small_model, tmp_path):
+    (tmp_path / "agent.py").write_text(AGENT)
+    (tmp_path / "spy.py").write_text(SPY)
+    write_rows(tmp_path / "train.jsonl", "--env", FLAKY, "--seeds", "0:16", "--env-kwargs", '{"fails": "every"}')
+    write_rows(tmp_path / "eval.jsonl", "--env", NEAR, "--seeds", "0:4", "--split", "eval")
+    flags = ["--train.async_enable", "--algo.advantage.estimator", "gae", "--vllm.num_engines", "1"]
+    output = train(
+        tmp_path,
+        small_model,
+        *flags,
+        "--critic.num_nodes",
+        "1",
+        "--critic.num_gpus_per_node",
+        "1",
+        "--ckpt.save_steps",
+        "-1",
+    )
+    steps = logged(output, r"Global step (\d+): (\{.*\})")
+    assert list(steps) == [1, 2, 3, 4]
+    assert all(None not in metrics.values() for metrics in steps.values())
+    episodes = read_episodes(tmp_path / "episodes", "train")
+    failed = sum(not e.valid for e in episodes)
+    assert (len(episodes), failed) == (64, 8)
+    assert sum(metrics["gem/left_out"] for metrics in steps.values()) * 16 == pytest.approx(failed, abs=1e-3)
+    spied = [row for line in (tmp_path / "spied.jsonl").read_text().splitlines() for row in json.loads(line)]
+    assert [row["advantages"] for row in spied if row["masked"]] == [[0.0]] * failed
+    evaluations = logged(output, r"Eval at step (\d+): (\{.*\})")
+    assert list(evaluations) == [2]  # by then the trainer may have gone on, so the episodes may be of another step
+    means = mean_metrics(read_episodes(tmp_path / "episodes", "eval"))
+    assert evaluations[2][f"eval_{NEAR}_success"] == pytest.approx(means["success"], abs=1e-5)
+
+
 def advantages_are_those_of_the_valid(rows):
     for first in range(0, len(rows), GROUP_SIZE):
         group = rows[first : first + GROUP_SIZE]
