@@ -355,9 +355,10 @@ class GemAgentLoop(AgentLoopBase):
         sampler = self.config.trainer.v1.sampler.custom_sampler
         if episode.task.split == "train" and not _is_gem_buffer(sampler.path, sampler.name):
             return []
+        # Rows are all that reaches the replay buffer, and all that verl's validation counts.
         end = [self.tokenizer.eos_token_id]
         fields = {"prompt_ids": end, "response_ids": end, "response_mask": [0], "token_rewards": [0.0]}
-        row_to_count = _as_output(episode, engine, **fields)
+        row_to_count = _as_output(episode, engine, None, **fields)
         row_to_count.extra_fields[NO_WEIGHT] = True
         return [row_to_count]
 
@@ -372,7 +373,7 @@ class GemAgentLoop(AgentLoopBase):
             sample = _as_output(
                 episode,
                 engine,
-                routed_experts=engine.outputs[len(episode.turns) - 1].routed_experts,
+                engine.outputs[len(episode.turns) - 1],
                 prompt_ids=whole.prompt_ids.tolist(),
                 response_ids=whole.completion_ids.tolist(),
                 response_mask=whole.mask.tolist(),
@@ -384,7 +385,7 @@ class GemAgentLoop(AgentLoopBase):
             _as_output(
                 episode,
                 engine,
-                routed_experts=output.routed_experts,
+                output,
                 prompt_ids=list(turn.prompt_ids),
                 response_ids=list(turn.response_ids),
                 response_mask=[1] * len(turn.response_ids),
@@ -406,13 +407,16 @@ def _is_gem_buffer(path: str | None, name: str | None) -> bool:
     return bool(path and name) and issubclass(load_extern_object(path, name), _GemSampling)
 
 
-def _as_output(episode: Episode, engine: _Server, **fields: Any) -> DenseOutput:
+def _as_output(episode: Episode, engine: _Server, output: TokenOutput | None, **fields: Any) -> DenseOutput:
+    of_server = {} if output is None else output.extra_fields
+    extra = {"env_id": episode.task.env_id, "reward_extra_info": _metrics(episode)}
     return DenseOutput(
         **fields,
+        routed_experts=None if output is None else output.routed_experts,
         reward_score=sum(fields["token_rewards"]),  # so that verl runs no reward function
         num_turns=2 * len(episode.turns),  # messages, as verl counts them
         metrics=AgentLoopMetrics(generate_sequences=engine.seconds),
-        extra_fields={**engine.versions(), "env_id": episode.task.env_id, "reward_extra_info": _metrics(episode)},
+        extra_fields={**of_server, **engine.versions(), **extra},
     )
 
 
@@ -453,15 +457,11 @@ class _Server(Engine):
         return Response(ids, logprobs, "stop" if stopped else "length")
 
     def versions(self) -> dict[str, Any]:
-        """Return what the servers said of the answers, and which versions of the weights sampled the episode."""
+        """Return which versions of the weights the episode was sampled with."""
         first = [output.extra_fields.get("min_global_steps") for output in self.outputs]
         last = [output.extra_fields.get("max_global_steps") for output in self.outputs]
         known = bool(self.outputs) and None not in first and None not in last
-        return {
-            **(self.outputs[-1].extra_fields if self.outputs else {}),
-            "min_global_steps": min(first) if known else None,
-            "max_global_steps": max(last) if known else None,
-        }
+        return {"min_global_steps": min(first) if known else None, "max_global_steps": max(last) if known else None}
 
 
 @register_adv_est("gem_rebn")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -102,8 +103,9 @@ def test_the_example_trains_and_nothing_is_left_running(small_model, tmp_path, v
         assert {episode.task.split for episode in validated} == {"eval"}
         success = mean_metrics(validated)["success"]
         assert of_verl[step][f"val-core/{env_id}/acc/mean@1"] == pytest.approx(success)
+    (ray_folder,) = re.findall(r"_temp_dir=(\S+)", (out / "command.sh").read_text())
     running = [process.info for process in psutil.process_iter(["pid", "cmdline"])]  # None: it has just ended
-    assert [info["pid"] for info in running if "gem-ray-" in " ".join(info["cmdline"] or ())] == []
+    assert [info["pid"] for info in running if ray_folder in " ".join(info["cmdline"] or ())] == []
 
 
 def test_turns_as_samples_and_environments_that_misbehave(example, small_model, tmp_path, variables):
