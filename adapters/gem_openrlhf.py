@@ -246,7 +246,8 @@ class _VLLM(Engine):
         own = getattr(sampling_params, "stop_token_ids", None) or ()
         self.sampling_params.stop_token_ids = sorted(self.stop_ids.union(own))
         # vLLM has made another field of them already, of what may not be sampled before min_tokens.
-        getattr(self.sampling_params, "all_stop_token_ids", set()).update(self.stop_ids)
+        derived: set[int] = getattr(self.sampling_params, "all_stop_token_ids", set())
+        derived.update(self.stop_ids)
 
     async def generate(self, prompt_ids: Sequence[int], max_new_tokens: int, *, episode: int = 0) -> Response:
         params = deepcopy(self.sampling_params)
