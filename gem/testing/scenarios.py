@@ -183,7 +183,7 @@ class Script(Engine):
             max_new_tokens: the limit.
             stop_ids: the tokens at which the trainer's engine was told to stop, beside the model's own end token.
         """
-        prompt = tuple(int(token) for token in prompt_ids)
+        prompt = tuple(prompt_ids.tolist() if hasattr(prompt_ids, "tolist") else prompt_ids)  # arrays and views have it
         with self._lock:
             answers = self._answers.get(prompt)
             if answers is None:
