@@ -63,11 +63,6 @@ class TrainingArgs:
         """Arguments of the environment, as its tasks carry them."""
         return {"tools": self.tools} if self.tools else {}
 
-    @property
-    def env_expression(self) -> str:
-        """The environment as :func:`gem.tasks.load_tasks` reads it, to be followed by ``,seeds=...``."""
-        return f"env={self.env}" + (f",tools={self.tools.replace(',', '+')}" if self.tools else "")
-
     def task_source(self, seeds: range, split: str = "train") -> str:
         """Return as many tasks as there are seeds, as :func:`gem.tasks.load_tasks` reads them.
 
