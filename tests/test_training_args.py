@@ -49,7 +49,11 @@ def test_arguments_that_cannot_work_are_refused_with_what_to_do(args, message):
 def test_tools_go_with_the_tasks_into_every_trainer():
     args = TrainingArgs(env="qa:Sample", tools="python,search")
     assert args.env_kwargs == {"tools": "python,search"}
-    for task in [*make_tasks(args.env, [0], args.env_kwargs), *args.tasks(range(1)), *load_tasks(args.task_source(range(1)))]:
+    for task in [
+        *make_tasks(args.env, [0], args.env_kwargs),
+        *args.tasks(range(1)),
+        *load_tasks(args.task_source(range(1))),
+    ]:
         assert [tool.tool_type for tool in task.make().tools] == ["python_code", "search"]
     with pytest.raises(ValueError, match="no tool 'moon'"):
         TrainingArgs(tools="moon").fill_in()
