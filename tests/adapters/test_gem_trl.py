@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import sys
-from copy import copy
+from copy import deepcopy
 from functools import partial
 from types import SimpleNamespace
 
@@ -579,7 +579,7 @@ def test_vllm_gets_the_stop_tokens_with_its_sampling_parameters(make_trainer, to
             ids = [[5, 6] for _ in prompts]
             return {"prompt_ids": prompts, "completion_ids": ids, "logprobs": [[[-0.5]] * 2 for _ in prompts]}
 
-    tokenizer = copy(tokenizer)
+    tokenizer = deepcopy(tokenizer)
     tokenizer.eos_token = "<|endoftext|>"
     rollout = GemRollout(tokenizer, max_turns=1, make_env=lambda task: Chat())
     trainer = make_trainer(rollout=rollout)
@@ -597,7 +597,7 @@ def test_vllm_gets_the_stop_tokens_with_its_sampling_parameters(make_trainer, to
 
 
 def test_a_generation_that_cannot_be_told_to_stop_is_warned_of_once_and_cut(make_trainer, tokenizer, caplog):
-    tokenizer = copy(tokenizer)
+    tokenizer = deepcopy(tokenizer)
     tokenizer.eos_token = "<|endoftext|>"
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     trainer = make_trainer(
@@ -625,7 +625,7 @@ def test_the_context_of_vllm_is_a_limit_too(make_trainer, tokenizer):
 
 
 def test_the_trainers_arguments_of_the_template_are_used(make_trainer, tokenizer):
-    tokenizer = copy(tokenizer)
+    tokenizer = deepcopy(tokenizer)
     tokenizer.chat_template = "{{ 'today is ' ~ (date or 'unknown') ~ '\n' }}" + tokenizer.chat_template
     rollout = GemRollout(tokenizer, max_turns=1, make_env=lambda task: Chat())
     trainer = make_trainer(rollout=rollout, chat_template_kwargs={"date": "Monday"})
