@@ -82,7 +82,7 @@ def check_tasks(
             raise ContextTooSmall(task, length, limits)
     if too_long:
         logger.warning(
-            "%d of %d tasks that were begun are too long for the context of %d tokens, and will not be learned from: "
+            "%d of %d tasks that were begun are too long for the context of %d tokens: "
             "gem.rollout.drop_overlong leaves such tasks out",
             *(len(too_long), len(measured), limits.max_context),
         )
