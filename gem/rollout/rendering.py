@@ -24,7 +24,7 @@ from typing import Any
 
 from gem.core import Info
 from gem.rollout.answers import Answer, AnswerParser
-from gem.utils.control_tokens import beginnings, control_tokens, first_characters
+from gem.utils.control_tokens import beginnings, control_tokens, first_characters, special_ids
 
 _QUESTION = "question"
 _MARKER = "ANSWERMARKER"
@@ -105,7 +105,7 @@ class ChatRenderer:
         self._before = [_message("system", system)] if system is not None else []
         self._template_kwargs = {"chat_template": template, **(template_kwargs or {})}
         added = {i: str(token) for i, token in self.tokenizer.added_tokens_decoder.items()}
-        special = {*self.tokenizer.all_special_ids, *self._added_as_special()}
+        special = special_ids(self.tokenizer)
         self._parser = AnswerParser(self.tokenizer, special, added, template)
         self._special = frozenset(special | added.keys())
         control = control_tokens(self.tokenizer, template)
@@ -127,9 +127,6 @@ class ChatRenderer:
         self._spelled = beginnings(control.values())
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         self._normalizes = backend is None or backend.normalizer is not None
-
-    def _added_as_special(self) -> set[int]:
-        return {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
 
     def first(self, observation: str) -> list[int]:
         """Return the ids of a conversation that begins with ``observation``, generation prompt included."""
@@ -385,7 +382,7 @@ class _Closing:
         """
         last = response_ids[-1] if len(response_ids) else None
         if last in self.control:
-            # A token may stand in the end more than once: what was sampled before it tells which of them it is.
+            # A token may stand in the end more than once: it is the one before which most of the sampled tokens fit.
             places = [i + 1 for i, token in enumerate(self.ids) if token == last]
             return max(places, key=lambda n: _common_suffix(self.ids[:n], response_ids[-n:]))
         return len(self.ids) if last in stops else 0

@@ -59,8 +59,8 @@ def rebn(rewards: Sequence[Sequence[float]], gamma: float = 1.0, eps: float = 1e
         eps: added to the (population) standard deviation.
 
     Returns:
-        For each episode an advantage a turn, float64. Exactly 0 if all returns of the batch are equal but for rounding
-        (a standard deviation of at most 1e-6 of the largest return).
+        For each episode, one advantage per turn, float64. Exactly 0 if all returns of the batch are equal but for
+        rounding (a standard deviation of at most 1e-6 of the largest return).
     """
     returns = [discounted_returns(episode, gamma) for episode in rewards]
     ends = np.cumsum([len(episode) for episode in returns])[:-1]

@@ -16,6 +16,15 @@ WORD_JOINER = "\u2060"
 _NOTHING = re.compile(r"(?!)")
 
 
+def special_ids(tokenizer: Any) -> set[int]:
+    """Return the ids of a tokenizer's special tokens: those that it has a name for, and those that were added as such.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+    """
+    return {*tokenizer.all_special_ids, *(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)}
+
+
 def control_tokens(tokenizer: Any, template: str) -> dict[int, str]:
     """Return a tokenizer's control tokens: its special tokens, and the added ones that the template writes.
 
@@ -26,11 +35,11 @@ def control_tokens(tokenizer: Any, template: str) -> dict[int, str]:
     Returns:
         The text of each, by id. One of a single character cannot be told from ordinary text, and is left out.
     """
-    special = set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     return {
         i: str(token)
         for i, token in tokenizer.added_tokens_decoder.items()
-        if len(str(token).strip()) > 1 and (i in special or token.special or str(token) in template)
+        if len(str(token).strip()) > 1 and (i in special or str(token) in template)
     }
 
 
