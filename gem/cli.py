@@ -14,6 +14,7 @@ import math
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from enum import Enum
@@ -327,8 +328,20 @@ def _checked(ids: list[str], processes: int) -> Iterator[tuple[str, Iterable[Che
         yield from ((env_id, run_checks(env_id)) for env_id in ids)
         return
     context = multiprocessing.get_context("spawn")  # threads and forks do not go together
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent) as pool:
         yield from zip(ids, pool.map(_all_checks, ids), strict=True)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, whatever it computes."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this is called in a process of a pool"
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _all_checks(env_id: str) -> list[CheckResult]:

@@ -3,8 +3,11 @@
 import json
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
+from processes import descendants, runs
 from typer.testing import CliRunner
 
 import gem
@@ -193,6 +196,23 @@ def test_checks_in_other_processes_say_what_checks_here_say(run):
     assert there.exit_code == 0
     assert there.stdout == here.stdout
     assert "✓ solver (won 10 of 10)" in there.stdout
+
+
+def test_check_that_is_killed_leaves_no_process():
+    """Its processes compute for a minute, and would go on."""
+    command = [sys.executable, "-m", "gem", "check", "game:Game2048-v1-extreme-hard", "game:Game2048-v1-hard"]
+    check = subprocess.Popen([*command, "--jobs", "2"], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while sum(psutil.Process(pid).cpu_times().user > 2 for pid in descendants(check.pid)) < 2:
+        assert time.monotonic() < deadline, "two processes compute"
+        time.sleep(0.1)
+    started = descendants(check.pid)
+    check.terminate()
+    check.wait(10)
+    deadline = time.monotonic() + 10
+    while any(map(runs, started)):
+        assert time.monotonic() < deadline, [psutil.Process(pid).cmdline() for pid in started if runs(pid)]
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,8 @@ class ChatRenderer:
         tokenizer: a Hugging Face tokenizer with a chat template, or a processor that has one.
         system: a system message before the first observation.
         tool_role: whether a tool's observation is a message of the role ``tool``, and not the user's.
-        template_kwargs: arguments of the chat template, for example ``{"enable_thinking": False}``.
+        template_kwargs: arguments of the chat template, for example ``{"enable_thinking": False}``; ``chat_template``
+            among them is another template than the tokenizer's own, or the name of one of its templates.
         allow_control_tokens: whether the text of a control token in an observation becomes that token. By default it
             becomes ordinary tokens, so that neither an environment nor a tool can forge a turn.
 
@@ -100,10 +101,11 @@ class ChatRenderer:
         template_kwargs: dict[str, Any] | None = None,
         allow_control_tokens: bool = False,
     ) -> None:
-        self.tokenizer, template = _tokenizer_and_template(tokenizer)
+        template_kwargs = dict(template_kwargs or {})
+        self.tokenizer, template = _tokenizer_and_template(tokenizer, template_kwargs.pop("chat_template", None))
         self.tool_role = tool_role
         self._before = [_message("system", system)] if system is not None else []
-        self._template_kwargs = {"chat_template": template, **(template_kwargs or {})}
+        self._template_kwargs = {"chat_template": template, **template_kwargs}
         added = {i: str(token) for i, token in self.tokenizer.added_tokens_decoder.items()}
         special = special_ids(self.tokenizer)
         self._parser = AnswerParser(self.tokenizer, special, added, template)
@@ -392,8 +394,12 @@ def _common_suffix(a: Sequence[int], b: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(a), reversed(b), strict=False)))
 
 
-def _tokenizer_and_template(tokenizer: Any) -> tuple[Any, str]:
+def _tokenizer_and_template(tokenizer: Any, wanted: str | None = None) -> tuple[Any, str]:
     """Return the tokenizer that puts text into tokens, and the chat template.
+
+    Args:
+        tokenizer: a tokenizer or a processor.
+        wanted: another template, or the name of one of several; None for the default.
 
     Raises:
         TypeError: conversations cannot be rendered as text.
@@ -409,6 +415,10 @@ def _tokenizer_and_template(tokenizer: Any) -> tuple[Any, str]:
     template = getattr(tokenizer, "chat_template", None)
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor's
     template = template or getattr(tokenizer, "chat_template", None)
+    if isinstance(template, dict) and wanted in template:
+        return tokenizer, template[wanted]
+    if wanted is not None:
+        return tokenizer, wanted
     if isinstance(template, dict):
         if "default" not in template:
             raise ValueError(

@@ -637,6 +637,24 @@ def test_of_named_templates_the_default_is_taken():
         ChatRenderer(named)
 
 
+def test_a_template_among_the_arguments_is_taken_for_everything():
+    llama = tokenizer_of("ChatML").chat_template.replace("<|im_end|>", "<|eot|>")
+    own = byte_level(CHATML, "<|endoftext|>")
+    own.add_tokens([AddedToken("<|eot|>", special=False)])
+    renderer = ChatRenderer(own, template_kwargs={"chat_template": llama})
+    end = own.convert_tokens_to_ids("<|eot|>")
+    assert renderer.end_id == end
+    assert renderer.stop_ids == (end,)
+    assert end in renderer.control_ids
+    assert end not in ChatRenderer(own).control_ids
+    assert own.decode(renderer.first("Play.")) == own.apply_chat_template(
+        [{"role": "user", "content": "Play."}], chat_template=llama, tokenize=False, add_generation_prompt=True
+    )
+    own.chat_template = {"default": CHATML, "other": llama}
+    by_name = ChatRenderer(own, template_kwargs={"chat_template": "other"})
+    assert by_name.first("Play.") == renderer.first("Play.")
+
+
 def test_a_tokenizer_that_renders_without_a_template_is_refused_with_what_to_do():
     class MistralCommonBackend:
         name_or_path = "mistral"
