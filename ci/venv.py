@@ -39,7 +39,7 @@ def make(trainer: str, folder: Path) -> None:
         return
     print(f"Making {folder} with the versions in {constraints.relative_to(ROOT)}: minutes the first time", flush=True)
     subprocess.run([sys.executable, "-I", "-m", "venv", str(folder)], check=True)  # -I: not this file as "venv"
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check"]
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-compile"]
     for step in _steps(trainer, str(constraints)):
         done = subprocess.run([*pip, *step], check=False)
         if done.returncode != 0:

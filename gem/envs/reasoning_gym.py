@@ -1,7 +1,7 @@
 r"""The data sets of reasoning_gym (https://github.com/open-thought/reasoning-gym), one question an episode.
 
-A question is made when it is asked, from its index alone; nothing is made beforehand and nothing is kept but the
-question. The library itself runs in worker processes (:mod:`gem.envs.reasoning_gym_worker`), and is never imported
+A question is made when it is asked, from its index alone; nothing is made beforehand. The latest questions are kept,
+since a group of episodes asks the same one, and some take seconds to make. The library itself runs in worker processes (:mod:`gem.envs.reasoning_gym_worker`), and is never imported
 here. The answer is the last ``\boxed{...}``; the data set's own scorer grades it, from 0 to 1.
 
 Some scorers pay for text that answers nothing:
@@ -172,7 +172,7 @@ class ReasoningGymEnv(QuestionEnv):
             return 0.0
 
     def _make(self, idx: int) -> Entry:
-        return _workers.call(make_entry, self._name, self._config, idx, timeout=MAKE_SECONDS)
+        return _question(self._name, self._config, idx)
 
     def random_answer(self) -> str:
         """Return the answer to another question."""
@@ -203,6 +203,12 @@ def _right_answer(entry: Entry) -> str | None:
         return entry["answer"]
     examples = (entry["metadata"].get(key) for key in ("example_correct_answer", "example_answer"))
     return next((example for example in examples if example), None)
+
+
+@functools.lru_cache(maxsize=64)
+def _question(name: str, config: str, idx: int) -> Entry:
+    """Make a question; nobody changes what is returned."""
+    return _workers.call(make_entry, name, config, idx, timeout=MAKE_SECONDS)
 
 
 @functools.cache

@@ -54,7 +54,7 @@ STEP_SECONDS = 5.0
 EPISODES = 200
 """Episodes of random play."""
 
-PLAY_SECONDS = 10.0
+PLAY_SECONDS = 5.0
 """Time for random play, after which there are fewer of them."""
 
 SOLVED = 10
