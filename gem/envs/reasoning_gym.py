@@ -1,8 +1,9 @@
 r"""The data sets of reasoning_gym (https://github.com/open-thought/reasoning-gym), one question an episode.
 
 A question is made when it is asked, from its index alone; nothing is made beforehand. The latest questions are kept,
-since a group of episodes asks the same one, and some take seconds to make. The library itself runs in worker processes (:mod:`gem.envs.reasoning_gym_worker`), and is never imported
-here. The answer is the last ``\boxed{...}``; the data set's own scorer grades it, from 0 to 1.
+since a group of episodes asks the same one, and some take seconds to make. The library itself runs in worker processes
+(:mod:`gem.envs.reasoning_gym_worker`), and is never imported here. The answer is the last ``\boxed{...}``; the data
+set's own scorer grades it, from 0 to 1.
 
 Some scorers pay for text that answers nothing:
 
