@@ -3,11 +3,14 @@
 For what may hang, crash, or depend on the process: a worker is killed when its time is up, and the next call starts
 another. A worker is a fresh interpreter (not a fork, which does not go together with threads), it serves one call at
 a time, and it ends with the process that started it.
+
+A worker may have read what a model wrote. So what it answers is JSON of a limited length, never a pickle.
 """
 
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import pickle
 import queue
@@ -24,6 +27,9 @@ from typing import Any
 START_SECONDS = 60.0
 MEMORY_LIMIT = 4 << 30
 """Bytes of address space that a worker may take."""
+
+ANSWER_LIMIT = 64 << 20
+"""Bytes of an answer."""
 
 
 class CallNotSent(Exception):
@@ -64,7 +70,7 @@ class Worker:
         self._owner = os.getpid()
 
     def call(self, function: Callable[..., Any], *args: Any, timeout: float) -> Any:
-        """Call a function there, and return its result.
+        """Call a function there, and return its result, as JSON has it.
 
         Args:
             function: importable by its name.
@@ -74,7 +80,7 @@ class Worker:
         Raises:
             CallNotSent: the function or an argument cannot be sent, or not be imported there.
             CallTimeout: the time was up.
-            CallFailed: it raised, or ended the process.
+            CallFailed: it raised, returned what JSON has not, or ended the process.
             NotReady: ``prepare`` raised, or took longer than :data:`START_SECONDS`.
         """
         try:
@@ -109,10 +115,16 @@ class Worker:
             if not self._pipe.poll(timeout):
                 self.stop()
                 raise CallTimeout(f"it gave no answer in {timeout:g} s")
-            return self._pipe.recv()
-        except (EOFError, ConnectionError):
+            answer = self._pipe.recv_bytes(ANSWER_LIMIT)
+        except (EOFError, OSError):
             self.stop()
-            raise CallFailed("the process ended") from None
+            raise CallFailed("the process ended, or answered too much") from None
+        try:
+            kind, value = json.loads(answer)
+        except (ValueError, TypeError, RecursionError):
+            self.stop()
+            raise CallFailed("the process answered what is no answer") from None
+        return kind, value
 
     def _start(self) -> bool:
         """Start the process unless it is there; return whether it was started."""
@@ -194,13 +206,13 @@ def serve(handle: int) -> None:
         try:
             function, args = pickle.loads(job)
         except (ImportError, AttributeError) as error:
-            pipe.send(("unloadable", str(error)))
-            continue
-        try:
-            answer = ("returned", function(*args))
-        except BaseException as error:  # noqa: BLE001 (whatever it raises is the caller's to know)
-            answer = ("raised", "".join(traceback.format_exception_only(type(error), error)).strip())
-        pipe.send(answer)
+            answer = json.dumps(("unloadable", str(error)))
+        else:
+            try:
+                answer = json.dumps(("returned", function(*args)))
+            except BaseException as error:  # noqa: BLE001 (whatever it raises is the caller's to know)
+                answer = json.dumps(("raised", "".join(traceback.format_exception_only(type(error), error)).strip()))
+        pipe.send_bytes(answer.encode())
 
 
 def _receive(pipe: Connection, jobs: queue.SimpleQueue[Any]) -> None:

@@ -22,7 +22,7 @@ def worker():
 
 
 def test_a_call_returns_what_the_function_does_from_another_process(worker):
-    assert worker.call(divmod, 7, 2, timeout=20) == (3, 1)
+    assert worker.call(divmod, 7, 2, timeout=20) == [3, 1]
     pid = worker.call(os.getpid, timeout=20)
     assert pid != os.getpid()
     assert worker.call(os.getpid, timeout=20) == pid
@@ -31,7 +31,7 @@ def test_a_call_returns_what_the_function_does_from_another_process(worker):
 def test_what_a_function_raises_is_told(worker):
     with pytest.raises(CallFailed, match="ZeroDivisionError"):
         worker.call(divmod, 1, 0, timeout=20)
-    assert worker.call(divmod, 7, 2, timeout=20) == (3, 1)
+    assert worker.call(divmod, 7, 2, timeout=20) == [3, 1]
 
 
 def test_a_call_that_hangs_is_killed_in_time_and_the_next_one_answered(worker):
@@ -42,7 +42,7 @@ def test_a_call_that_hangs_is_killed_in_time_and_the_next_one_answered(worker):
     assert time.monotonic() - begin < 2
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    assert worker.call(divmod, 7, 2, timeout=20) == (3, 1)
+    assert worker.call(divmod, 7, 2, timeout=20) == [3, 1]
 
 
 def test_a_call_that_ends_its_process_is_told(worker):
@@ -50,7 +50,16 @@ def test_a_call_that_ends_its_process_is_told(worker):
         worker.call(os._exit, 3, timeout=20)
     with pytest.raises(CallFailed, match="SystemExit"):
         worker.call(sys.exit, 3, timeout=20)
-    assert worker.call(divmod, 7, 2, timeout=20) == (3, 1)
+    assert worker.call(divmod, 7, 2, timeout=20) == [3, 1]
+
+
+def test_an_answer_is_data_and_of_limited_length(worker, monkeypatch):
+    with pytest.raises(CallFailed, match="not JSON serializable"):
+        worker.call(Path, timeout=20)
+    monkeypatch.setattr("gem.workers.ANSWER_LIMIT", 1000)
+    with pytest.raises(CallFailed, match="answered too much"):
+        worker.call(pow, 10, 1000, timeout=20)
+    assert worker.call(divmod, 7, 2, timeout=20) == [3, 1]
 
 
 def test_what_cannot_be_sent_is_told(worker):
@@ -67,7 +76,7 @@ def test_a_call_that_takes_all_memory_costs_its_own_process_only(worker):
 
 def test_preparing_does_not_count_towards_the_calls_time():
     worker = Worker(prepare=partial(time.sleep, 1.5))
-    assert worker.call(divmod, 7, 2, timeout=1.0) == (3, 1)
+    assert worker.call(divmod, 7, 2, timeout=1.0) == [3, 1]
     worker.stop()
 
 

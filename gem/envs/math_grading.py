@@ -6,6 +6,8 @@ import logging
 import re
 from typing import Any
 
+from gem.envs.only_arithmetic import guard_sympy
+
 _NAMED = re.compile(r"\\?[A-Za-z]\w*(_\{?\w+\}?)?'?(\([\w, ]+\))?\s*=(?P<value>[^=]+)")
 """A name, or a function of names, and a value for it: ``x = 3``, ``f(x) = 2x``."""
 
@@ -26,6 +28,7 @@ _DENIAL = re.compile(r"\\(text|mathrm|mbox)\{[^{}]*\b(not?|never|is|isn|wrong)\b
 def load() -> None:
     """Import what grading needs, and use it once."""
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it has no time limit: we have one
+    guard_sympy()
     is_same("1", ["2"])
 
 

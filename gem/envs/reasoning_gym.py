@@ -11,8 +11,8 @@ Some scorers pay for text that answers nothing:
   here, unless ``raw_scores=True`` asks for the scorer's own numbers.
 * the full price: :data:`PAY_FOR_JUNK`. They are refused unless ``pay_for_junk=True`` asks for them.
 
-Some scorers evaluate the answer as Python: :data:`EVALUATING`. They are shown arithmetic only, and an answer with
-anything else in it is wrong. An answer that keeps a scorer busy for :data:`SCORE_SECONDS` is wrong too.
+Scorers that evaluate the answer as Python get to evaluate arithmetic and literals only
+(:mod:`gem.envs.only_arithmetic`). An answer that keeps a scorer busy for :data:`SCORE_SECONDS` is wrong.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import json
 import re
 from typing import Any
 
+from gem.envs.only_arithmetic import FUNCTIONS
 from gem.envs.question import QuestionEnv
 from gem.envs.reasoning_gym_worker import QUESTIONS, Entry, find_fault, load, make_entry, score
 from gem.utils.parsing import extract_last_boxed_answer
@@ -58,23 +59,7 @@ PAY_FOR_JUNK = {
 }
 """Data sets whose scorer can be had without answering, and how."""
 
-EVALUATING = (
-    "binary_matrix",
-    "countdown",
-    "intermediate_integration",
-    "n_queens",
-    "polynomial_multiplication",
-    "puzzle24",
-    "simple_integration",
-    "spiral_matrix",
-    "string_insertion",
-)
-"""Data sets whose scorer evaluates the answer as Python."""
-
-_FUNCTIONS = "sin|cos|tan|sec|csc|cot|asin|acos|atan|sinh|cosh|tanh|exp|log|ln|sqrt|erf|Abs"
-_NO_ARITHMETIC = re.compile(
-    rf"__|\.\s*[^\W\d]|[\])'\"]\s*\(|(?<!\w)(?!(?:{_FUNCTIONS})\s*\()\w*[^\W\d]\w*\s*\(|lambda|:=|@"
-)
+_INTEGRALS = ("intermediate_integration", "simple_integration")
 
 _LONGEST = 20_000
 """Characters of an answer, beyond which none is right: what a scorer computes is not bound."""
@@ -151,24 +136,14 @@ class ReasoningGymEnv(QuestionEnv):
         answer = extract_last_boxed_answer(action)
         if answer is None or not answer.strip() or len(answer) > _LONGEST:
             return 0.0, False
-        if self._is_code(answer):
-            return 0.0, False
         reward = self._score(answer)
-        floor = 0.0 if self._raw_scores else CONSOLATION.get(self._source, 0.0)
+        floor = 0.0 if self._raw_scores else CONSOLATION.get(self._entry["source"], 0.0)
         return (reward if reward > floor else 0.0), reward >= 1.0
-
-    @property
-    def _source(self) -> str:
-        """The data set that the question is from."""
-        return self._entry["metadata"]["source_dataset"] if self._name == "composite" else self._name
-
-    def _is_code(self, answer: str) -> bool:
-        return self._source in EVALUATING and bool(_NO_ARITHMETIC.search(answer))
 
     def _score(self, answer: str) -> float:
         """Return the scorer's number; text at which it raises, or computes for ever, is no answer."""
         try:
-            return _workers.call(score, self._name, self._config, answer, self._entry, timeout=SCORE_SECONDS)
+            return _workers.call(score, self._name, self._config, answer, self._entry["pickled"], timeout=SCORE_SECONDS)
         except CallFailed:
             return 0.0
 
@@ -178,32 +153,28 @@ class ReasoningGymEnv(QuestionEnv):
     def random_answer(self) -> str:
         """Return the answer to another question."""
         entry = self._make(self.action_rng.randrange(QUESTIONS))
-        return f"\\boxed{{{_right_answer(entry) or '0'}}}"
+        return f"\\boxed{{{entry['answer'] or '0'}}}"
 
     def reference_action(self) -> str:
         """Return the question's own answer, or the example of one where several are right.
 
         Raises:
-            NotImplementedError: there is none, its braces do not balance, or it repeats the question (an integral
-                that reasoning_gym could not solve).
+            NotImplementedError: there is none, its braces do not balance, or it is no arithmetic (an integral that
+                reasoning_gym could not solve).
         """
-        answer = _right_answer(self._entry)
+        answer = self._entry["answer"]
         action = f"\\boxed{{{answer}}}"
-        if answer is None or extract_last_boxed_answer(action) != answer or self._is_code(answer):
+        if answer is None or extract_last_boxed_answer(action) != answer or self._is_no_arithmetic(answer):
             return super().reference_action()
         return action
+
+    def _is_no_arithmetic(self, answer: str) -> bool:
+        return self._entry["source"] in _INTEGRALS and not FUNCTIONS.issuperset(re.findall(r"(\w+)\s*\(", answer))
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore, and make the question again."""
         super().set_state(state)
         self._entry = self._make(self.idx) if self.idx >= 0 else {}
-
-
-def _right_answer(entry: Entry) -> str | None:
-    if entry["answer"] is not None:
-        return entry["answer"]
-    examples = (entry["metadata"].get(key) for key in ("example_correct_answer", "example_answer"))
-    return next((example for example in examples if example), None)
 
 
 @functools.lru_cache(maxsize=64)

@@ -2,22 +2,38 @@
 
 There the library may do what an environment may not: draw from global random generators, keep a search in the globals
 of a module, depend on the order of a set (all workers hash alike), print, run code from its data, and compute without
-an end.
+an end. What it may not do there either is evaluate what a model wrote, but for arithmetic and literals
+(:mod:`gem.envs.only_arithmetic`).
 """
 
 from __future__ import annotations
 
+import base64
 import copy
 import functools
+import importlib
 import itertools
 import json
 import os
+import pickle
 import random
 import tempfile
 from contextlib import suppress
 from typing import Any
 
+from gem.envs.only_arithmetic import guard_module, guard_sympy
+
 Entry = dict[str, Any]
+"""Of a question: ``question``, ``answer`` (the right one, an example of one, or None), ``source`` (the name of its data
+set), and all that the data set made, ``pickled`` for :func:`score`."""
+
+_EVALUATING = (
+    "algorithmic.binary_matrix",
+    "algorithmic.spiral_matrix",
+    "algorithmic.string_insertion",
+    "games.n_queens",
+)
+"""Modules whose scorers evaluate an answer that is a list, written as in Python."""
 
 QUESTIONS = 2**43
 """More than the seeds of all splits of tasks, so that no two tasks have the same question's index."""
@@ -31,6 +47,9 @@ def load() -> None:
     """Import what the other functions need, which takes a second or two, and go where nothing can be written."""
     import reasoning_gym  # noqa: F401
 
+    guard_sympy()
+    for name in _EVALUATING:
+        guard_module(importlib.import_module(f"reasoning_gym.{name}"))
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)  # and stay there when it is gone: what code from the data writes is refused
 
@@ -47,7 +66,22 @@ def find_fault(name: str, config: str) -> tuple[str, str] | None:
 
 
 def make_entry(name: str, config: str, idx: int) -> Entry:
-    """Return question ``idx``, its answer and metadata; it depends on nothing else."""
+    """Return question ``idx``; it depends on nothing else."""
+    made = _make(name, config, idx)
+    metadata = made["metadata"]
+    answer = made["answer"]
+    if answer is None:
+        examples = (metadata.get(key) for key in ("example_correct_answer", "example_answer"))
+        answer = next((example for example in examples if example), None)
+    return {
+        "question": made["question"],
+        "answer": answer,
+        "source": metadata["source_dataset"] if name == "composite" else name,
+        "pickled": base64.b64encode(pickle.dumps(made)).decode(),
+    }
+
+
+def _make(name: str, config: str, idx: int) -> dict[str, Any]:
     import numpy
 
     seed = random.Random(idx).getrandbits(32)  # all that numpy takes
@@ -62,9 +96,9 @@ def make_entry(name: str, config: str, idx: int) -> Entry:
     return _dataset(name, config)[idx]
 
 
-def score(name: str, config: str, answer: str, entry: Entry) -> float:
-    """Return the scorer's number for an answer."""
-    return float(_dataset(name, config).score_answer(answer, entry))
+def score(name: str, config: str, answer: str, pickled: str) -> float:
+    """Return the scorer's number for an answer to a question."""
+    return float(_dataset(name, config).score_answer(answer, pickle.loads(base64.b64decode(pickled))))
 
 
 @functools.cache

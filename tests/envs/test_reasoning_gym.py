@@ -1,21 +1,37 @@
 """The data sets of reasoning_gym, by the installed release itself."""
 
+import base64
 import importlib.util
+import pickle
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from hostile_answers import CODE
 
 import gem
 from gem.envs import reasoning_gym as module
-from gem.envs.reasoning_gym import CONSOLATION, EVALUATING, PAY_FOR_JUNK, ReasoningGymEnv
+from gem.envs.reasoning_gym import CONSOLATION, PAY_FOR_JUNK, ReasoningGymEnv
 from gem.envs.reasoning_gym_names import NAMES
 from gem.tasks import Task
 from gem.testing import check_env
 
 pytest.importorskip("reasoning_gym")
+
+EVALUATING = (
+    "binary_matrix",
+    "countdown",
+    "intermediate_integration",
+    "n_queens",
+    "polynomial_multiplication",
+    "puzzle24",
+    "simple_integration",
+    "spiral_matrix",
+    "string_insertion",
+)
+"""Data sets whose scorer evaluates the answer."""
 
 SLOW = ("futoshiki", "intermediate_integration", "knight_swap", "quantum_lock", "sudoku", "zebra_puzzles")
 QUICK = [name for name in NAMES if name not in SLOW and name not in PAY_FOR_JUNK]
@@ -109,21 +125,24 @@ def test_a_data_set_that_can_be_had_without_answering_is_refused_unless_asked_fo
 def test_code_in_an_answer_is_not_run(name, tmp_path):
     trace = tmp_path / "trace"
     env = make(name)
-    for code in (
-        f"open({str(trace)!r}, 'w')",
-        f"[open][0]({str(trace)!r}, 'w')",
-        f"(lambda: open)()({str(trace)!r}, 'w')",
-    ):
+    for code in CODE:
         env.reset(seed=1)
-        assert answer(env, code)[1] == 0.0
+        assert answer(env, code.format(path=str(trace)))[1] == 0.0
     assert not trace.exists()
+
+
+def test_lists_are_read_where_the_scorer_takes_them():
+    env = make("binary_matrix")
+    env.reset(seed=1)
+    rows = [[int(cell) for cell in row.split()] for row in env._entry["answer"].splitlines()]
+    assert answer(env, repr(rows))[1] == 0.1
 
 
 def test_an_integral_is_not_answered_by_itself():
     env = make("simple_integration")
     env.reset(seed=1)
-    integrand = env._entry["metadata"]["integrand"]
-    assert answer(env, f"Integral({integrand}, {env._entry['metadata']['variable']})")[1] == 0.0
+    asked = pickle.loads(base64.b64decode(env._entry["pickled"]))["metadata"]
+    assert answer(env, f"Integral({asked['integrand']}, {asked['variable']})")[1] == 0.0
 
 
 def test_a_scorer_that_raises_is_no_crash():
@@ -169,7 +188,7 @@ def test_a_mixture_asks_what_it_is_made_of_and_grades_by_its_rules():
     sources = set()
     for seed in range(12):
         env.reset(seed=seed)
-        sources.add(env._entry["metadata"]["source_dataset"])
+        sources.add(env._entry["source"])
         assert env.step(env.reference_action())[1] == 1.0
         env.reset(seed=seed)
         assert answer(env, "junk")[1] == 0.0
