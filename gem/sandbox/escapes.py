@@ -262,6 +262,13 @@ if child == 0:
 escaped_if(child > 0)
 """
 
+_SIBLING = """
+child = libc.syscall(*map(ctypes.c_long, (220 if arm else 56, 0x8000 | 17, 0, 0, 0, 0)))
+if child == 0:
+    os._exit(0)
+escaped_if(child > 0)
+"""
+
 _ENTER = """
 path = f"/proc/{os.getppid()}/ns/mnt"
 escaped_if(works(open, path) and libc.setns(os.open(path, os.O_RDONLY), 0) == 0)
@@ -369,6 +376,7 @@ ATTEMPTS = (
     Attempt("trace a process outside", "escaped_if(libc.ptrace(16, STAGE['victim'], 0, 0) == 0)"),
     Attempt("trace its parent", "escaped_if(libc.ptrace(16, os.getppid(), 0, 0) == 0)", plain=False),
     Attempt("trace a child", "escaped_if(os.fork() == 0 and libc.ptrace(0, 0, 0, 0) == 0)"),
+    Attempt("find memory that is shared with other runs", "escaped_if(b' rw-s ' in read('/proc/self/maps'))"),
     Attempt("share memory with other runs (SysV)", "escaped_if(call(29, 194, 0, 4096, 0o1600))"),
     Attempt(
         "limit a process outside",
@@ -396,6 +404,8 @@ ATTEMPTS = (
     Attempt("open a packet socket", "escaped_if(works(socket.socket, socket.AF_PACKET, socket.SOCK_RAW, 0))"),
     Attempt("open a socket to the hypervisor", "escaped_if(works(socket.socket, socket.AF_VSOCK, socket.SOCK_STREAM))"),
     Attempt("open a netlink socket", "escaped_if(works(socket.socket, socket.AF_NETLINK, socket.SOCK_RAW, 0))"),
+    Attempt("open a socket of UDP-Lite", "escaped_if(works(socket.socket, socket.AF_INET, socket.SOCK_DGRAM, 136))"),
+    Attempt("open a socket of MPTCP", "escaped_if(works(socket.socket, socket.AF_INET, socket.SOCK_STREAM, 262))"),
     # Signals and processes.
     Attempt("end a process outside", "works(os.kill, STAGE['victim'], 9)", _victim_died, plain=False),
     Attempt(
@@ -423,6 +433,7 @@ ATTEMPTS = (
     Attempt("make a mount namespace", "escaped_if(libc.unshare(0x20000) == 0)"),
     Attempt("make a network namespace", "escaped_if(libc.unshare(0x40000000) == 0)"),
     Attempt("clone into a user namespace", _CLONE),
+    Attempt("clone a sibling, that nobody waits for", _SIBLING, plain=False),
     Attempt("enter the namespaces of its parent", _ENTER),
     Attempt("mount a file system", "escaped_if(libc.mount(b'none', b'/tmp', b'tmpfs', 0, None) == 0)", plain=False),
     Attempt("make / writable", "escaped_if(libc.mount(b'none', b'/', None, 0x1020, None) == 0)", plain=False),

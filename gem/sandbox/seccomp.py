@@ -2,8 +2,8 @@
 
 A program in a sandbox can only reach the kernel through system calls. The filter refuses those that a program which
 computes something does not need and that have been ways out: new namespaces, mounts, tracing, io_uring, bpf, keys,
-and sockets of families that a network namespace does not hold back (vsock, say). It refuses memory that no limit
-counts, too. It is a second wall: the first one are the namespaces, and the missing capabilities.
+and sockets of families that a network namespace does not hold back (vsock, say) or of rarely used protocols. It refuses
+memory that no limit counts, too. It is a second wall: the first one are the namespaces, and the missing capabilities.
 
 Where there is Landlock in the place of namespaces, it also refuses what Landlock lets through and they would not:
 sockets, memory and messages that all processes share, and changes of other processes' limits and priorities and of the
@@ -118,12 +118,16 @@ MACHINES = {
 }
 
 _CLONE3 = 435  # on every processor; its flags are in memory, where a filter cannot look
-_NEW_NAMESPACES = 0x7E020080  # cgroup, uts, ipc, user, pid, net, mount and time
+# New namespaces (cgroup, uts, ipc, user, pid, net, mount and time); and a sibling in the place of a child, whose end
+# nobody would wait for.
+_REFUSED_CLONES = 0x7E020080 | 0x8000
 _FAMILIES = (1, 2, 10)  # unix, inet and inet6
+_PROTOCOLS = (0, 1, 6, 17, 58)  # the default one, ICMP, TCP, UDP and ICMPv6
 _KINDS = (1, 5)  # of sockets: stream and seqpacket; one of datagrams, even of a pair, can send to any address
 _X32 = 0x40000000  # marks calls of another interface of x86_64, by which the numbers above would be passed by
 
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = 0, 4, 16, 24  # where they stand in what the filter is given
+# Where they stand in what the filter is given.
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT, _THIRD_ARGUMENT = 0, 4, 16, 24, 32
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _FAIL = 0x7FFF0000, 0x00050000
 _REFUSE, _MISSING, _UNSUPPORTED = (_FAIL | number for number in (errno.EPERM, errno.ENOSYS, errno.ENOTSUP))
@@ -148,13 +152,14 @@ def filter_program(machine: str, namespaces: bool = True) -> bytes:
         *_answer(numbers.refused, _REFUSE),
         _step(_EQUAL, numbers.clone, 0, 4),
         _step(_LOAD, _FIRST_ARGUMENT),
-        _step(_ANY_BIT, _NEW_NAMESPACES, 0, 1),
+        _step(_ANY_BIT, _REFUSED_CLONES, 0, 1),
         _step(_RETURN, _REFUSE),
         _step(_RETURN, _ALLOW),
     ]
     if namespaces:
         for number in (numbers.socket, numbers.socketpair):
             program += _allow_only(number, _FIRST_ARGUMENT, _FAMILIES)
+            program += _allow_only(number, _THIRD_ARGUMENT, _PROTOCOLS)
     else:
         program += _answer(numbers.shared, _REFUSE) + _answer(numbers.attributes, _UNSUPPORTED)
         program += _allow_only(numbers.socketpair, _FIRST_ARGUMENT, _FAMILIES[:1])

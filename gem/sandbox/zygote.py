@@ -67,7 +67,8 @@ _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctype
 _libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 _libc.capset.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
 _PAUSE = ctypes.cast(_libc.pause, ctypes.c_void_p)
-_STACK = mmap.mmap(-1, 1 << 16)
+# Private: a shared mapping would be the same memory in all runs, and in this process.
+_STACK = mmap.mmap(-1, 1 << 16, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 _STACK_TOP = ctypes.addressof(ctypes.c_char.from_buffer(_STACK)) + len(_STACK)
 _OWN_PROCESSES = os.open("/proc/self/ns/pid", os.O_RDONLY)
 
