@@ -166,6 +166,11 @@ def test_an_answer_that_takes_for_ever_to_compute_is_wrong_and_costs_nobody_else
     assert env.step(right)[1] == 1.0
 
 
+def test_a_sequence_that_grows_without_bound_costs_no_time(monkeypatch):
+    monkeypatch.setattr(module, "MAKE_SECONDS", 10.0)
+    assert make("number_sequence").reset(seed=163)[0].startswith("-9, -9, -18, -27, -45, ?")
+
+
 def test_configuration_is_passed_on_and_checked():
     env = make("chain_sum", min_terms=2, max_terms=2)
     assert all(env.reset(seed=seed)[0].count(" + ") + env._entry["question"].count(" - ") == 1 for seed in range(20))
