@@ -37,6 +37,7 @@ from gem.rollout.atif import to_atif, validate_atif
 from gem.rollout.diff import Difference, TurnTokens, episode_differences
 from gem.rollout.episode import Episode
 from gem.rollout.replay import replay as replay_episode
+from gem.tasks import ALLOW_UNSANDBOXED
 from gem.testing.check_env import CheckResult, run_checks
 
 app = typer.Typer(
@@ -214,8 +215,16 @@ def diff(
 
 
 @app.command()
-def replay(path: _Episodes, limit: _Limit = 20) -> None:
+def replay(
+    path: _Episodes,
+    limit: _Limit = 20,
+    allow_unsandboxed: Annotated[
+        bool, typer.Option(help="Run commands and programs in the file without a sandbox where it asks for that.")
+    ] = False,
+) -> None:
     """Play recorded episodes again: does what their environments say still hold, bit for bit?"""
+    if allow_unsandboxed:
+        os.environ[ALLOW_UNSANDBOXED] = "1"
     episodes = _read(path)
     if not episodes:
         _stop(f"{path} holds no episode")

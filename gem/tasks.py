@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +12,12 @@ from typing import Any
 from gem.core import Env, check_seed
 
 SPLITS = ("train", "eval", "test")
+
+ALLOW_UNSANDBOXED = "GEM_ALLOW_UNSANDBOXED"
+"""Environment variable; 1 lets tasks run code without a sandbox."""
+
+_SANDBOX_ARGUMENTS = ("sandbox_type", "backend")
+_NO_SANDBOX = ("none", "plain")
 _SEEDS_A_SPLIT = 2**40
 
 
@@ -56,9 +63,14 @@ class Task:
         return self.seed + SPLITS.index(self.split) * _SEEDS_A_SPLIT
 
     def make(self) -> Env:
-        """Build the task's environment. It is not reset yet: pass it ``reset_seed``."""
+        """Build the task's environment. It is not reset yet: pass it ``reset_seed``.
+
+        Raises:
+            ValueError: the task is to run code without a sandbox: see :func:`check_sandboxed`.
+        """
         from gem.envs.registration import make
 
+        check_sandboxed(self)
         return make(self.env_id, **self.env_kwargs)
 
     def to_json(self) -> str:
@@ -143,6 +155,38 @@ def check_split(tasks: Iterable[Task], split: str) -> None:
                 f"task {number}, {task.env_id} with seed {task.seed}, is of the split {task.split!r}, where {split!r} "
                 "is wanted"
             )
+
+
+def check_sandboxed(task: Task) -> None:
+    """Refuse a task whose arguments switch the sandbox off.
+
+    Tasks and recorded episodes come in files, often other people's, and what runs without a sandbox runs with all
+    rights of whoever loads the file. Whoever means it sets the variable :data:`ALLOW_UNSANDBOXED` to 1; an
+    environment that is made by hand, with :func:`gem.make`, is not asked.
+
+    Raises:
+        ValueError: they do, and the variable is not set.
+    """
+    if os.environ.get(ALLOW_UNSANDBOXED) == "1":
+        return
+    for name, value in _arguments(task.env_kwargs):
+        if name in _SANDBOX_ARGUMENTS and str(value).strip().lower() in _NO_SANDBOX:
+            raise ValueError(
+                f"the task {task.env_id} with seed {task.seed} asks for {name}={value!r}, which runs code without a "
+                f"sandbox, with all your rights; if you trust where it comes from, set {ALLOW_UNSANDBOXED}=1"
+            )
+
+
+def _arguments(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield the names and values in JSON data, at any depth."""
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            yield from value.items()
+            left.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            left.extend(value)
 
 
 def _mixed(sources: Sequence[Sequence[Task]]) -> list[Task]:

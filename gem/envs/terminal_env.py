@@ -386,8 +386,11 @@ class TerminalEnv(Env):
         work = self._original
         if self._session is not None:
             limits = self._limits_of(self._check_timeout, self._packed_bytes)
-            code = f"shell.end_background()\nprint(pack(work_folder(), {self._limits.file_bytes}), end='')"
-            result = self._session.run(code, limits)
+            # Two calls: what others have written is in the output of the first, which nobody reads.
+            ended = self._session.run("shell.end_background()" if self._backend == "plain" else "end_others()", limits)
+            if ended.exit_code != 0:
+                return False, f"The work folder could not be read: {_last_line(ended)}"
+            result = self._session.run(f"print(pack(work_folder(), {self._limits.file_bytes}), end='')", limits)
             if result.exit_code != 0 or result.truncated:
                 return False, f"The work folder could not be read: {_last_line(result)}"
             work = result.stdout
@@ -407,6 +410,7 @@ class TerminalEnv(Env):
             "original": original,
             "seed": str(self.number),
             "pack": pack,
+            "isolated": self._backend != "plain",
             "limit": self._limits.file_bytes,
         }
         limits = self._limits_of(self._check_timeout, self._packed_bytes)

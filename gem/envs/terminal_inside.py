@@ -1,13 +1,18 @@
 """What :mod:`gem.envs.terminal_env` lets a sandbox run: a shell for the model, and the scripts of a task.
 
 Its text is sent into the sandbox, so it imports nothing of this package. Folders travel as text, see :func:`pack`.
-What comes out of a sandbox with a shell is the model's to forge; so the check never runs in one.
+
+The Python process that runs this text shares its sandbox with what the model starts. So nothing of it may be open to
+them: its memory and its handles are closed to other processes (:func:`close_to_others`), what they write goes to
+handles that nothing else is read from, and before a folder is handed over all of them are killed (:func:`end_others`).
+The check never runs in a sandbox in which something of the model has run.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -29,6 +34,11 @@ STATE_BYTES = 1 << 20
 
 _DROPPED = (b"_", b"SHLVL", b"BASH_ENV")
 """Variables that are not those of the next shell: it sets the first two, and would run what the last one names."""
+
+END_SECONDS = 10.0
+"""How long killed processes may take to be gone."""
+
+_SET_DUMPABLE = 4
 
 ATTEMPTS = 20
 """How often a shell is tried to be started where too many processes run."""
@@ -79,19 +89,25 @@ def unpack(packed: str, folder: str) -> None:
     """Make a folder of what :func:`pack` returned.
 
     Nothing is written outside of it, and no link leads out of it, whoever made the text: a link to ``/proc/self/fd/3``
-    would be whatever a program that compares two files has opened first.
+    would be whatever a program that compares two files has opened first. ``tarfile`` and its filter ``data`` are no
+    help here: the filter changes the modes that a check may look at, and up to Python 3.11.12 it lets links out.
+
+    Raises:
+        ValueError: a path does not lie in a folder that comes before it in the text.
     """
     os.makedirs(folder)
     entries = json.loads(zlib.decompress(base64.b64decode(packed))) if packed else []
-    links = []
+    links, folders = [], {""}
     for name, mode, when, content in entries:  # a folder comes before what is in it
         path = os.path.join(folder, name)
-        if os.path.normpath(name) != name or name.startswith(("/", "../")) or name == "..":
+        parent, last = os.path.split(name)
+        if parent not in folders or last in ("", ".", ".."):  # so no path leads through a link, either
             raise ValueError(f"{name!r} is no path within a folder")
         if stat.S_ISLNK(mode):
             links.append((path, content))
         elif stat.S_ISDIR(mode):
             os.mkdir(path)
+            folders.add(name)
         else:
             with open(path, "xb") as file:
                 file.write(base64.b64decode(content))
@@ -99,14 +115,66 @@ def unpack(packed: str, folder: str) -> None:
             os.utime(path, (when, when))
     for path, target in links:  # after all files, so that none is written through one
         os.symlink(target, path)
-    inside = os.path.realpath(folder) + os.sep
-    for path in [path for path, _ in links if not os.path.realpath(path).startswith(inside)]:
+    inside = {_identity(os.lstat(os.path.join(folder, name))) for name in ("", *(name for name, *_ in entries))}
+    for path in [path for path, target in links if not _leads_inside(path, target, inside)]:
         os.unlink(path)
     for name, mode, when, _ in reversed(entries):
         if stat.S_ISDIR(mode):
             path = os.path.join(folder, name)
             os.utime(path, (when, when))
             os.chmod(path, stat.S_IMODE(mode) & 0o777)
+
+
+def _leads_inside(path: str, target: str, inside: set[tuple[int, int]]) -> bool:
+    """Return whether a link leads to one of the files ``inside``, or to where one could be made beside them.
+
+    The kernel follows the links, not ``realpath``, which takes what is too long for it to be no link.
+    """
+    try:
+        return _identity(os.stat(path)) in inside
+    except OSError:  # there is nothing there, yet
+        beside, last = os.path.split(os.path.join(os.path.dirname(path), target))
+    try:
+        return last not in ("", ".", "..") and _identity(os.stat(beside)) in inside
+    except OSError:
+        return False
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def close_to_others() -> None:
+    """Close this process's memory and handles to the other processes of its user.
+
+    Raises:
+        OSError: the system does not.
+    """
+    if ctypes.CDLL(None, use_errno=True).prctl(_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def end_others() -> None:
+    """Kill all other processes of this sandbox, and return when they are gone: none holds a handle any more.
+
+    Outside of a sandbox that has process numbers of its own, this kills all that the user has running.
+
+    Raises:
+        TimeoutError: they are not gone.
+    """
+    deadline = time.monotonic() + END_SECONDS
+    own = {"1", str(os.getpid())}  # 1 is the first process of the sandbox, which runs nothing
+    while True:
+        with contextlib.suppress(ProcessLookupError):  # there is no other
+            os.kill(-1, signal.SIGKILL)  # at once: none can fork meanwhile
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        if own.issuperset(name for name in os.listdir("/proc") if name.isdecimal()):
+            return
+        if time.monotonic() > deadline:
+            raise TimeoutError("processes in the background do not end")
+        time.sleep(0.002)
 
 
 def find_program(name: str) -> str:
@@ -126,6 +194,7 @@ def run_script(order: dict[str, Any]) -> int:
 
     The folder is written to standard output afterwards, if the order says so.
     """
+    close_to_others()
     work, original = work_folder(), work_folder("original")
     unpack(order["work"], work)
     if order["original"] is not None:
@@ -146,6 +215,8 @@ def run_script(order: dict[str, Any]) -> int:
         env={**shell_variables(os.environ["HOME"]), **variables},
     )
     if order["pack"]:
+        if order["isolated"]:
+            end_others()
         sys.stdout.write(pack(work, order["limit"], started if order["original"] is None else float("inf")))
     return exit_code(process.returncode)
 
@@ -170,6 +241,7 @@ class Shell:
     """
 
     def __init__(self, packed: str, memory_bytes: int) -> None:
+        close_to_others()
         self.work = os.fsencode(work_folder())
         unpack(packed, work_folder())
         self.bash = find_program("bash")

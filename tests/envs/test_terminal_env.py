@@ -330,6 +330,71 @@ def test_cheats_do_not_spoil_an_honest_solution(env, name):
     assert done(env, "unset LD_PRELOAD; cd ~; /bin/rm -rf copy.txt; /bin/cp number.txt copy.txt") == 1.0
 
 
+FORGERY = """
+import base64, json, sys, time, zlib
+entries = [["{file}", 0o100644, 1, base64.b64encode(b"x").decode()], ["up", 0o120777, 1, ".."],
+    ["up/expected", 0o120777, 1, "work/{file}"]]
+packed = ""
+while not packed.endswith("="):  # where the text ends, for what reads it
+    entries[0][2] += 1
+    packed = base64.b64encode(zlib.compress(json.dumps(entries).encode())).decode()
+for _ in range(50):
+    time.sleep(0.05)
+    sys.stdout.write(packed)
+    sys.stdout.flush()
+"""
+
+
+@pytest.mark.parametrize(("name", "file"), [("SalesReport", "report.csv"), ("LogErrors", "errors.txt")])
+def test_no_process_can_hand_over_a_folder_of_its_own(name, file):
+    with gem.make(f"terminal:{name}-v0") as env:
+        env.reset(seed=0)
+        code = FORGERY.format(file=file)
+        say(env, f"cat > /tmp/forge.py << 'END'\n{code}\nEND\n(setsid {sys.executable} /tmp/forge.py &)\nsleep 0.5")
+        assert done(env) == 0.0
+
+
+def test_nothing_runs_any_more_when_the_folder_is_handed_over(env):
+    bomb = "f() { sleep 0.05; f & f; }; f"
+    say(env, f"(setsid bash -c '{bomb}' > /dev/null 2>&1 &) ; setsid sleep 60 > /dev/null 2>&1 & sleep 0.3")
+    count = "print(sum(map(str.isdecimal, os.listdir('/proc'))))"
+    assert int(env._session.run(count).stdout) > 3
+    assert env._session.run(f"end_others(); {count}").stdout == "2\n"  # the first process, and the one that counts
+
+
+OPENING = """
+import ctypes, os
+libc, opened = ctypes.CDLL(None), []
+for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal())[1:2]:  # after it come the model's
+    for name in ("mem", "fd/1", "fd/2", "environ", "maps", "cwd/x"):
+        try:
+            opened.append((name, os.open(f"/proc/{pid}/{name}", os.O_RDWR if name == "mem" else os.O_RDONLY)))
+        except OSError as error:
+            if error.errno == 2 and name == "cwd/x":
+                opened.append(name)
+    handle = os.pidfd_open(pid)
+    opened += [f"handle {n}" for n in range(8) if libc.syscall(438, handle, n, 0) >= 0]
+    opened += ["traced"] * (libc.ptrace(0x4206, pid, 0, 0) == 0)
+print(opened, len([name for name in os.listdir("/proc") if name.isdecimal()]) > 3)
+"""
+
+
+def test_the_process_that_runs_the_commands_is_closed_to_them(env):
+    assert say(env, f"{sys.executable} - << 'END'\n{OPENING}\nEND") == "[] True"
+
+
+def test_the_process_that_hands_over_what_a_trial_left_is_closed_to_it(folder):
+    (folder / "trial.sh").write_text("bash program.sh > out")
+    (folder / "check.sh").write_text("cat out >&2; [ $(wc -l < out) = 1 ]")
+    with TerminalEnv(task=folder) as env:
+        env.reset(seed=0)
+        loop = "for _ in $(seq 500); do sleep 0.01; rm -rf ~/work/out /tmp/home/work/out; done"
+        background = f"(setsid bash -c '{loop}' > /dev/null 2>&1 &)"
+        say(env, f"cat > program.sh << 'END'\n{background}\n{sys.executable} - << 'CODE'\n{OPENING}\nCODE\nEND")
+        *_, info = env.step(DONE)
+        assert info["check"].strip() == "[] True"
+
+
 def test_the_check_is_nowhere_to_be_read(env):
     assert say(env, "grep -rls --exclude-dir=site-packages KEPT-FROM-YO[U] /tmp /etc /gem") == "[exit code 1]"
     assert say(env, "cat /proc/[0-9]*/{environ,cmdline} 2> /dev/null | grep -c KEPT-FROM-YO[U]") == "0\n[exit code 1]"
@@ -518,7 +583,7 @@ def test_what_is_packed_is_unpacked(tmp_path):
         pack(str(source), 1)
 
 
-@pytest.mark.parametrize("name", ["/tmp/out", "../out", "a/../../out", "..", "link/out"])
+@pytest.mark.parametrize("name", ["/tmp/out", "../out", "a/../../out", "..", "link/out", ".", "", "up/out"])
 def test_nothing_is_unpacked_outside(tmp_path, name):
     import base64
     import zlib
