@@ -27,6 +27,17 @@ def tokenizer():
     return train_tokenizer([*corpus, "system", "user", "assistant"] * 2, vocab_size=600)
 
 
+@pytest.fixture
+def registered():
+    """Return ``register``; what it registers is forgotten after the test."""
+    from gem.envs.registration import ENV_REGISTRY, register
+
+    before = dict(ENV_REGISTRY)
+    yield register
+    ENV_REGISTRY.clear()
+    ENV_REGISTRY.update(before)
+
+
 @pytest.fixture(scope="session")
 def load_example():
     """Return a function that imports an example by its name."""

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import gem
 from gem.cli import app
 from gem.core import Env
-from gem.envs.registration import ENV_REGISTRY, all_specs
+from gem.envs.registration import all_specs
 from gem.rollout import Episode, Turn, read_jsonl, write_jsonl
 from gem.rollout.atif import to_atif
 from gem.sandbox import Description
@@ -27,14 +27,6 @@ def run():
         return CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments, input=typed)
 
     return invoke
-
-
-@pytest.fixture
-def registered():
-    before = dict(ENV_REGISTRY)
-    yield gem.register
-    ENV_REGISTRY.clear()
-    ENV_REGISTRY.update(before)
 
 
 def rows(output):
@@ -404,6 +396,20 @@ def test_replay_reports_an_environment_that_raises(run, file, registered):
     result = run("replay", file("a", [Episode(Task("test:Broken-v0", 0), "Go.")]))
     assert result.exit_code == 1
     assert "    RuntimeError: the server is gone\n" in result.stdout
+
+
+def test_replay_runs_nothing_without_a_sandbox_unless_it_is_told_to(run, file, tmp_path, monkeypatch):
+    monkeypatch.setenv("GEM_ALLOW_UNSANDBOXED", "0")  # and it is what it was, after the test
+    canary = tmp_path / "canary"
+    task = Task("terminal:LogErrors-v0", 0, {"backend": "plain"})
+    turn = Turn([1], [2], None, "stop", f"<bash>touch {canary}</bash>")
+    path = file("a", [Episode(task, "Go.", [turn])])
+    result = run("replay", path)
+    assert (result.exit_code, canary.exists()) == (1, False)
+    assert "asks for backend='plain', which runs code without a sandbox" in result.stdout
+    with pytest.warns(UserWarning, match="isolates nothing"):
+        run("replay", path, "--allow-unsandboxed")
+    assert canary.exists()
 
 
 def test_replay_of_no_episodes_is_an_error(run, file):

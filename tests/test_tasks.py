@@ -4,6 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from gem.envs.game_env.guess_the_number import GuessTheNumberEnv
 from gem.tasks import SPLITS, Task, check_split, load_tasks, make_tasks
 
 SEEDS = st.integers(0, 2**40 - 1)
@@ -33,6 +34,30 @@ def test_two_splits_never_share_a_reset_seed(seed, other, splits):
 def test_within_a_split_reset_seeds_differ_exactly_where_seeds_do(seed, other, split):
     same = Task("x", seed, split=split).reset_seed == Task("x", other, split=split).reset_seed
     assert same == (seed == other)
+
+
+UNSANDBOXED = [
+    {"sandbox_type": "none"},
+    {"sandbox_type": "plain"},
+    {"backend": "plain"},
+    {"backend": " Plain"},
+    {"options": [{"sandbox_type": "none"}]},
+]
+
+
+@pytest.mark.parametrize("env_kwargs", UNSANDBOXED)
+def test_a_task_that_asks_for_no_sandbox_is_refused(env_kwargs, monkeypatch, registered):
+    registered("test:Any-v0", lambda **arguments: GuessTheNumberEnv())
+    with pytest.raises(ValueError, match=r"without a sandbox.*GEM_ALLOW_UNSANDBOXED=1"):
+        Task("test:Any-v0", 0, env_kwargs).make()
+    monkeypatch.setenv("GEM_ALLOW_UNSANDBOXED", "1")
+    assert isinstance(Task("test:Any-v0", 0, env_kwargs).make(), GuessTheNumberEnv)
+
+
+@pytest.mark.parametrize("env_kwargs", [{}, {"sandbox_type": "auto"}, {"backend": "bubblewrap"}, {"style": "plain"}])
+def test_other_arguments_are_not_refused(env_kwargs, registered):
+    registered("test:Any-v0", lambda **arguments: GuessTheNumberEnv())
+    Task("test:Any-v0", 0, env_kwargs).make()
 
 
 def test_train_reset_seed_is_the_seed():

@@ -18,7 +18,7 @@ from gem.core import Env
 from gem.rollout.driver import Limits, Player, overlong, run_episodes
 from gem.rollout.engine import Engine, Response
 from gem.rollout.rendering import ChatRenderer
-from gem.tasks import Task
+from gem.tasks import Task, check_sandboxed
 
 logger = logging.getLogger("gem.rollout")
 T = TypeVar("T")
@@ -63,11 +63,14 @@ def check_tasks(
     Raises:
         ContextTooSmall: of an environment id, no task that was begun fits.
         ValueError, TypeError, ImportError: see :func:`gem.rollout.run_episodes`.
+        ValueError: a task is to run code without a sandbox: see :func:`gem.tasks.check_sandboxed`.
     """
     limits = limits or Limits()
     setups: dict[str, list[Task]] = {}
     for task in tasks:
         setups.setdefault(json.dumps([task.env_id, task.env_kwargs], sort_keys=True), []).append(task)
+    for setup in setups.values():
+        check_sandboxed(setup[0])  # which a make_env of the user's may not
     some = dict(_spread(list(setups.items()), begin))
     to_begin = [task for setup in some.values() for task in _spread(setup, max(1, begin // len(setups)))]
     to_build = [setup[0] for name, setup in setups.items() if name not in some]
