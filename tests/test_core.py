@@ -2,12 +2,16 @@ import copy
 import json
 import pickle
 import random
+import re
+from collections import OrderedDict
+from fractions import Fraction
 
 import numpy as np
 import pytest
 
 import gem
-from gem.core import EnvWrapper, check_seed
+from gem.core import EnvWrapper, check_seed, checked_reset, checked_step
+from gem.faults import error_text, excerpt
 from gem.wrappers import EpisodeTrackingWrapper, TimeLimit
 
 
@@ -431,3 +435,105 @@ def test_an_environment_may_bring_a_generator_of_its_own():
     env = Dice()
     env.rng = np.random.default_rng(0)
     assert isinstance(env.rng, np.random.Generator)
+
+
+# what an environment returns
+
+
+class Returns(gem.Env):
+    def reset(self, seed=None):
+        return "", {}
+
+    def step(self, action):
+        return None
+
+
+def step_of(observation="x", reward=1.0, terminated=False, truncated=False, info=None):
+    return observation, reward, terminated, truncated, {} if info is None else info
+
+
+@pytest.mark.parametrize(
+    "reward", [2, True, np.float32(0.5), np.float64(0.5), np.int64(3), np.array(0.25), Fraction(1, 2)]
+)
+def test_a_reward_is_any_number(reward):
+    checked = checked_step(Returns(), step_of(reward=reward))[1]
+    assert (type(checked), checked) == (float, float(reward))
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"), [(np.bool_(True), True), (np.array(False), False), (1, True), (0, False)]
+)
+def test_flags_are_bools_of_any_kind_or_0_and_1(flag, expected):
+    assert checked_step(Returns(), step_of(terminated=flag))[2] is expected
+    assert checked_step(Returns(), step_of(truncated=flag))[3] is expected
+
+
+def test_texts_and_infos_become_plain_ones_and_a_plain_info_is_the_same_object():
+    info = {"a": 1}
+    assert checked_step(Returns(), [*step_of(info=info)])[4] is info
+    observation, info = checked_reset(Returns(), (np.str_("x"), OrderedDict(a=1)))
+    assert (type(observation), type(info), observation, info) == (str, dict, "x", {"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("result", "error"),
+    [
+        (None, "returned None, not (observation, reward, terminated, truncated, info)"),
+        (("x", 1.0, True, {}), "returned ('x', 1.0, True, {}), not"),
+        ("abcde", "returned 'abcde', not"),
+        (step_of(5), "returned 5, a int, as observation, not a str"),
+        (step_of(reward="1"), "returned '1', a str, as reward, not a finite number"),
+        (step_of(reward=10**400), "a int, as reward, not a finite number"),
+        (step_of(reward=float("nan")), "returned the reward nan"),
+        (step_of(reward=np.float32("inf")), "returned the reward inf"),
+        (step_of(terminated="False"), "returned 'False', a str, as terminated, not a bool"),
+        (step_of(truncated=None), "returned None, a NoneType, as truncated, not a bool"),
+        (step_of(truncated=2), "returned 2, a int, as truncated, not a bool"),
+        (step_of(info=[1]), "returned [1], a list, as info, not a dict"),
+        (step_of(["x" * 10**6] * 10**6), "as observation, not a str"),
+    ],
+)
+def test_what_is_no_step_is_an_error_that_names_the_environment_and_what_it_returned(result, error):
+    with pytest.raises((TypeError, ValueError), match=f"^Returns.step .*{re.escape(error)}") as raised:
+        checked_step(Returns(), result)
+    assert len(str(raised.value)) < 500
+
+
+def test_what_is_no_reset_is_an_error_too():
+    with pytest.raises(TypeError, match=r"Returns.reset returned 'xy', not \(observation, info\)"):
+        checked_reset(Returns(), "xy")
+    with pytest.raises(TypeError, match=r"Returns.reset returned None, a NoneType, as info, not a dict"):
+        checked_reset(Returns(), ("x", None))
+
+
+# errors as text
+
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise SystemExit(3)
+
+    __repr__ = __str__
+
+
+class Nameless(type):
+    @property
+    def __name__(cls):
+        raise RuntimeError("no name")
+
+
+def test_an_errors_text_never_raises_and_is_of_limited_length():
+    assert error_text(ValueError("no")) == "ValueError: no"
+    assert error_text(Unspeakable()) == "Unspeakable: (its __str__ raised SystemExit)"
+    assert error_text(Nameless("Odd", (Exception,), {})("no")) == "Odd: no"
+    assert error_text(ValueError("\ud800")) == "ValueError: ?"
+    text = error_text(type("A" * 10**6, (Exception,), {})("a" * 10**6 + "z" * 10**6))
+    assert len(text) < 5000
+    assert (text[0], text[-1]) == ("A", "z")
+
+
+def test_an_excerpt_never_raises_and_is_of_limited_length():
+    assert excerpt([1, "a"]) == "[1, 'a']"
+    assert len(excerpt({"a" * 10**6: ["b" * 10**6] * 10**6})) < 300
+    assert excerpt(Unspeakable()) == "<Unspeakable>"
+    assert excerpt("\ud800") == "'\\ud800'"

@@ -15,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+import types
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -25,8 +25,9 @@ from typing import Any, TypeVar
 import anyio
 import anyio.to_thread
 
-from gem.core import Env, Info, StepResult, observation_text
+from gem.core import Env, Info, StepResult, checked_reset, checked_step, observation_text
 from gem.envs.registration import ENV_REGISTRY, EnvSpec
+from gem.faults import call_unforked, error_message, error_text, is_from_user
 from gem.rollout.engine import Engine
 from gem.rollout.episode import Episode, OnError, Turn, plain_json
 from gem.rollout.rendering import ChatRenderer, ObservationRefused
@@ -34,7 +35,6 @@ from gem.rollout.tokens import Logprobs, Tokens
 from gem.sandbox import SandboxUnavailable
 from gem.tasks import Task
 from gem.vector.places import EnvFailed, Place, Places
-from gem.vector.slot import describe
 
 logger = logging.getLogger("gem.rollout")
 T = TypeVar("T")
@@ -306,8 +306,8 @@ class Player:
         """
         env, close = await self._make(episode.task)
         try:
-            reset = partial(_method(env, "reset"), seed=episode.task.reset_seed)
-            episode.first_observation = await self._call(env, reset, _checked_reset)
+            seed = episode.task.reset_seed
+            episode.first_observation = await self._call(env, _checked_reset, "reset", seed=seed)
             await self._play_turns(ask, episode, env)
         finally:
             await close()
@@ -336,15 +336,15 @@ class Player:
             if turn.finish_reason == "abort":
                 episode.truncation = "abort"
                 return
-            step = partial(_method(env, "step"), turn.action)
-            text, turn.reward, turn.terminated, turn.truncated, turn.info = await self._call(env, step, _checked_step)
+            result = await self._call(env, _checked_step, "step", turn.action)
+            text, turn.reward, turn.terminated, turn.truncated, turn.info = result
             turn.observation = text
             if turn.terminated:
                 return
             if turn.truncated or len(episode.turns) == self.limits.max_turns:
                 episode.truncation = "turns"
                 return
-            if env.observation_form == "message":
+            if _form(env) == "message":
                 role = self.renderer.role_of(turn.info)
                 bridge_to = partial(self.renderer.bridge, turn.response_ids, role=role, first=episode.first_observation)
                 bridge = await _rendered(bridge_to, text)
@@ -378,7 +378,7 @@ class Player:
         return turn
 
     async def _first_prompt(self, env: Env, text: str) -> Tokens:
-        render = self.renderer.encode if env.observation_form == "prompt" else self.renderer.first
+        render = self.renderer.encode if _form(env) == "prompt" else self.renderer.first
         return Tokens(await _rendered(render, text))
 
     async def _make(self, task: Task) -> tuple[Any, Callable[[], Awaitable[None]]]:
@@ -391,13 +391,15 @@ class Player:
             return _Elsewhere(place, form), partial(_leave, place)
         if not getattr(kind, "blocking", True):
             env = _guarded(build, _SETUP_ERRORS)
-            if not env.blocking or env.asynchronous:
+            if not _blocks(env):
                 return env, partial(_close, env, task)
             build = partial(_itself, env)
         place, form = await self._open("thread", build)
-        env = place.env
-        there = env.blocking and not env.asynchronous
-        return _Elsewhere(place, form) if there else env, partial(_leave, place)
+        try:
+            return _Elsewhere(place, form) if _blocks(place.env) else place.env, partial(_leave, place)
+        except EnvironmentFailed:
+            place.leave()
+            raise
 
     async def _open(self, backend: str, build: Callable[[], Env]) -> tuple[Place, str]:
         """Build an environment where it holds up nobody; return its place, and the form of its observations."""
@@ -423,22 +425,22 @@ class Player:
             self._places[backend, loop] = places
         return self._places[backend, loop]
 
-    async def _call(self, env: Any, function: Callable[[], Any], check: Callable[[Any, Any], T]) -> T:
-        """Call an environment's method: awaited if it is a coroutine's, else at once."""
-        if not env.asynchronous:
-            return _guarded(lambda: check(env, function()))
+    async def _call(self, env: Any, check: Callable[[Any, Any], T], method: str, *args: Any, **kwargs: Any) -> T:
+        """Call an environment's method, or await the coroutine that does the same, and check what it returns."""
+        if not _guarded(lambda: env.asynchronous):
+            return _guarded(lambda: check(env, getattr(env, method)(*args, **kwargs)))
         if isinstance(env, _Elsewhere):  # where the deadline is kept
             try:
-                result = await function()
+                result = await getattr(env, f"{method}_async")(*args, **kwargs)
             except Exception as error:
                 raise _failed(error) from error
         else:
-            result = await self._awaited(function())
+            result = await self._awaited(lambda: getattr(env, f"{method}_async")(*args, **kwargs))
         return _guarded(lambda: check(env, result))
 
-    async def _awaited(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    async def _awaited(self, function: Callable[[], Awaitable[T]]) -> T:
         """Await an environment's coroutine; one that is not back by the deadline is cancelled, and left alone."""
-        job = asyncio.ensure_future(coroutine)
+        job = asyncio.ensure_future(_contained(function))
         job.add_done_callback(lambda job: job.cancelled() or job.exception())  # also when nobody asks for it any more
         try:
             await asyncio.wait([job], timeout=self.limits.step_timeout)
@@ -476,7 +478,49 @@ def _itself(env: Env) -> Env:
 
 
 def _failed(error: BaseException) -> EnvironmentFailed:
-    return EnvironmentFailed(str(error) if isinstance(error, EnvFailed) else describe(error))
+    return EnvironmentFailed(error_message(error) if isinstance(error, EnvFailed) else error_text(error))
+
+
+def _form(env: Any) -> str:
+    """Return the form of an environment's observations."""
+    return _guarded(lambda: str.__str__(env.observation_form))
+
+
+def _blocks(env: Any) -> bool:
+    """Return whether an environment would hold up the event loop."""
+    return _guarded(lambda: bool(env.blocking and not env.asynchronous))
+
+
+async def _contained(function: Callable[[], Awaitable[T]]) -> T:
+    """Await what a function returns; raise :class:`EnvironmentFailed` for what it raises.
+
+    No task of asyncio may end with it: SystemExit would end the event loop, and asyncio computes an exception's repr.
+    """
+    try:
+        return await _unforked(function)
+    except (asyncio.CancelledError, GeneratorExit):
+        raise
+    except BaseException as error:
+        if is_from_user(error):
+            raise
+        raise _failed(error) from error
+
+
+@types.coroutine
+def _unforked(function: Callable[[], Awaitable[T]]) -> Generator[Any, Any, T]:
+    """Await what a function returns, in this process only: a forked child would go on with the event loop."""
+    steps: Any = call_unforked(function).__await__()
+    send: Any = steps.__next__
+    value: tuple[Any, ...] = ()
+    while True:
+        try:
+            awaited = call_unforked(send, *value)
+        except StopIteration as end:
+            return end.value
+        try:
+            send, value = steps.send, ((yield awaited),)
+        except BaseException as error:  # noqa: BLE001 (it belongs into the coroutine)
+            send, value = steps.throw, (error,)
 
 
 _LONG_TEXT = 20_000
@@ -492,10 +536,6 @@ async def _rendered(render: Callable[[str], list[int]], text: str) -> list[int]:
         raise _failed(error) from error
 
 
-def _method(env: Env, name: str) -> Callable[..., Any]:
-    return getattr(env, f"{name}_async" if env.asynchronous else name)
-
-
 async def _leave(place: Place) -> None:
     """Have an environment closed, and wait for that unless it is busy: that is, when the episode was cancelled."""
     if place.is_busy:
@@ -506,7 +546,7 @@ async def _leave(place: Place) -> None:
 
 async def _close(env: Env, task: Task) -> None:
     try:
-        _guarded(env.close)
+        _guarded(lambda: env.close())
     except EnvironmentFailed as failure:
         logger.warning("closing the environment of %s: %s", task, failure)
 
@@ -514,41 +554,34 @@ async def _close(env: Env, task: Task) -> None:
 def _guarded(function: Callable[[], T], set_up: tuple[type[Exception], ...] = ()) -> T:
     """Call what belongs to an environment: whatever it raises is the affair of its own episode."""
     try:
-        return function()
-    except (KeyboardInterrupt, EnvironmentFailed):
+        return call_unforked(function)
+    except EnvironmentFailed:
         raise
     except BaseException as error:  # SystemExit and CancelledError too
-        if type(error) in set_up:
+        if is_from_user(error) or type(error) in set_up:
             raise
         raise _failed(error) from error
 
 
 def _checked_reset(env: Env, result: Any) -> str:
-    observation, info = result
-    return _seen(env, observation, _checked_info(info, "reset"), "reset")
+    observation, info = checked_reset(env, result)
+    return _seen(env, observation, _json(info))
 
 
 def _checked_step(env: Env, result: Any) -> StepResult:
-    observation, reward, terminated, truncated, info = result
-    reward = float(reward)
-    if not math.isfinite(reward):
-        raise ValueError(f"step returned the reward {reward}")
-    info = _checked_info(info, "step")
-    return _seen(env, observation, info, "step"), reward, bool(terminated), bool(truncated), info
+    observation, reward, terminated, truncated, info = checked_step(env, result)
+    info = _json(info)
+    return _seen(env, observation, info), reward, terminated, truncated, info
 
 
-def _checked_info(info: Any, method: str) -> Info:
-    """Return the info as an episode's JSON line gives it back."""
-    if not isinstance(info, dict):
-        raise TypeError(f"{method} returned a {type(info).__name__} as info, not a dict")
+def _json(info: Info) -> Info:
+    """Return an info as an episode's JSON line gives it back."""
     if all(type(key) is str and type(value) in _PLAIN for key, value in info.items()):
         return dict(info)  # a round trip would give the same, for more than the rest of the turn costs
     return json.loads(json.dumps(info, default=plain_json))
 
 
-def _seen(env: Env, observation: Any, info: Info, method: str) -> str:
-    if not isinstance(observation, str):
-        raise TypeError(f"{method} returned a {type(observation).__name__} as observation, not a str")
+def _seen(env: Env, observation: str, info: Info) -> str:
     text = observation_text(env, observation, info)
     text.encode()  # a lone surrogate has no tokens
     return text

@@ -18,8 +18,9 @@ import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from gem.core import Env, ResetNeeded
-from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Row, Slot, describe, given_up
+from gem.core import Env, ResetNeeded, checked_reset, checked_step
+from gem.faults import call_unforked, error_text
+from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Row, Slot, given_up, needs_reset
 from gem.vector.stepper import Stepper
 from gem.vector.vector_env import LocalVectorEnv
 
@@ -60,22 +61,29 @@ class _Place(Stepper):
 
     def call(self, method: str, argument: Any) -> None:
         """Call a method of the slot, or the environment's coroutine in its place."""
-        slot = self.slot
         self._begin = method == "reset"
-        if self._begin and slot.env is None:
-            try:
-                slot.build()
-            except Exception as error:  # noqa: BLE001 (its own affair)
-                self._run(self.replace(describe(error)))
+        try:
+            if method in ("call", "assign") or not self._has_coroutines():
+                self._done(getattr(self.slot, method)(argument))
                 return
-        if method in ("call", "assign") or not getattr(slot.env, "asynchronous", False):
-            self._done(getattr(slot, method)(argument))
-        elif method == "step" and not (slot.ended and slot.mode is AutoresetMode.NEXT_STEP):
+            coroutine: Coroutine[Any, Any, Any] | None = self._coroutine_for(method, argument)
+        except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
+            coroutine = self._after_failure(error)
+        self._run(coroutine)
+
+    def _has_coroutines(self) -> bool:
+        if self._begin and self.slot.env is None:
+            self.slot.build()
+        return getattr(self.slot.env, "asynchronous", False)
+
+    def _coroutine_for(self, method: str, argument: Any) -> Coroutine[Any, Any, Any]:
+        slot = self.slot
+        if method == "step" and not (slot.ended and slot.mode is AutoresetMode.NEXT_STEP):
             self._doing = "step"
-            self.run(slot.env.step_async(argument))
-        else:
-            self._doing = "reset"
-            self.run(slot.env.reset_async(seed=slot.next_seed(argument if method == "reset" else None)))
+            return call_unforked(slot.env.step_async, argument)
+        self._doing = "reset"
+        seed = slot.next_seed(argument if method == "reset" else None)
+        return call_unforked(slot.env.reset_async, seed=seed)
 
     def ended(self, result: Any, failure: BaseException | None) -> Coroutine[Any, Any, Any] | None:
         """Go on after a coroutine of the environment; see :class:`~gem.vector.stepper.Stepper`."""
@@ -86,27 +94,29 @@ class _Place(Stepper):
                     return self.replace(self.late)
                 raise failure
             if self._doing == "step":
-                observation, reward, terminated, truncated, info = result
-                if not (terminated or truncated):
-                    return self._done((observation, float(reward), False, False, info, None))
-                last = observation, float(reward), bool(terminated), bool(truncated), info, None
+                last = *checked_step(slot.env, result), None
+                if not (last[2] or last[3]):
+                    return self._done(last)
                 if slot.mode is AutoresetMode.SAME_STEP:
                     self._doing, self._last = "reset after", last
-                    return slot.env.reset_async(seed=None)
+                    return call_unforked(slot.env.reset_async, seed=None)
                 slot.ended = True
                 return self._done(last)
-            observation, info = result
+            observation, info = checked_reset(slot.env, result)
             if self._doing == "reset":
                 return self._done(slot.begun(observation, info))
             if self._doing == "reset after" and self._last is not None:
                 return self._done(slot.after(self._last, observation, info))
             return self._done(slot.failed(self._error, self._last, (observation, info)))
-        except ResetNeeded as error:
-            return self._done(("", 0.0, False, False, {}, error))
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
-            return self.replace(describe(error))
+            return self._after_failure(error)
+
+    def _after_failure(self, error: BaseException) -> Coroutine[Any, Any, Any] | None:
+        if isinstance(error, ResetNeeded) and self._doing == "step" and not self.slot.has_begun:
+            return self._done(needs_reset(error))
+        if self.slot.passes_on(error):
+            raise error
+        return self.replace(error_text(error))
 
     def replace(self, error: str) -> Coroutine[Any, Any, Any] | None:
         """Put a fresh environment in the place of one that failed; return the coroutine that resets it, if any."""
@@ -117,13 +127,15 @@ class _Place(Stepper):
             try:
                 if not slot.renew(self._begin):
                     return self._done(slot.failed(error, self._last, None))
+                seed = slot.next_seed(None)
                 if getattr(slot.env, "asynchronous", False):
-                    return slot.env.reset_async(seed=slot.next_seed(None))
-                return self._done(slot.failed(error, self._last, slot.env.reset(seed=slot.next_seed(None))))
-            except KeyboardInterrupt:
-                raise
-            except BaseException as another:  # noqa: BLE001
-                error = describe(another)
+                    return call_unforked(slot.env.reset_async, seed=seed)
+                begun = checked_reset(slot.env, call_unforked(slot.env.reset, seed=seed))
+                return self._done(slot.failed(error, self._last, begun))
+            except BaseException as another:
+                if slot.passes_on(another):
+                    raise
+                error = error_text(another)
         return self._done(given_up(error))
 
     def go_on(self, other: _Place, error: str) -> None:

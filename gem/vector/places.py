@@ -208,6 +208,8 @@ class Places:
             raise RuntimeError("this environment is being called already")
         row = await self._begin(index, method, argument)
         fault = row[5]
+        if isinstance(fault, CrashLoop):
+            raise EnvFailed(fault.error)
         if isinstance(fault, Exception):
             raise fault
         if fault:
@@ -251,14 +253,7 @@ class Places:
         self._told = False
         if self._closed:  # a step that has ended meanwhile: its environment is closed with all others
             return
-        try:
-            rows = self._vec._wait(0.0)
-        except CrashLoop as error:
-            for call in self._calls.values():
-                if not call.done():
-                    call.set_exception(EnvFailed(str(error)))
-            return
-        for index, row in rows:
+        for index, row in self._vec._wait(0.0):
             call = self._calls.pop(index)
             if not call.done():  # else whoever waited for it was cancelled
                 call.set_result(row)

@@ -26,9 +26,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gem.core import Env
+from gem.faults import error_text, is_from_user
 from gem.vector import process_worker
-from gem.vector.process_worker import FORK, KILL, NOT_SAVED, ORDER, Board, Job, Reply, fingerprint, packed, unpacked
-from gem.vector.slot import CRASH_LIMIT, AutoresetMode, CrashLoop, Row, describe, given_up
+from gem.vector.process_worker import FORK, KILL, NOT_SAVED, ORDER, Activity, Board, Job, fingerprint, messages, packed
+from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Row, given_up
 from gem.vector.vector_env import VectorEnv
 
 CLOSE_SECONDS = 5.0
@@ -50,17 +51,23 @@ class _Past:
         self.saved: bytes | None = None
         self.calls: list[tuple[str, tuple[Any, ...], int]] = []
 
-    def add(self, job: Job, reply: Reply) -> None:
-        """Go on by a job that was done."""
-        if reply.saved is not None:
-            self.saved, self.calls = reply.saved, []
+    def add(self, job: Job, row: Row | None, saved: bytes | None) -> None:
+        """Go on by a job that was done.
+
+        Args:
+            job: what was done.
+            row: what it returned; None if that cannot be read.
+            saved: the state after it; None if it was not saved.
+        """
+        if saved is not None or row is None:
+            self.saved, self.calls = saved or NOT_SAVED, []
             return
         if job.method != "step":  # a seeded reset, or another environment
             self.saved, self.calls = None, []
         if job.method == "assign_pickled":
             self.build = job.arguments[0]
         if job.method in ("reset", "step"):
-            self.calls.append((job.method, job.arguments, fingerprint(reply.row)))
+            self.calls.append((job.method, job.arguments, fingerprint(row)))
 
 
 class _Worker:
@@ -71,9 +78,11 @@ class _Worker:
         indices: of its environments.
         jobs: that it has not answered, by index.
         tries: how often an environment was replaced for the job that it has now, by index.
-        late: the environment for whose hanging it was killed.
+        late: what it did for too long, so that it was killed.
+        posted: when it was sent jobs, on the monotonic clock.
         open: whether it has not closed its side of the socket.
-        deaths: how often it ended without having answered anything.
+        deaths: how often it ended, without having answered anything, by nobody's fault or by that of an environment
+            from which nothing was expected.
     """
 
     def __init__(self, indices: range) -> None:
@@ -85,7 +94,8 @@ class _Worker:
     def begin(self, number: int, control: socket.socket) -> None:
         """Have a process started."""
         self.number = number
-        self.late: int | None = None
+        self.late: Activity | None = None
+        self.posted = 0.0
         self.open = True
         self._outgoing, self._incoming = bytearray(), bytearray()
         self.socket, theirs = socket.socketpair()
@@ -93,7 +103,7 @@ class _Worker:
         with theirs, tempfile.TemporaryFile() as file:
             file.truncate(Board.SIZE)
             self.board = Board(file.fileno())
-            self.board.write(-1)
+            self.board.end()
             with contextlib.suppress(ConnectionError):  # the starter has ended: the next exchange tells
                 socket.send_fds(control, [ORDER.pack(FORK, number)], [theirs.fileno(), file.fileno()])
 
@@ -101,6 +111,7 @@ class _Worker:
         """Send jobs as far as that goes without waiting; return whether all is sent."""
         if jobs:
             self._outgoing += packed(jobs)
+            self.posted = time.monotonic()
         try:
             while self._outgoing:
                 del self._outgoing[: self.socket.send(memoryview(self._outgoing)[:_CHUNK].tobytes())]
@@ -108,13 +119,13 @@ class _Worker:
             return False
         return True
 
-    def receive(self) -> list[Reply]:
-        """Return the replies that are there."""
+    def receive(self) -> list[tuple[int, bytes]]:
+        """Return the replies that are there: each an environment's number, and a pickle."""
         with contextlib.suppress(BlockingIOError, ConnectionError):
             while data := self.socket.recv(_CHUNK):
                 self._incoming += data
             self.open = False
-        return [reply for replies in unpacked(self._incoming) for reply in replies]
+        return list(messages(self._incoming))
 
     def end(self) -> None:
         """Give back what belongs to a process that has ended."""
@@ -204,9 +215,10 @@ class ProcessVectorEnv(VectorEnv):
         assert self._starter.stdin is not None
         with contextlib.suppress(BrokenPipeError), self._starter.stdin as stdin:
             stdin.write(self._setup)
-        if (answer := self._control.recv(4096)) != b"\0":
+        if (answer := self._control.recv(1 << 16)) != b"\0":
             self._stop()
-            raise RuntimeError(f"the environments cannot be loaded in another process: {answer.decode() or 'it ended'}")
+            reason = answer.decode(errors="replace") or "it ended"
+            raise RuntimeError(f"the environments cannot be loaded in another process: {reason}")
         self._control.setblocking(False)
         self._selector.register(self._control, selectors.EVENT_READ)
 
@@ -266,12 +278,32 @@ class ProcessVectorEnv(VectorEnv):
         return rows, ended
 
     def _received(self, worker: _Worker) -> list[tuple[int, Row]]:
-        replies = worker.receive()
-        for reply in replies:
-            self._pasts[reply.env].add(worker.jobs.pop(reply.env), reply)
+        rows, again = [], []
+        for index, data in worker.receive():
+            job = worker.jobs[index]
             worker.deaths = 0
-            worker.tries.pop(reply.env, None)
-        return [(reply.env, reply.row) for reply in replies]
+            pickled, saved = pickle.loads(data)
+            try:
+                row = pickle.loads(pickled)
+            except BaseException as error:
+                if is_from_user(error):
+                    raise
+                self._pasts[index].add(job, None, saved)
+                jobs, row = self._unreadable(worker, index, f"what it returned cannot be read: {error_text(error)}")
+                again += jobs
+            else:
+                self._pasts[index].add(worker.jobs.pop(index), row, saved)
+                worker.tries.pop(index, None)
+            rows += [] if row is None else [(index, row)]
+        self._post(worker, again)
+        return rows
+
+    def _unreadable(self, worker: _Worker, index: int, error: str) -> tuple[list[Job], Row | None]:
+        """Return what to do, and to deliver, in the place of a reply that cannot be read."""
+        if worker.jobs[index].method != "call":
+            return self._again(worker, index, error)
+        del worker.jobs[index]
+        return [], ("", 0.0, False, False, {}, RuntimeError(error))
 
     def _kill_late(self) -> float | None:
         """Kill the workers whose step takes too long; return the seconds until the next can."""
@@ -282,13 +314,16 @@ class ProcessVectorEnv(VectorEnv):
             return self._next_look - now
         self._next_look = now + self.timeout
         for worker in self._workers:
-            index, since = worker.board.read()
-            if index < 0 or worker.late is not None:
+            activity = worker.board.read()
+            since = activity.since
+            if worker.late is not None or not worker.jobs:
                 continue
+            if not activity.busy:  # it is about to begin one, unless the last environment keeps it from that
+                since = max(since, worker.posted)
             if now < since + self.timeout:
                 self._next_look = min(self._next_look, since + self.timeout)
             else:
-                worker.late = index
+                worker.late = activity
                 with contextlib.suppress(ConnectionError):  # all have ended: the next exchange tells
                     self._control.send(ORDER.pack(KILL, worker.number))
         return self._next_look - now
@@ -303,28 +338,37 @@ class ProcessVectorEnv(VectorEnv):
         rows = []
         for number, status in ended:
             worker = next(worker for worker in self._workers if worker.number == number)
-            if worker.open:
-                self._selector.unregister(worker.socket)
+            registered = worker.open
             rows += self._received(worker)
-            index, _ = worker.board.read()
-            error = f"its process {_how(status)}"
-            if worker.late is not None:  # it may have gone on to another before it was killed
-                index, error = index if index == worker.late else -1, f"no answer within {self.timeout:g} s"
-            worker.deaths += 1
+            if registered:
+                self._selector.unregister(worker.socket)
+            failed = self._failed(worker, status)
             worker.end()
             self.restarts += 1
             self._begin(worker)
             jobs = []
             for each in worker.indices:
-                again, row = self._again(worker, each, error if each == index else None)
+                again, row = self._again(worker, each, failed.get(each))
                 jobs += again
                 rows += [(each, row)] if row else []
             self._post(worker, jobs)
-            if worker.deaths > CRASH_LIMIT:  # whoever waits on tries it again
-                worker.deaths = 0
-                self._arrived.update(rows)
-                raise CrashLoop(error)
         return rows
+
+    def _failed(self, worker: _Worker, status: int) -> dict[int, str]:
+        """Return by which environments' fault a worker has ended, and how they failed."""
+        activity = worker.board.read()
+        at_fault, error = activity.busy, worker.board.reason() or f"its process {_how(status)}"
+        if worker.late is not None:  # it may have gone on to another before it was killed
+            at_fault, error = activity == worker.late, f"no answer within {self.timeout:g} s"
+        failed = {activity.env: error} if at_fault and activity.env >= 0 else {}
+        if failed and activity.env in worker.jobs:
+            return failed  # it is tried again for some times only
+        worker.deaths += 1
+        if worker.deaths <= CRASH_LIMIT:
+            return failed
+        worker.deaths = 0  # one of them does it, nobody knows which
+        worker.tries = dict.fromkeys(worker.jobs, CRASH_LIMIT)
+        return dict.fromkeys(worker.jobs, error)
 
     def _again(self, worker: _Worker, index: int, error: str | None) -> tuple[list[Job], Row | None]:
         """Return the jobs that bring an environment back, or that replace it if its process ended by its fault."""
@@ -332,7 +376,7 @@ class ProcessVectorEnv(VectorEnv):
         tries = worker.tries.get(index, 0)
         take_over = Job(index, "take_over", (past.build, self._seeds_given.get(index), self.faults[index] + tries))
         restore = Job(index, "restore", (past.saved, past.calls))
-        if error is None or (job is not None and job.method == "first"):
+        if error is None:
             if job is None:
                 return [take_over, restore], None
             if job.method in ("first", "assign_pickled", "replace"):  # which build it
@@ -342,7 +386,10 @@ class ProcessVectorEnv(VectorEnv):
             return [take_over, restore, job], None
         if job is None:
             past.saved = NOT_SAVED
-            return [take_over, Job(index, "restore", (NOT_SAVED, []))], None
+            return [take_over, Job(index, "lose", (error,))], None
+        if job.method == "first" and tries + 1 < CRASH_LIMIT:
+            worker.tries[index] = tries + 1
+            return [take_over, job], None
         if job.method != "assign_pickled" and tries + 1 < CRASH_LIMIT:
             begins = job.method == "reset" or (job.method == "replace" and job.arguments[2])
             worker.tries[index] = tries + 1
@@ -374,8 +421,8 @@ def _pickle(builds: Any) -> bytes:
         return pickle.dumps(builds)
     except Exception as error:
         raise TypeError(
-            f"the environments cannot be sent to other processes ({describe(error)}): build and wrap them by functions "
-            "and classes that can be imported, not by a lambda or a function inside another"
+            f"the environments cannot be sent to other processes ({error_text(error)}): build and wrap them by "
+            "functions and classes that can be imported, not by a lambda or a function inside another"
         ) from error
 
 

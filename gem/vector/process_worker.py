@@ -5,7 +5,11 @@ it is asked to, which takes milliseconds. It has no threads and runs no environm
 waits for the workers, kills those that hang, and kills all of them when the process that started it is gone.
 
 A worker holds environments, and does the jobs that it is sent one after another. What it is doing stands in memory that
-it shares with its parent, who can thus tell whose fault it was when it dies, and how long a step has been running.
+it shares with its parent, which can thus tell whose fault it was when it dies, and how long a step has been running.
+
+An environment can also break its worker: close all file descriptors, or replace what the worker needs. So a job has not
+ended until its reply is packed and the socket is found unharmed, and whatever goes wrong between two jobs is the fault
+of the environment that was stepped last.
 """
 
 from __future__ import annotations
@@ -13,7 +17,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import pickle
 import select
 import signal
 import socket
@@ -21,11 +24,16 @@ import struct
 import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from os import _exit, fstat  # by name, like the next ones: an environment may replace the attributes of these modules
+from pickle import HIGHEST_PROTOCOL, dumps, loads
+from signal import setitimer
+from time import monotonic
 from typing import Any, NamedTuple, NoReturn
 
 from gem.core import Env
-from gem.vector.slot import AutoresetMode, Row, Slot, describe
+from gem.faults import end_forked_child, error_text
+from gem.vector.slot import AutoresetMode, Row, Slot
 
 FLUSH_SECONDS = 0.001
 """How long a worker keeps results while it goes on with other jobs."""
@@ -40,7 +48,9 @@ FORK, KILL = 0, 1
 ORDER = struct.Struct("qq")
 """An order and the number of a worker; or, from the starter, the number and the status of a worker that has ended."""
 
-_HEADER = struct.Struct("!Q")
+_HEADER = struct.Struct("!Qq")
+"""The length of a message, and the number of the environment that it is about."""
+_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
 _LOOK_SECONDS = 1.0
 _PARENT_DEATH_SIGNAL = 1  # of prctl
 
@@ -56,64 +66,85 @@ class Job(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-class Reply(NamedTuple):
-    """What a job returned, and the state after it: None if it was not saved."""
+class Activity(NamedTuple):
+    """What a worker does.
+
+    Attributes:
+        env: which environment it is busy with, or was last; -1 before the first.
+        busy: whether it still is.
+        since: when that began, on the monotonic clock.
+    """
 
     env: int
-    row: Row
-    saved: bytes | None
+    busy: bool
+    since: float
 
 
 class Board:
-    """A line of shared memory: which environment a worker is busy with, and since when.
+    """Shared memory in which a worker writes what it does, for its parent.
 
     Args:
         handle: of a file.
     """
 
-    SIZE = 16
-    _line = struct.Struct("qd")
+    SIZE = 4096
+    _activity = struct.Struct("q?d")
+    _reason = struct.Struct("4000s")
 
     def __init__(self, handle: int) -> None:
         self._memory = mmap.mmap(handle, self.SIZE)
-        self._index = -1
+        self._env, self._busy = -1, False
 
-    def write(self, index: int) -> None:
-        """Say that the worker is busy with environment ``index`` from now on; -1: with none."""
-        self._index = index
+    def begin(self, env: int) -> None:
+        """Write that the worker is busy with an environment from now on."""
+        self._env, self._busy = env, True
+        self.allow(0.0)
+
+    def end(self) -> None:
+        """Write that the worker is not busy any more."""
+        self._busy = False
         self.allow(0.0)
 
     def allow(self, seconds: float) -> None:
-        """Let the time of the running call begin again, so many seconds from now."""
-        self._line.pack_into(self._memory, 0, self._index, time.monotonic() + seconds)
+        """Let the time of what the worker does begin again, so many seconds from now."""
+        self._activity.pack_into(self._memory, 0, self._env, self._busy, monotonic() + seconds)
 
-    def read(self) -> tuple[int, float]:
-        """Return which environment the worker is busy with, and since when on the monotonic clock."""
-        index, since = self._line.unpack_from(self._memory, 0)
-        return index, since
+    def blame(self, reason: str) -> None:
+        """Write that the worker has to end because of the environment that it was busy with last."""
+        self._busy = True
+        self.allow(0.0)
+        self._reason.pack_into(self._memory, self._activity.size, reason.encode())
+
+    def read(self) -> Activity:
+        """Return what the worker does."""
+        return Activity(*self._activity.unpack_from(self._memory, 0))
+
+    def reason(self) -> str:
+        """Return why the worker had to end; empty if it did not say."""
+        (text,) = self._reason.unpack_from(self._memory, self._activity.size)
+        return text.rstrip(b"\0").decode(errors="ignore")
 
     def close(self) -> None:
         """Give the memory back."""
         self._memory.close()
 
 
-def packed(message: Any) -> bytes:
+def packed(message: Any, env: int = -1) -> bytes:
     """Return a message as it goes through a socket."""
-    data = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    return _HEADER.pack(len(data)) + data
+    data = dumps(message, HIGHEST_PROTOCOL)
+    return _HEADER.pack(len(data), env) + data
 
 
-def unpacked(buffer: bytearray) -> list[Any]:
-    """Take the messages out of a buffer that are there as a whole."""
-    messages, begin = [], 0
-    while len(buffer) >= begin + _HEADER.size:
-        end = begin + _HEADER.size + _HEADER.unpack_from(buffer, begin)[0]
+def messages(buffer: bytearray) -> Iterator[tuple[int, bytes]]:
+    """Take the messages out of a buffer that are there as a whole: the environment's number, and a pickle."""
+    while len(buffer) >= _HEADER.size:
+        length, env = _HEADER.unpack_from(buffer)
+        end = _HEADER.size + length
         if len(buffer) < end:
-            break
-        messages.append(pickle.loads(buffer[begin + _HEADER.size : end]))
-        begin = end
-    del buffer[:begin]
-    return messages
+            return
+        data = bytes(buffer[_HEADER.size : end])
+        del buffer[:end]
+        yield env, data
 
 
 def fingerprint(row: Row) -> int:
@@ -133,7 +164,7 @@ def serve(handle: int) -> NoReturn:
     try:
         builds, mode, memory_limit = _loaded()
     except BaseException as error:  # noqa: BLE001 (the parent is told)
-        control.sendall(describe(error).encode())
+        control.sendall(error_text(error).encode())
         os._exit(1)
     control.sendall(b"\0")
     wake = _wake_when_children_end()
@@ -177,7 +208,9 @@ def serve(handle: int) -> NoReturn:
                 control.close()
                 for other in (wake, *handles):
                     os.close(other)
-                _run_worker(socket.socket(fileno=channel), board, builds, mode, memory_limit)
+                if memory_limit is not None:
+                    _limit_memory(memory_limit)
+                _Worker(socket.socket(fileno=channel), board, builds, mode).run()
             pids[number] = pid
             os.close(channel)
             os.close(board)
@@ -187,12 +220,12 @@ def serve(handle: int) -> NoReturn:
 
 
 def _loaded() -> tuple[Sequence[Callable[[], Env]], AutoresetMode, int | None]:
-    main, data = pickle.loads(sys.stdin.buffer.read())
+    main, data = loads(sys.stdin.buffer.read())
     if main:
         from multiprocessing import spawn
 
         spawn.prepare(main)
-    return pickle.loads(data)
+    return loads(data)
 
 
 def _wake_when_children_end() -> int:
@@ -211,7 +244,7 @@ class _Lost:
     """In the place of an environment that cannot be brought back: its next step says so."""
 
     def __init__(self, reason: str) -> None:
-        self._reason = f"another environment ended its process, and it cannot be brought back: {reason}"
+        self._reason = reason
 
     def step(self, action: Any) -> NoReturn:
         raise RuntimeError(self._reason)
@@ -230,6 +263,10 @@ class _WorkerSlot(Slot):
     _calls = 0
     _saving = 0.0005
 
+    def passes_on(self, error: BaseException) -> bool:
+        """Return False: nobody presses Ctrl-C here."""
+        return False
+
     def do(self, method: str, arguments: tuple[Any, ...]) -> tuple[Row, bytes | None]:
         """Call a method; return its row, and the state after it if it is to be saved."""
         begin = time.perf_counter()
@@ -247,8 +284,8 @@ class _WorkerSlot(Slot):
             return row, None
         begin = time.perf_counter()
         try:
-            saved = pickle.dumps(self.get_state())
-        except Exception:  # noqa: BLE001 (whatever get_state raises: a contract that some do not keep)
+            saved = dumps(self.get_state())
+        except BaseException:  # noqa: BLE001 (whatever get_state raises: a contract that some do not keep)
             self._saving = float("inf")
             return row, NOT_SAVED if needed else None
         self._saving = time.perf_counter() - begin
@@ -259,14 +296,17 @@ class _WorkerSlot(Slot):
         """Build the first environment."""
         row = self.assign(self._build)
         if row[5]:
-            return *row[:5], RuntimeError(f"an environment cannot be built: {describe(row[5])}")
+            error = error_text(row[5]) if isinstance(row[5], Exception) else row[5]
+            return *row[:5], RuntimeError(f"an environment cannot be built: {error}")
         return row
 
     def assign_pickled(self, build: bytes) -> Row:
         """Put another environment into this slot; see :meth:`assign`."""
         try:
-            function = pickle.loads(build)
-        except Exception as error:  # noqa: BLE001 (whatever an import raises)
+            function = loads(build)
+        except BaseException as error:  # noqa: BLE001 (whatever an import raises)
+            if not isinstance(error, Exception):
+                error = RuntimeError(error_text(error))
             return "", 0.0, False, False, {}, error
         return self.assign(function)
 
@@ -274,13 +314,12 @@ class _WorkerSlot(Slot):
         """Begin an episode, also where the environment was lost: nobody asks for the old one."""
         if isinstance(self.env, _Lost) and seed is not None:
             self.env = None
-            self.build()
         return super().reset(seed)
 
     def take_over(self, build: bytes | None, seed: int | None, faults: int) -> None:
         """Go on in the place of a slot whose process has ended."""
         if build is not None:
-            self._build = pickle.loads(build)
+            self._build = loads(build)
         self.inherit(seed, faults)
 
     def restore(self, saved: bytes | None, calls: list[tuple[str, tuple[Any, ...], int]]) -> None:
@@ -290,90 +329,143 @@ class _WorkerSlot(Slot):
             if saved == NOT_SAVED:
                 raise RuntimeError("its state cannot be saved")
             if saved is not None:
-                self.set_state(pickle.loads(saved))
+                self.set_state(loads(saved))
             for method, arguments, expected in calls:
                 if self.allow is not None:
                     self.allow(0.0)
                 if fingerprint(getattr(self, method)(*arguments)) != expected:
                     raise RuntimeError("it does not do the same again")
-        except Exception as error:  # noqa: BLE001 (its next step says so)
-            self.env = _Lost(describe(error))
+        except BaseException as error:  # noqa: BLE001 (its next step says so)
+            self.lose(f"another environment ended its process, and it cannot be brought back: {error_text(error)}")
+
+    def lose(self, reason: str) -> None:
+        """Have the next step fail, since the environment cannot be brought back."""
+        self.env = _Lost(reason)
 
 
-def _run_worker(
-    channel: socket.socket,
-    handle: int,
-    builds: Sequence[Callable[[], Env]],
-    mode: AutoresetMode,
-    memory_limit: int | None,
-) -> NoReturn:
-    """Do jobs until the other side of the socket is gone, or says so."""
-    if memory_limit is not None:
-        import resource  # which not every system has
+def _limit_memory(size: int) -> None:
+    import resource  # which not every system has
 
-        resource.setrlimit(resource.RLIMIT_AS, (memory_limit, memory_limit))
-    board = Board(handle)
-    os.close(handle)
-    slots: dict[int, _WorkerSlot] = {}
-    buffer = bytearray()
-    while True:
-        data = channel.recv(1 << 16)
-        if not data:
-            os._exit(0)
-        buffer += data
-        for jobs in unpacked(buffer):
-            _do_jobs(jobs, slots, board, channel, builds, mode)
+    resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
-def _do_jobs(
-    jobs: list[Job],
-    slots: dict[int, _WorkerSlot],
-    board: Board,
-    channel: socket.socket,
-    builds: Sequence[Callable[[], Env]],
-    mode: AutoresetMode,
-) -> None:
-    replies: list[Reply] = []
-    flushed = time.monotonic()
-    for index, method, arguments in jobs:
-        if method == "close":
-            for each in slots.values():
-                each.close()
-            os._exit(0)
-        if replies and time.monotonic() - flushed > FLUSH_SECONDS:
-            _flush(replies, slots, channel)
-            flushed = time.monotonic()
-        if index not in slots:
-            slots[index] = _WorkerSlot(builds[index], mode)
-            slots[index].allow = board.allow
-        board.write(index)
-        if method in ("take_over", "restore"):
-            getattr(slots[index], method)(*arguments)
-        else:
-            row, saved = slots[index].do(method, arguments)
-            replies.append(Reply(index, row, saved))
-        board.write(-1)
-        if replies and str(replies[-1].row[5]).startswith("MemoryError"):
-            _flush(replies, slots, channel)
-            os._exit(os.EX_SOFTWARE)  # what took the memory may have kept it: the others go on in a new process
-    _flush(replies, slots, channel)
+class _Worker:
+    """Environments, and the socket through which they are stepped.
+
+    Args:
+        channel: the socket.
+        handle: of the file for a :class:`Board`.
+        builds: functions that build environments, of which this worker needs some.
+        mode: of the slots.
+    """
+
+    def __init__(
+        self, channel: socket.socket, handle: int, builds: Sequence[Callable[[], Env]], mode: AutoresetMode
+    ) -> None:
+        self._descriptor, self._builds, self._mode = channel.fileno(), builds, mode
+        self._send, self._receive = channel.sendall, channel.recv
+        self._board = Board(handle)
+        os.close(handle)
+        self._pid = os.getpid()
+        self._identity = _identity(self._descriptor)
+        self._slots: dict[int, _WorkerSlot] = {}
+        self._replies = bytearray()
+        self._flushed = 0.0
+
+    def run(self) -> NoReturn:
+        """Do jobs until the other side of the socket is gone, or sends that it closes."""
+        try:
+            buffer = bytearray()
+            while data := self._receive(1 << 16):
+                buffer += data
+                for _, message in messages(buffer):
+                    self._do_jobs(loads(message))
+        except BaseException as error:  # noqa: BLE001 (the environment that was stepped last has broken something)
+            end_forked_child(self._pid)
+            self._board.blame(_BROKEN)  # at first: what is broken may be needed to describe the error
+            self._board.blame(f"{_BROKEN}: {error_text(error)}")
+        finally:
+            _exit(os.EX_SOFTWARE)
+
+    def _do_jobs(self, jobs: list[Job]) -> None:
+        self._flushed = monotonic()
+        for index, method, arguments in jobs:
+            if method == "close":
+                for slot in self._slots.values():
+                    slot.close()
+                _exit(0)
+            if monotonic() - self._flushed > FLUSH_SECONDS:
+                self._flush()
+            if index not in self._slots:
+                self._slots[index] = _WorkerSlot(self._builds[index], self._mode)
+                self._slots[index].allow = self._board.allow
+            self._board.begin(index)
+            self._do(index, self._slots[index], method, arguments)
+            self._check()
+            self._board.end()
+        self._flush()
+
+    def _do(self, index: int, slot: _WorkerSlot, method: str, arguments: tuple[Any, ...]) -> None:
+        if method in ("take_over", "restore", "lose"):
+            getattr(slot, method)(*arguments)
+            return
+        row, saved = slot.do(method, arguments)
+        try:
+            data = dumps(row, HIGHEST_PROTOCOL)
+        except BaseException as error:  # noqa: BLE001 (an object's own __reduce__ may raise anything)
+            row, saved = _unsendable(slot, method, saved, error_text(error))
+            data = dumps(row, HIGHEST_PROTOCOL)
+        self._replies += packed((data, saved), index)
+        if isinstance(row[5], str) and "MemoryError" in row[5]:
+            self._board.end()
+            self._flush()
+            _exit(os.EX_SOFTWARE)  # what took the memory may have kept it: the others go on in a new process
+
+    def _check(self) -> None:
+        """Find what an environment has left behind that would harm the others."""
+        end_forked_child(self._pid)
+        for timer in _TIMERS:
+            setitimer(timer, 0.0)
+        if _identity(self._descriptor) != self._identity:
+            self._give_up("it closed the file descriptors of its process")
+        if _builtins() != _BUILTINS:
+            self._give_up("it replaced a builtin function in its process")
+
+    def _flush(self) -> None:
+        if self._replies:
+            self._send(self._replies)
+            self._replies.clear()
+        self._flushed = monotonic()
+
+    def _give_up(self, reason: str) -> NoReturn:
+        """End this process by the fault of the environment that was stepped last."""
+        try:
+            self._board.blame(reason)
+        finally:
+            _exit(os.EX_SOFTWARE)
 
 
-def _flush(replies: list[Reply], slots: dict[int, _WorkerSlot], channel: socket.socket) -> None:
-    if not replies:
-        return
+def _builtins() -> tuple[object, ...]:
+    """Return the builtin functions that the next environment's step cannot do without."""
+    return callable, dict, float, getattr, hasattr, isinstance, len, list, repr, str, super, tuple, type, vars
+
+
+_BUILTINS = _builtins()
+_BROKEN = "it broke its process"
+
+
+def _identity(descriptor: int) -> tuple[int, int] | None:
+    """Return what tells a socket from another file that has got its file descriptor; None if it is closed."""
     try:
-        message = packed(replies)
-    except Exception:  # noqa: BLE001 (an object's own __reduce__ may raise anything)
-        message = packed([_sendable(reply, slots[reply.env]) for reply in replies])
-    channel.sendall(message)
-    replies.clear()
+        status = fstat(descriptor)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
-def _sendable(reply: Reply, slot: _WorkerSlot) -> Reply:
-    try:
-        pickle.dumps(reply)
-    except Exception as error:  # noqa: BLE001
-        row, saved = slot.do("replace", (f"what it returned cannot be sent: {describe(error)}",))
-        return Reply(reply.env, row, saved)
-    return reply
+def _unsendable(slot: _WorkerSlot, method: str, saved: bytes | None, error: str) -> tuple[Row, bytes | None]:
+    """Return what to answer in the place of a row that cannot be pickled, and the state."""
+    error = f"what it returned cannot be sent: {error}"
+    if method in ("call", "assign_pickled"):
+        return ("", 0.0, False, False, {}, RuntimeError(error)), saved
+    return slot.do("replace", (error,))

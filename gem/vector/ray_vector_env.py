@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gem.core import Env
-from gem.vector.slot import BUILD_SECONDS, CRASH_LIMIT, AutoresetMode, Row, Slot, describe, given_up
+from gem.faults import error_text
+from gem.vector.slot import BUILD_SECONDS, CRASH_LIMIT, AutoresetMode, Row, Slot, given_up
 from gem.vector.vector_env import VectorEnv
 
 CLOSE_SECONDS = 5.0
@@ -149,7 +150,7 @@ class RayVectorEnv(VectorEnv):
 
 
 def _cause(error: Exception) -> str:
-    return " ".join(describe(getattr(error, "cause", None) or error).split())
+    return " ".join(error_text(getattr(error, "cause", None) or error).split())
 
 
 def _import_ray() -> Any:

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
-from gem.core import Env, Info, ResetNeeded
+from gem.core import Env, Info, ResetNeeded, checked_reset, checked_step
+from gem.faults import call_unforked, error_message, error_text, is_from_user, type_name
 
 logger = logging.getLogger("gem.vector")
 
@@ -57,21 +58,26 @@ class CrashLoop(RuntimeError):
     """An environment failed :data:`CRASH_LIMIT` times without a healthy step in between, and is not tried again.
 
     Attributes:
-        index: of the environment; None for a worker process that ends as often as it is started.
+        error: how it failed the last time.
+        index: of the environment; None before the vector environment raises it.
+        env_id: of the environment; empty if it has none.
     """
 
-    def __init__(self, error: str, index: int | None = None) -> None:
-        who = "a worker process" if index is None else f"environment {index}"
-        super().__init__(f"{who} failed {CRASH_LIMIT} times in a row: {error}")
-        self.error, self.index = error, index
+    def __init__(self, error: str, index: int | None = None, env_id: str = "") -> None:
+        super().__init__(f"{name_environment(index, env_id)} failed {CRASH_LIMIT} times in a row: {error}")
+        self.error, self.index, self.env_id = error, index, env_id
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CrashLoop, (self.error, self.index), vars(self)
+        return CrashLoop, (self.error, self.index, self.env_id), vars(self)
 
 
-def describe(error: object) -> str:
-    """Return an exception as the text that goes into ``info["error"]``."""
-    return f"{type(error).__name__}: {error}"
+def name_environment(index: int | None, env_id: str) -> str:
+    """Return how errors refer to an environment.
+
+    >>> name_environment(3, "game:Sudoku-v0")
+    'environment 3 (game:Sudoku-v0)'
+    """
+    return ("an environment" if index is None else f"environment {index}") + (f" ({env_id})" if env_id else "")
 
 
 class Slot:
@@ -98,6 +104,7 @@ class Slot:
         self._seed: int | None = None
         self._faults = 0
         self._fresh = False
+        self._begun = False  # whether an episode has, so that ResetNeeded would be wrong
 
     def successor(self) -> Slot:
         """Return a slot without an environment that goes on in the place of this one, which hangs."""
@@ -117,7 +124,7 @@ class Slot:
         """
         if self.allow is not None:
             self.allow(BUILD_SECONDS)
-        self.env = self._build()
+        self.env = call_unforked(self._build)
         if self.allow is not None:
             self.allow(0.0)
 
@@ -126,37 +133,38 @@ class Slot:
         try:
             if self.env is None:
                 self.build()
-            return self.begun(*self.env.reset(seed=self.next_seed(seed)))
-        except KeyboardInterrupt:
-            raise
+            return self.begun(*self._reset(seed))
         except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
-            return self.replace(describe(error), begin=True)
+            return self.replace(self._described(error), begin=True)
 
     def step(self, action: Any) -> Row:
         """Step, and reset where the mode says so."""
-        last = None
+        last: Row | None = None
         try:
             if self.ended:
                 if self.mode is AutoresetMode.NEXT_STEP:
-                    return self.begun(*self.env.reset(seed=self.next_seed(None)))
+                    return self.begun(*self._reset(None))
                 if self.env is None:
                     raise ResetNeeded
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            if reward.__class__ is not float:
-                reward = float(reward)
-            if not (terminated or truncated):
-                return observation, reward, False, False, info, None
-            last = observation, reward, bool(terminated), bool(truncated), info, None
-            if self.mode is AutoresetMode.SAME_STEP:
-                return self.after(last, *self.env.reset())
-            self.ended = True
+            last = *checked_step(self.env, call_unforked(self.env.step, action)), None
+            if last[2] or last[3]:
+                if self.mode is AutoresetMode.SAME_STEP:
+                    return self.after(last, *checked_reset(self.env, call_unforked(self.env.reset)))
+                self.ended = True
             return last
-        except ResetNeeded as error:
-            return "", 0.0, False, False, {}, error
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
-            return self.replace(describe(error), last)
+            if isinstance(error, ResetNeeded) and not self.has_begun:
+                return needs_reset(error)
+            return self.replace(self._described(error), last)
+
+    def _reset(self, seed: int | None) -> tuple[str, Info]:
+        return checked_reset(self.env, call_unforked(self.env.reset, seed=self.next_seed(seed)))
+
+    def _described(self, error: BaseException) -> str:
+        """Return the text of what the environment raised; raise what is not its own affair."""
+        if self.passes_on(error):
+            raise error
+        return error_text(error)
 
     def replace(self, error: str, last: Row | None = None, begin: bool = False) -> Row:
         """Put a fresh environment in the place of one that failed.
@@ -173,25 +181,22 @@ class Slot:
             try:
                 if not self.renew(begin):
                     return self.failed(error, last, None)
-                return self.failed(error, last, self.env.reset(seed=self.next_seed(None)))
-            except KeyboardInterrupt:
-                raise
+                return self.failed(error, last, self._reset(None))
             except BaseException as another:  # noqa: BLE001 (its own affair, SystemExit too)
-                error = describe(another)
+                error = self._described(another)
         return given_up(error)
 
     def assign(self, build: Callable[[], Env]) -> Row:
         """Put another environment into this slot; what building it raises is in the row."""
         self.close()
         self._build = build
-        self.env, self.ended, self._fresh = None, False, False
+        self.env, self.ended, self._fresh, self._begun = None, False, False, False
         self.inherit(None, 0)
         try:
             self.build()
-        except KeyboardInterrupt:
-            raise
         except BaseException as error:  # noqa: BLE001 (the caller is told)
-            return "", 0.0, False, False, {}, error if isinstance(error, Exception) else RuntimeError(describe(error))
+            text = self._described(error)
+            return "", 0.0, False, False, {}, error if isinstance(error, Exception) else RuntimeError(text)
         return "", 0.0, False, False, {}, ""
 
     def call(self, what: tuple[str, tuple[Any, ...], dict[str, Any]]) -> Row:
@@ -199,9 +204,10 @@ class Slot:
         name, args, kwargs = what
         try:
             value = getattr(self.env, name)
-            return (value(*args, **kwargs) if callable(value) else value), 0.0, False, False, {}, ""
-        except Exception as error:  # noqa: BLE001 (the caller is told)
-            return "", 0.0, False, False, {}, RuntimeError(describe(error))
+            value = call_unforked(value, *args, **kwargs) if callable(value) else value
+        except BaseException as error:  # noqa: BLE001 (the caller is told)
+            return "", 0.0, False, False, {}, RuntimeError(self._described(error))
+        return value, 0.0, False, False, {}, ""
 
     def get_state(self) -> dict[str, Any]:
         """Return the state of the environment and of this slot.
@@ -210,6 +216,7 @@ class Slot:
             TypeError: the environment's state is not JSON data.
         """
         own = {"ended": self.ended, "_seed": self._seed, "_faults": self._faults, "_fresh": self._fresh}
+        own["_begun"] = self._begun
         return {**own, "env": None if self.env is None else self.env.get_state()}
 
     def set_state(self, state: dict[str, Any]) -> None:
@@ -225,11 +232,9 @@ class Slot:
         if self.env is None:
             return
         try:
-            self.env.close()
-        except KeyboardInterrupt:
-            raise
+            call_unforked(self.env.close)
         except BaseException as error:  # noqa: BLE001 (the others are to be closed all the same)
-            logger.warning("closing %s: %s", type(self.env).__name__, describe(error))
+            logger.warning("closing %s: %s", type_name(self.env), self._described(error))
 
     def renew(self, begin: bool) -> bool:
         """Build a fresh environment in the place of one that failed, if one is needed; return whether to reset it."""
@@ -254,9 +259,18 @@ class Slot:
         self._fresh = False
         return seed
 
+    def passes_on(self, error: BaseException) -> bool:
+        """Return whether an exception is not the environment's own, but ends the caller."""
+        return is_from_user(error)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether an episode is under way: then it is wrong of the environment to raise ``ResetNeeded``."""
+        return self._begun and not self.ended
+
     def begun(self, observation: str, info: Info) -> Row:
         """Return the row of a reset."""
-        self.ended = False
+        self.ended, self._begun = False, True
         return observation, 0.0, False, False, info, ""
 
     def after(self, last: Row, observation: str, info: Info) -> Row:
@@ -268,11 +282,17 @@ class Slot:
         """Return the row that tells of a failure, after which a fresh environment has begun an episode, or not."""
         final, reward, terminated, truncated, info, _ = last or ("", 0.0, False, True, {"error": error}, None)
         self.ended = begun is None
+        self._begun = self._begun or begun is not None
         if begun is None:
             return final, reward, terminated, truncated, {**info, "error": error}, error
         observation, new = begun
         new = {**new, "final_obs": final, "final_info": info, "error": error}
         return observation, reward, terminated, truncated, new, error
+
+
+def needs_reset(error: ResetNeeded) -> Row:
+    """Return the row of a step that was asked for where none was possible."""
+    return "", 0.0, False, False, {}, ResetNeeded(error_message(error))
 
 
 def given_up(error: str) -> Row:

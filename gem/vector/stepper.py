@@ -14,6 +14,8 @@ from asyncio.tasks import _enter_task, _leave_task  # which asyncio documents fo
 from collections.abc import Coroutine
 from typing import Any
 
+from gem.faults import call_unforked, excerpt
+
 
 class _Task(asyncio.Task):
     """A task that does nothing itself, and stands for what a stepper runs."""
@@ -93,35 +95,44 @@ class Stepper:
 
     def _resume(self, _: Any = None) -> None:
         self._waits_for = None
+        error: BaseException | None = None
         _enter_task(self._loop, self._task)
         try:
             while (coroutine := self._coroutine) is not None:
+                if error is None:
+                    error, self._cancelled = self._cancelled, None
                 try:
-                    if self._cancelled is None:
-                        future = coroutine.send(None)
+                    if error is None:
+                        future = call_unforked(coroutine.send, None)
                     else:
-                        cancelled, self._cancelled = self._cancelled, None
-                        future = coroutine.throw(cancelled)
+                        future = call_unforked(coroutine.throw, error)
                 except StopIteration as end:
-                    self._coroutine = self.ended(end.value, None)
-                except BaseException as error:  # noqa: BLE001 (it is told)
-                    self._coroutine = self.ended(None, error)
+                    self._coroutine, error = self.ended(end.value, None), None
+                except BaseException as failure:  # noqa: BLE001 (it is told)
+                    self._coroutine, error = self.ended(None, failure), None
                 else:
-                    self._wait_for(future)
-                    return
+                    error = self._wait_for(future)
+                    if error is None:
+                        return
         finally:
             _leave_task(self._loop, self._task)
 
-    def _wait_for(self, future: Any) -> None:
+    def _wait_for(self, future: Any) -> RuntimeError | None:
+        """Go on when a future is done; return what to raise in the coroutine if it awaits anything else."""
         if future is None:  # a bare yield, as in asyncio.sleep(0)
             self._loop.call_soon(self._resume, context=self._context)
-            return
+            return None
+        if getattr(future, "_asyncio_future_blocking", None) is None:
+            return RuntimeError(f"the coroutine awaits {excerpt(future)}, which is no future of asyncio")
+        if future.get_loop() is not self._loop:
+            return RuntimeError(f"the coroutine awaits {excerpt(future)}, which is attached to another event loop")
         future._asyncio_future_blocking = False
         future.add_done_callback(self._resume, context=self._context)
         self._waits_for = future
         if self._cancelled is not None:  # it was cancelled while it ran
             future.cancel(*self._cancelled.args)
             self._cancelled = None
+        return None
 
 
 async def _for_ever() -> None:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from gem.core import Env
-from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Row, Slot, describe, given_up
+from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Row, Slot, given_up
 from gem.vector.vector_env import LocalVectorEnv
 
 MAX_THREADS = 1024
@@ -62,10 +62,7 @@ def _work(jobs: queue.SimpleQueue[_Job | None], deliver: Callable[[tuple[int, Ro
         job.thread = thread
         slot.allow = job.allow
         job.started = time.monotonic()
-        try:
-            row = getattr(slot, job.method)(*job.arguments)
-        except KeyboardInterrupt as error:  # its own: the user's goes to the main thread
-            row = slot.replace(describe(error), begin=job.method == "reset")
+        row = getattr(slot, job.method)(*job.arguments)
         if not job.ended.acquire(blocking=False):
             slot.close()
             return

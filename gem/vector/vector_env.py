@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gem.core import Env, Info, check_seed
-from gem.vector.slot import CRASH_LIMIT, AutoresetMode, CrashLoop, Row
+from gem.core import Env, Info, ResetNeeded, check_seed
+from gem.vector.slot import CRASH_LIMIT, AutoresetMode, CrashLoop, Row, name_environment
 
 __all__ = ["Actions", "AutoresetMode", "CrashLoop", "Ready", "VectorEnv", "VectorStep"]
 
@@ -263,7 +263,10 @@ class VectorEnv(abc.ABC):
                 self.faults[index] += 1
                 self._failing[index] = self._failing.get(index, 0) + 1
                 if isinstance(fault, CrashLoop) or self._failing[index] >= CRASH_LIMIT:
-                    error = CrashLoop(fault.error if isinstance(fault, CrashLoop) else fault, index)
+                    reason = fault.error if isinstance(fault, CrashLoop) else fault
+                    error = CrashLoop(reason, index, self.env_ids[index])
+            elif isinstance(fault, ResetNeeded):
+                error = ResetNeeded(f"{name_environment(index, self.env_ids[index])}: {fault}")
             else:
                 error = fault
             o, r, te, tr, info, _ = self._arrived[index]

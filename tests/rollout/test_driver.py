@@ -3,9 +3,12 @@
 import asyncio
 import contextlib
 import json
+import subprocess
+import sys
 import threading
 import time
 from copy import deepcopy
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -307,21 +310,49 @@ def own_timeout(env, action):
     raise TimeoutError
 
 
+class Unspeakable(Exception):
+    """An exception whose text cannot be had."""
+
+    def __str__(self):
+        raise SystemExit(3)
+
+    __repr__ = __str__
+
+
+def unspeakable(env, action):
+    raise Unspeakable
+
+
+def says_that_it_ended(env, action):
+    return "x", 0.0, "False", False, {}
+
+
+def reward_in_text(env, action):
+    return "x", "1.0", False, False, {}
+
+
 @pytest.mark.parametrize("blocking", [False, True])
 @pytest.mark.parametrize(
     ("on_step", "turns", "message"),
     [
         (fail, 2, "RuntimeError: the server is gone"),
         (exit_process, 1, "SystemExit: 3"),
-        (not_text, 1, "TypeError: step returned a int"),
-        (not_finite, 1, "ValueError: step returned the reward nan"),
-        (not_a_step, 1, "ValueError: not enough values"),
+        (not_text, 1, "TypeError: Plain.step returned 5, a int, as observation, not a str"),
+        (not_finite, 1, "ValueError: Plain.step returned the reward nan"),
+        (
+            not_a_step,
+            1,
+            "TypeError: Plain.step returned ('x', 0.0), not (observation, reward, terminated, truncated, info)",
+        ),
         (no_tokens, 1, "UnicodeEncodeError"),
         (no_tokens_in_the_suffix, 1, "UnicodeEncodeError"),
-        (info_is_none, 1, "TypeError: step returned a NoneType as info, not a dict"),
+        (info_is_none, 1, "TypeError: Plain.step returned None, a NoneType, as info, not a dict"),
         (info_is_no_json, 1, "info holds {1}, a set"),
         (cancelled, 1, "CancelledError"),
         (own_timeout, 1, "TimeoutError"),
+        (unspeakable, 1, "Unspeakable: (its __str__ raised SystemExit)"),
+        (says_that_it_ended, 1, "TypeError: Plain.step returned 'False', a str, as terminated, not a bool"),
+        (reward_in_text, 1, "TypeError: Plain.step returned '1.0', a str, as reward"),
     ],
 )
 def test_an_environment_that_fails_ends_its_own_episode_only(tokenizer, renderer, on_step, turns, message, blocking):
@@ -345,6 +376,56 @@ def test_an_environment_that_cannot_begin_still_gives_a_sampled_token(tokenizer,
         assert (episode.truncation, episode.error) == ("error", "OSError: no display")
         assert len(episode.turns[0].response_ids) == 1
         assert episode.as_sequence().mask.tolist() == [1]
+
+
+@pytest.mark.parametrize("blocking", [False, True])
+def test_an_error_is_of_limited_length(tokenizer, renderer, blocking):
+    def shout(env, action):
+        raise ValueError("a" * 10**7)
+
+    script = [say(tokenizer, "hi")]
+    episode = play(TASK, script, renderer, make_env=lambda task: Plain(shout, blocking=blocking))
+    assert episode.error.startswith("ValueError: aaa")
+    assert len(episode.error) < 5000
+
+
+class Withholding(Plain):
+    """An attribute of it cannot be read from some time on."""
+
+    withheld = None
+
+    def __init__(self, name, since_reset, blocking):
+        super().__init__(blocking=blocking)
+        self._name = name
+        if not since_reset:
+            self.withheld = name
+
+    def reset(self, seed=None):
+        self.withheld = self._name
+        return super().reset(seed)
+
+    def __getattribute__(self, name):
+        if name == object.__getattribute__(self, "__dict__").get("withheld"):
+            raise Unspeakable
+        return super().__getattribute__(name)
+
+
+@pytest.mark.parametrize("name", ["asynchronous", "observation_form", "blocking", "reset", "step", "close"])
+@pytest.mark.parametrize("since_reset", [False, True])
+@pytest.mark.parametrize("blocking", [False, True])
+def test_attributes_that_cannot_be_read_end_their_own_episode_only(tokenizer, renderer, name, since_reset, blocking):
+    def make_env(task):
+        return Withholding(name, since_reset, blocking) if task.seed == 1 else Plain(blocking=blocking)
+
+    engine = ScriptedEngine([say(tokenizer, "hi")])
+    well, failed = asyncio.run(run_episodes(make_tasks(EASY, [0, 1]), engine, renderer, Limits(2), make_env))
+    assert (well.truncation, len(well.turns)) == ("turns", 2)
+    read_later = {"step"} if blocking else {"step", "asynchronous", "observation_form"}
+    if name in (read_later if since_reset else read_later | {"asynchronous", "observation_form", "blocking", "reset"}):
+        assert failed.truncation == "error"
+        assert "Unspeakable: (its __str__ raised SystemExit)" in failed.error
+    else:
+        assert failed.truncation == "turns"
 
 
 def test_an_environment_that_hangs_past_its_deadline_ends_its_own_episode_only(tokenizer, renderer):
@@ -417,6 +498,9 @@ def test_coroutines_that_fail_end_their_own_episode_only(tokenizer, renderer):
     async def cancels():
         raise asyncio.CancelledError
 
+    async def quits():
+        raise SystemExit(3)
+
     async def hangs():
         await asyncio.sleep(99)
 
@@ -426,15 +510,107 @@ def test_coroutines_that_fail_end_their_own_episode_only(tokenizer, renderer):
         await asyncio.sleep(0.01)
         raise ValueError("too late")
 
-    waits = [raises, cancels, hangs, ignores, None]
+    def is_none():
+        raise SystemExit(4)
+
+    waits = [raises, cancels, hangs, ignores, quits, is_none, None]
     engine = ScriptedEngine([say(tokenizer, "hi")])
     limits = Limits(max_turns=2, step_timeout=0.1)
     episodes = asyncio.run(
-        run_episodes(make_tasks(EASY, range(5)), engine, renderer, limits, lambda task: Awaited(waits[task.seed]))
+        run_episodes(make_tasks(EASY, range(7)), engine, renderer, limits, lambda task: Awaited(waits[task.seed]))
     )
-    errors = ["OSError: gone", "CancelledError: ", "no answer within 0.1 s", "no answer within 0.1 s", None]
+    late = "no answer within 0.1 s"
+    errors = ["OSError: gone", "CancelledError: ", late, late, "SystemExit: 3", "SystemExit: 4", None]
     assert [episode.error for episode in episodes] == errors
-    assert [episode.truncation for episode in episodes] == ["error"] * 4 + ["turns"]
+    assert [episode.truncation for episode in episodes] == ["error"] * 6 + ["turns"]
+
+
+class NotAsync(Plain):
+    """Its coroutines are none."""
+
+    asynchronous = True
+
+    def reset_async(self, seed=None):
+        return self.reset(seed)
+
+    step_async = Plain.step
+
+
+def test_coroutines_that_are_none_end_their_own_episode_only(tokenizer, renderer):
+    engine = ScriptedEngine([say(tokenizer, "hi")])
+    envs = [NotAsync, Awaited]
+    episodes = asyncio.run(
+        run_episodes(make_tasks(EASY, range(2)), engine, renderer, Limits(2), lambda task: envs[task.seed]())
+    )
+    assert [episode.truncation for episode in episodes] == ["error", "turns"]
+    assert episodes[0].error.startswith("AttributeError: 'tuple' object has no attribute '__await__'")
+
+
+FORKING = """
+import asyncio, os, sys
+sys.path[:0] = {path!r}
+import test_driver
+from test_driver import *
+
+def fork(env=None, action=None):
+    pid = os.fork()
+    if pid == 0:
+        {child}
+    else:
+        os.waitpid(pid, 0)
+
+async def fork_and_wait():
+    fork()
+
+class Renderer:
+    first = encode = lambda self, text: [1]
+    bridge = lambda self, ids, text, role=None, first=None: [3]
+    role_of = lambda self, info: "user"
+    parse = lambda self, ids, prompt: type("Answer", (), {{"action": "x", "full_text": None}})
+
+envs = {{"loop": Plain(fork), "thread": Plain(fork, blocking=True), "async": Awaited(fork_and_wait)}}
+make_env = lambda task: envs[{where!r}] if task.seed else Plain()
+run = run_episodes(make_tasks(EASY, range(2)), ScriptedEngine([[5]]), Renderer(), Limits(3, step_timeout=20), make_env)
+print([(episode.truncation, len(episode.turns)) for episode in asyncio.run(run)], flush=True)
+"""
+
+
+@pytest.mark.parametrize("child", ["return", "raise ValueError", "sys.exit()"])
+@pytest.mark.parametrize("where", ["loop", "thread", "async"])
+def test_a_child_that_an_environment_forks_does_not_come_back_from_its_step(where, child):
+    code = FORKING.format(path=sys.path, child=child, where=where)
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[('turns', 3), ('turns', 3)]\n", done.stderr
+
+
+@pytest.fixture
+def faulty_ids():
+    """Register environments that are stepped in other processes, and break them in different ways."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "vector"))  # other processes import it, too
+    from faulty_envs import ComputesFaulty
+
+    ids = {}
+    for table, name in [("break", "close"), ("break", "hold"), ("break", "fork"), ("unsendable", "load"), (None, "")]:
+        ids[name] = f"test:Faulty{name.title()}-v0"
+        options = {"name": name, "table": table} if table else {"name": "text", "table": "harmless"}
+        register(ids[name], ComputesFaulty, **options)
+    yield ids
+    for env_id in ids.values():
+        del ENV_REGISTRY[env_id]
+
+
+def test_what_breaks_its_process_ends_its_own_episode_only(tokenizer, renderer, faulty_ids):
+    engine = ScriptedEngine([say(tokenizer, "hi")])
+    limits = Limits(max_turns=3, step_timeout=0.5)
+    tasks = [Task(env_id, seed=0) for env_id in faulty_ids.values()]
+    *failed, well = asyncio.run(run_episodes(tasks, engine, renderer, limits))
+    assert (well.truncation, len(well.turns), well.error) == ("turns", 3, None)
+    assert [episode.error for episode in failed] == [
+        "it closed the file descriptors of its process",
+        "no answer within 0.5 s",
+        "its process ended with code 0",
+        "what it returned cannot be read: SystemExit: 3",
+    ]
 
 
 def test_cancelling_a_run_cancels_the_coroutine_and_closes_the_environment(tokenizer, renderer):

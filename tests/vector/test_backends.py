@@ -194,7 +194,7 @@ def test_a_fresh_environments_episodes_are_new_ones_that_follow_from_the_seed(ve
     assert play(vector(1)) == play(SyncVectorEnv([""], [Told]))
 
 
-@pytest.mark.parametrize(("action", "error"), [("quit", "SystemExit: 3"), ("nonsense", "TypeError: float() argument")])
+@pytest.mark.parametrize(("action", "error"), [("quit", "SystemExit: 3"), ("nonsense", "TypeError: ")])
 def test_whatever_comes_out_of_a_step_is_its_own_affair(vector, action, error):
     vec = vector(2)
     vec.reset(seed=0)

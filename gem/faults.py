@@ -1,0 +1,100 @@
+"""What protects the caller of an environment, a tool or another foreign function from what it does.
+
+Foreign code may raise anything, return anything, and fork. Whoever calls it turns that into an error of the
+environment, and these functions do so without raising themselves: not even the text of an exception can be trusted,
+since computing it calls the exception's own ``__str__``.
+"""
+
+from __future__ import annotations
+
+import reprlib
+import threading
+from collections.abc import Callable
+from os import _exit, getpid  # by name: an environment may replace the attributes of ``os``
+from typing import Any, TypeVar
+
+from gem.utils.text import cut_middle
+
+T = TypeVar("T")
+
+ERROR_LENGTH = 4000
+"""Characters of an error's text, at most, beside the note that some were left out."""
+_EXCERPT_LENGTH = 200
+_name_of_type = type.__dict__["__name__"].__get__
+"""``type.__name__`` itself, which a metaclass cannot override."""
+
+
+def type_name(value: object) -> str:
+    """Return the name of a value's type: never raises, is of limited length, and can be encoded.
+
+    >>> type_name(1.5)
+    'float'
+    """
+    return _bounded(_name_of_type(type(value)), _EXCERPT_LENGTH)
+
+
+def error_message(error: object) -> str:
+    """Return the text of an exception: never raises, is of limited length, and can be encoded.
+
+    >>> error_message(ValueError("no data"))
+    'no data'
+    """
+    try:
+        text = f"{error}"
+    except BaseException as failure:  # noqa: BLE001 (a user's Ctrl-C in here ends what __str__ does, and no more)
+        text = f"(its __str__ raised {type_name(failure)})"
+    return _bounded(text, ERROR_LENGTH)
+
+
+def error_text(error: BaseException) -> str:
+    """Return the type and the text of an exception; see :func:`error_message`.
+
+    >>> error_text(ValueError("no data"))
+    'ValueError: no data'
+    """
+    return f"{type_name(error)}: {error_message(error)}"
+
+
+def excerpt(value: object) -> str:
+    """Return the beginning of a value's ``repr``: never raises, is of limited length, and can be encoded.
+
+    >>> excerpt("x" * 1000)
+    "'xxxxxxxxxxxx...xxxxxxxxxxxxx'"
+    """
+    try:
+        text = reprlib.repr(value)
+    except BaseException:  # noqa: BLE001 (see error_message)
+        text = f"<{type_name(value)}>"
+    return _bounded(text, _EXCERPT_LENGTH)
+
+
+def is_from_user(error: BaseException) -> bool:
+    """Return whether an exception may be the user's Ctrl-C, which Python raises in the main thread only."""
+    return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+
+
+def end_forked_child(pid: int) -> None:
+    """End this process, unless it is the one with the given number.
+
+    A function that forks and returns in both processes would let the child go on as its caller: step the same
+    environments, answer in the same pipes, and wait in the same event loop, which both would disturb.
+
+    Args:
+        pid: of the process that called the function.
+    """
+    if getpid() != pid:
+        _exit(1)
+
+
+def call_unforked(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Return what a function returns, or raise what it raises, in this process only; see :func:`end_forked_child`."""
+    pid = getpid()
+    try:
+        return function(*args, **kwargs)
+    finally:
+        if getpid() != pid:
+            _exit(1)
+
+
+def _bounded(text: str, length: int) -> str:
+    return cut_middle(text, length).encode("utf-8", "replace").decode()
