@@ -20,9 +20,9 @@ import abc
 import dataclasses
 import inspect
 import json
-import math
 import operator
 import random
+from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from gem.faults import excerpt, type_name
@@ -88,7 +88,9 @@ def checked_reset(env: object, result: Any) -> tuple[str, Info]:
     Raises:
         TypeError: it is not a text and a dict.
     """
-    observation, info = _checked_items(env, "reset", result, "observation, info")
+    if type(result) is not tuple or len(result) != 2:
+        result = _items(env, "reset", result, ("observation", "info"))
+    observation, info = result
     if type(observation) is not str or type(info) is not dict:
         observation, info = _plain(env, "reset", observation, info)
     return observation, info
@@ -107,13 +109,15 @@ def checked_step(env: object, result: Any) -> StepResult:
         TypeError: it is not a text, a number, two flags and a dict.
         ValueError: the reward is infinite, or not a number.
     """
-    names = "observation, reward, terminated, truncated, info"
-    observation, reward, terminated, truncated, info = _checked_items(env, "step", result, names)
+    # It runs at every step of every environment: what is usual is compared by type, and all else is left to functions.
+    if type(result) is not tuple or len(result) != 5:
+        result = _items(env, "step", result, ("observation", "reward", "terminated", "truncated", "info"))
+    observation, reward, terminated, truncated, info = result
     if type(observation) is not str or type(info) is not dict:
         observation, info = _plain(env, "step", observation, info)
     if type(reward) is not float:
         reward = _number(env, reward)
-    if not math.isfinite(reward):
+    if not isfinite(reward):
         raise ValueError(f"{_call_of(env, 'step')} returned the reward {reward}")
     if type(terminated) is not bool:
         terminated = _flag(env, "terminated", terminated)
@@ -122,11 +126,10 @@ def checked_step(env: object, result: Any) -> StepResult:
     return observation, reward, terminated, truncated, info
 
 
-def _checked_items(env: object, method: str, result: Any, names: str) -> Any:
-    number = names.count(",") + 1
-    if not isinstance(result, tuple | list) or len(result) != number:
-        raise TypeError(f"{_call_of(env, method)} returned {excerpt(result)}, not ({names})")
-    return result
+def _items(env: object, method: str, result: Any, names: tuple[str, ...]) -> Any:
+    if isinstance(result, tuple | list) and len(result) == len(names):
+        return result
+    raise TypeError(f"{_call_of(env, method)} returned {excerpt(result)}, not ({', '.join(names)})")
 
 
 def _plain(env: object, method: str, observation: Any, info: Any) -> tuple[str, Info]:

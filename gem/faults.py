@@ -10,7 +10,7 @@ from __future__ import annotations
 import reprlib
 import threading
 from collections.abc import Callable
-from os import _exit, getpid  # by name: an environment may replace the attributes of ``os``
+from os import _exit, register_at_fork  # by name: an environment may replace the attributes of ``os``
 from typing import Any, TypeVar
 
 from gem.utils.text import cut_middle
@@ -73,27 +73,38 @@ def is_from_user(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
-def end_forked_child(pid: int) -> None:
-    """End this process, unless it is the one with the given number.
+def fork_depth() -> int:
+    """Return how many forks lie between this process and the one that imported this module first."""
+    return _fork_depth
+
+
+def end_forked_child(depth: int) -> None:
+    """End this process if it was forked since :func:`fork_depth` returned ``depth``.
 
     A function that forks and returns in both processes would let the child go on as its caller: step the same
     environments, answer in the same pipes, and wait in the same event loop, which both would disturb.
-
-    Args:
-        pid: of the process that called the function.
     """
-    if getpid() != pid:
+    if _fork_depth != depth:
         _exit(1)
 
 
 def call_unforked(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Return what a function returns, or raise what it raises, in this process only; see :func:`end_forked_child`."""
-    pid = getpid()
+    depth = _fork_depth
     try:
         return function(*args, **kwargs)
     finally:
-        if getpid() != pid:
+        if _fork_depth != depth:
             _exit(1)
+
+
+def _count_fork() -> None:
+    global _fork_depth
+    _fork_depth += 1
+
+
+_fork_depth = 0  # os.getpid() would do as well, but is a system call, and there are two at every step
+register_at_fork(after_in_child=_count_fork)
 
 
 def _bounded(text: str, length: int) -> str:

@@ -17,12 +17,13 @@ import queue
 import subprocess
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Mapping
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
+
+from gem.faults import call_unforked, error_message, error_text
 
 START_SECONDS = 60.0
 MEMORY_LIMIT = 4 << 30
@@ -86,7 +87,7 @@ class Worker:
         try:
             job = pickle.dumps((function, args))
         except Exception as error:  # an object's own __reduce__ may raise anything
-            raise CallNotSent(str(error)) from error
+            raise CallNotSent(error_message(error)) from error
         if self._owner != os.getpid():
             self._forget()
         with self._lock:
@@ -203,16 +204,21 @@ def serve(handle: int) -> None:
     while True:
         path, job = jobs.get()
         sys.path[:] = path
-        try:
-            function, args = pickle.loads(job)
-        except (ImportError, AttributeError) as error:
-            answer = json.dumps(("unloadable", str(error)))
-        else:
-            try:
-                answer = json.dumps(("returned", function(*args)))
-            except BaseException as error:  # noqa: BLE001 (whatever it raises is the caller's to know)
-                answer = json.dumps(("raised", "".join(traceback.format_exception_only(type(error), error)).strip()))
-        pipe.send_bytes(answer.encode())
+        pipe.send_bytes(call_unforked(_answer, job).encode())
+
+
+def _answer(job: bytes) -> str:
+    """Call a function, and return the answer as JSON."""
+    try:
+        function, args = pickle.loads(job)
+    except (ImportError, AttributeError) as error:
+        return json.dumps(("unloadable", error_message(error)))
+    except BaseException as error:  # noqa: BLE001 (an argument's own __setstate__ may raise anything)
+        return json.dumps(("unloadable", error_text(error)))
+    try:
+        return json.dumps(("returned", function(*args)))
+    except BaseException as error:  # noqa: BLE001 (whatever it raises is the caller's to know)
+        return json.dumps(("raised", error_text(error)))
 
 
 def _receive(pipe: Connection, jobs: queue.SimpleQueue[Any]) -> None:

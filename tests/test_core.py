@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import gem
+import gem.testing
 from gem.core import EnvWrapper, check_seed, checked_reset, checked_step
 from gem.faults import error_text, excerpt
 from gem.wrappers import EpisodeTrackingWrapper, TimeLimit
@@ -537,3 +538,13 @@ def test_an_excerpt_never_raises_and_is_of_limited_length():
     assert len(excerpt({"a" * 10**6: ["b" * 10**6] * 10**6})) < 300
     assert excerpt(Unspeakable()) == "<Unspeakable>"
     assert excerpt("\ud800") == "'\\ud800'"
+
+
+@pytest.mark.parametrize("error", [Unspeakable(), GeneratorExit()])
+def test_the_checks_report_whatever_an_environment_raises(error):
+    class Raises(Dice):
+        def step(self, action):
+            raise error
+
+    with pytest.raises(AssertionError, match=f"raised {type(error).__name__}: "):
+        gem.testing.check_env(Raises)

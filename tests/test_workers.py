@@ -69,6 +69,51 @@ def test_what_cannot_be_sent_is_told(worker):
         worker.call(len, threading.Lock(), timeout=20)
 
 
+class Unspeakable(Exception):
+    """An exception whose text cannot be had."""
+
+    def __str__(self):
+        raise SystemExit(3)
+
+
+class CannotBeLoaded:
+    def __reduce__(self):
+        return divmod, (1, 0)
+
+
+def raise_unspeakable():
+    raise Unspeakable
+
+
+def raise_long():
+    raise ValueError("a" * 10**7)
+
+
+def fork_and_return():
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+    return "forked"
+
+
+def test_what_a_function_raises_is_text_of_limited_length(worker):
+    with pytest.raises(CallFailed, match=r"Unspeakable: \(its __str__ raised SystemExit\)"):
+        worker.call(raise_unspeakable, timeout=20)
+    with pytest.raises(CallFailed, match="ValueError: aaa") as raised:
+        worker.call(raise_long, timeout=20)
+    assert len(str(raised.value)) < 5000
+
+
+def test_an_argument_that_cannot_be_loaded_is_told(worker):
+    with pytest.raises(CallNotSent, match="ZeroDivisionError"):
+        worker.call(len, CannotBeLoaded(), timeout=20)
+
+
+def test_a_child_that_a_function_forks_gives_no_answer(worker):
+    assert worker.call(fork_and_return, timeout=20) == "forked"
+    assert worker.call(divmod, 7, 2, timeout=20) == [3, 1]
+
+
 def test_a_call_that_takes_all_memory_costs_its_own_process_only(worker):
     with pytest.raises(CallFailed, match="MemoryError"):
         worker.call(bytearray, 64 << 30, timeout=20)

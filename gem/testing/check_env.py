@@ -31,6 +31,7 @@ from typing import Any, NoReturn
 
 from gem.core import Env, ResetNeeded
 from gem.envs.registration import EnvSpec, find_spec, make, register
+from gem.faults import error_message, error_text, is_from_user
 from gem.testing.hostile_text import JUNK, ODD, mutations
 from gem.testing.recording import (
     MAX_TURNS,
@@ -191,7 +192,9 @@ def _run(check: Callable[[Subject], str | None], subject: Subject) -> CheckResul
         note = check(subject)
     except CheckFailed as failure:
         found = str(failure)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever the environment raises is the finding)
+    except BaseException as error:
+        if is_from_user(error):
+            raise
         found = f"{_raised(error)}. {check.__doc__}"
     else:
         return CheckResult(name, None, note or "")
@@ -240,8 +243,7 @@ def _random_turns(env: Env) -> Iterator[Turn]:
 
 def _raised(error: BaseException) -> str:
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    text = f"{type(error).__name__}: {error}"
-    return f"raised {text[:200]} ({frame.filename}:{frame.lineno})"
+    return f"raised {error_text(error)[:200]} ({frame.filename}:{frame.lineno})"
 
 
 def _is_number(value: Any) -> bool:
@@ -510,7 +512,7 @@ def _check_random_actions(subject: Subject) -> None:
                 try:
                     action = env.sample_random_action()
                 except NotImplementedError as error:
-                    _fail(str(error), "Write sample_random_action")
+                    _fail(error_message(error), "Write sample_random_action")
                 _require(isinstance(action, str), f"it returned {action!r:.80}", "Return a str")
                 turn = Turn(*env.step(action))
                 move = turn.info.get("move")

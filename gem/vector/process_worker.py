@@ -32,7 +32,7 @@ from time import monotonic
 from typing import Any, NamedTuple, NoReturn
 
 from gem.core import Env
-from gem.faults import end_forked_child, error_text
+from gem.faults import end_forked_child, error_text, fork_depth
 from gem.vector.slot import AutoresetMode, Row, Slot
 
 FLUSH_SECONDS = 0.001
@@ -366,7 +366,7 @@ class _Worker:
         self._send, self._receive = channel.sendall, channel.recv
         self._board = Board(handle)
         os.close(handle)
-        self._pid = os.getpid()
+        self._fork_depth = fork_depth()
         self._identity = _identity(self._descriptor)
         self._slots: dict[int, _WorkerSlot] = {}
         self._replies = bytearray()
@@ -381,7 +381,7 @@ class _Worker:
                 for _, message in messages(buffer):
                     self._do_jobs(loads(message))
         except BaseException as error:  # noqa: BLE001 (the environment that was stepped last has broken something)
-            end_forked_child(self._pid)
+            end_forked_child(self._fork_depth)
             self._board.blame(_BROKEN)  # at first: what is broken may be needed to describe the error
             self._board.blame(f"{_BROKEN}: {error_text(error)}")
         finally:
@@ -423,7 +423,7 @@ class _Worker:
 
     def _check(self) -> None:
         """Find what an environment has left behind that would harm the others."""
-        end_forked_child(self._pid)
+        end_forked_child(self._fork_depth)
         for timer in _TIMERS:
             setitimer(timer, 0.0)
         if _identity(self._descriptor) != self._identity:
