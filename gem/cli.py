@@ -33,6 +33,7 @@ from gem.core import Env
 from gem.envs.datasets import needs_hub
 from gem.envs.reasoning_gym import PAY_FOR_JUNK
 from gem.envs.registration import EnvSpec, all_specs, find_spec, make
+from gem.files import replace_file, whole_lines
 from gem.rollout.atif import to_atif, validate_atif
 from gem.rollout.diff import Difference, TurnTokens, episode_differences
 from gem.rollout.episode import Episode
@@ -204,7 +205,7 @@ def diff(
         if number <= min(len(episodes), len(others))
     ]
     for number, found in differing[:limit]:
-        console.print(_name(number, episodes[number - 1]), soft_wrap=True)
+        _show_lines(console, _name(number, episodes[number - 1]))
         for difference in found:
             _show(console, difference, text_of)
     _more(len(differing) - limit)
@@ -233,9 +234,9 @@ def replay(
     failed = [(number, found) for number, episode in enumerate(playing, start=1) if (found := _replay(episode))]
     console = _console()
     for number, found in failed[:limit]:
-        console.print(f"✗ {_name(number, episodes[number - 1])}", soft_wrap=True)
+        _show_lines(console, f"✗ {_name(number, episodes[number - 1])}")
         for line in found:
-            console.print(f"    {line}", soft_wrap=True)
+            _show_lines(console, f"    {line}")
     _more(len(failed) - limit)
     if failed:
         _say(f"{len(failed)} of {len(episodes)} episodes do not hold")
@@ -261,7 +262,7 @@ def export(
     if out.exists() and out.samefile(path):
         _stop(f"{out} is the file of the episodes; name another for --out")
     try:
-        out.write_text("".join(lines), encoding="utf-8")
+        replace_file(out, "".join(lines))
     except OSError as error:
         _stop(f"cannot write {out}: {error.strerror}")
     _say(f"wrote {len(lines)} trajectories to {out}")
@@ -359,27 +360,43 @@ def _all_checks(env_id: str) -> list[CheckResult]:
 
 def _passed(env_id: str, results: Iterable[CheckResult]) -> bool:
     console = _console()
-    console.print(env_id)
+    _show_lines(console, env_id)
     passed = True
     for result in results:
         line = f"✗ {result.error}" if result.error else f"✓ {result.name}{f' ({result.note})' if result.note else ''}"
-        console.print(f"  {line}", soft_wrap=True)
+        _show_lines(console, f"  {line}")
         passed = passed and result.error is None
     return passed
 
 
 def _read(path: Path) -> list[Episode]:
-    episodes = []
+    """Return the episodes of a file; a line that a crash has torn is told, and left out."""
+    episodes, torn = [], []
     try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):
-                try:
-                    episodes.append(Episode.from_json(line.decode("utf-8")))
-                except ValueError as error:
-                    _stop(f"{path}, line {number} is no episode: {error}")
+        for number, line in whole_lines(path):
+            if line is None:
+                torn.append(number)
+            else:
+                episodes.append(_episode(line, path, number))
     except OSError as error:
         _stop(f"cannot read {path}: {error.strerror}")
+    if torn and not episodes:
+        _stop(f"{path}, line {torn[0]} is no episode: it is not JSON in UTF-8")
+    if torn:
+        _warn(f"{path}: {_lines(torn)} torn, and left out")
     return episodes
+
+
+def _episode(line: str, path: Path, number: int) -> Episode:
+    try:
+        return Episode.from_json(line)
+    except ValueError as error:
+        _stop(f"{path}, line {number} is no episode: {error}")
+
+
+def _lines(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:5])) + ", ..." * (len(numbers) > 5)
+    return f"line {shown} is" if len(numbers) == 1 else f"lines {shown} are"
 
 
 def _name(number: int, episode: Episode) -> str:
@@ -434,7 +451,7 @@ def _show(console: Console, difference: Difference, text_of: Callable[[int], str
     """Print a difference: what it is and where, and both sides around the first place that is not the same."""
     turn = "" if difference.turn is None else f"turn {difference.turn}: "
     at = "" if difference.at is None else f" at position {difference.at}"
-    console.print(f"  {turn}{difference.what}{at}", soft_wrap=True)
+    _show_lines(console, f"  {turn}{difference.what}{at}")
     if difference.what in ("prompt token", "sampled token", "mask") and difference.at is not None:
         sides = [_tokens_around(tokens, difference.at, text_of) for tokens in (difference.a, difference.b)]
     else:
@@ -486,10 +503,27 @@ def _console() -> Console:
     return Console(markup=False, emoji=False, highlight=False)
 
 
+def _show_lines(console: Console, text: str) -> None:
+    console.print(printable(text), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    r"""Write out what a terminal would take for a command, or not show: texts come from files and environments.
+
+    >>> print(printable("\x1b[2J naïve 日本"))
+    \x1b[2J naïve 日本
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def _say(text: str) -> None:
-    typer.echo(text)
+    typer.echo(printable(text))
+
+
+def _warn(message: str) -> None:
+    typer.echo(printable(f"gem: {message}"), err=True)
 
 
 def _stop(message: str, code: int = 2) -> NoReturn:
-    typer.echo(f"gem: {message}", err=True)
+    _warn(message)
     raise typer.Exit(code)

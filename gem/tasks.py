@@ -40,7 +40,7 @@ class Task:
         split: ``"train"``, ``"eval"`` or ``"test"``.
 
     Raises:
-        TypeError: the seed is not an integer.
+        TypeError: the seed is not an integer, the id no text, or the arguments no dict.
         ValueError: the seed is out of range, or there is no such split.
     """
 
@@ -50,6 +50,10 @@ class Task:
     split: str = "train"
 
     def __post_init__(self) -> None:
+        if not (isinstance(self.env_id, str) and isinstance(self.env_kwargs, dict)):
+            raise TypeError(
+                f"a task has an id and a dict of arguments, got {self.env_id!r:.80}, {self.env_kwargs!r:.80}"
+            )
         seed = check_seed(self.seed)
         if seed is None or seed >= _SEEDS_A_SPLIT:
             raise ValueError(f"a task's seed is an integer from 0 to 2**40 - 1, got {self.seed!r}")

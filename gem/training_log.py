@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from gem.files import append_lines, hold_folder, replace_file
 from gem.rollout.episode import Episode, write_jsonl
 from gem.rollout.metrics import mean_metrics
 
@@ -70,8 +72,12 @@ class TrainingLog:
         self._bar = self._progress.add_task("training", total=steps)
 
     def __enter__(self) -> TrainingLog:
-        """Begin; the first step's time counts from here."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Begin; the first step's time counts from here.
+
+        Raises:
+            FolderInUse: another run writes there.
+        """
+        hold_folder(self.folder)
         for name in ("metrics.jsonl", "episodes.jsonl", "curve.png"):
             (self.folder / name).unlink(missing_ok=True)
         self._progress.start()
@@ -103,8 +109,7 @@ class TrainingLog:
         )
         self._since = now
         self.metrics.append(metrics)
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(metrics)) + "\n")
+        append_lines(self.folder / "metrics.jsonl", [json.dumps(asdict(metrics))])
         if metrics.step in (1, self.steps):
             write_jsonl(self.folder / "episodes.jsonl", episodes, append=True)
         recent = _mean([m.success_rate for m in self.metrics[-WINDOW:]])
@@ -150,7 +155,9 @@ class TrainingLog:
         axes.set(xlabel="step", title=self.title)
         axes.grid(alpha=0.3)
         axes.legend()
-        figure.savefig(self.folder / "curve.png", dpi=150)
+        picture = io.BytesIO()
+        figure.savefig(picture, dpi=150)
+        replace_file(self.folder / "curve.png", picture.getvalue())
         pyplot.close(figure)
 
 

@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from gem.files import whole_lines
+
 TAIL = 40
 """Lines of the output that an error shows."""
 
@@ -92,9 +94,9 @@ def read_rows(path: str | Path) -> list[Any]:
 
     The last line may be half written, and is left out then.
     """
-    path = Path(path)
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    if not Path(path).exists():
+        return []
+    return [json.loads(line) for _, line in whole_lines(path) if line is not None]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -473,7 +473,7 @@ EPISODE_COMMANDS = [
 
 
 @pytest.mark.parametrize("arguments", EPISODE_COMMANDS)
-@pytest.mark.parametrize("line", [b"{}", b"", b"no", b'{"version": 1, "turns": []}', b"\xff"])
+@pytest.mark.parametrize("line", [b"{}", b"1", b'{"version": 1, "turns": []}', b'{"version": 1, "turns": 5}'])
 def test_a_line_that_is_no_episode_is_named(run, file, games, arguments, line):
     good, path = file("a", games), file("b", games[:2])
     with open(path, "ab") as more:
@@ -482,6 +482,36 @@ def test_a_line_that_is_no_episode_is_named(run, file, games, arguments, line):
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith(f"gem: {path}, line 3 is no episode: ")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("line", [b"", b"no", b"\xff", b'{"version": 1, "tu'])
+def test_torn_lines_are_told_and_left_out(run, file, games, line):
+    good, path = file("a", games), file("b", games[:2])
+    with open(path, "ab") as more:
+        more.write(line + b"\n" + games[2].to_json().encode() + b"\n" + line[:-1])
+    for arguments in EPISODE_COMMANDS:
+        result = run(*arguments(path, good))
+        assert result.exit_code == 0
+        assert result.stderr.startswith(f"gem: {path}: line")
+        assert result.stderr.endswith("torn, and left out\n")
+        assert "3" in result.stdout  # episodes
+
+
+def test_a_file_of_something_else_is_no_file_of_episodes(run, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n\0\0")
+    result = run("replay", str(path))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"gem: {path}, line 1 is no episode: it is not JSON in UTF-8\n"
+
+
+def test_what_a_file_says_is_no_command_for_the_terminal(run, file, games):
+    games[0].task = Task("game:\x1b[2J\x07\u202e-v0", 0)
+    games[1].turns[0].info = {"\x1b]0;title": 1}
+    for command in (["replay", file("a", games)], ["diff", file("a", games), file("b", games[1:])]):
+        result = run(*command)
+        assert r"\x1b[2J\x07\u202e" in result.stdout
+        assert not {"\x1b", "\x07", "\u202e"} & set(result.output)
 
 
 @pytest.mark.parametrize("arguments", EPISODE_COMMANDS)

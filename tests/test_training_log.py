@@ -29,9 +29,10 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_folder_is_made_and_holds_three_files(tmp_path):
+def test_folder_is_made_and_holds_three_files_beside_its_lock(tmp_path):
     training(tmp_path / "a" / "b", 2)
     assert {path.name for path in (tmp_path / "a" / "b").iterdir()} == {
+        ".lock",
         "metrics.jsonl",
         "episodes.jsonl",
         "curve.png",
@@ -151,7 +152,7 @@ def test_second_run_that_records_nothing_leaves_nothing_of_the_first(tmp_path):
     training(tmp_path, 2)
     with TrainingLog(tmp_path, 2, "x"):
         pass
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_exception_in_training_passes_and_leaves_the_files_of_what_there_was(tmp_path):

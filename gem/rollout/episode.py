@@ -8,6 +8,8 @@ history) is one transition a turn.
 from __future__ import annotations
 
 import json
+import math
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from gem.core import Info
+from gem.files import append_lines, replace_file, whole_lines
 from gem.rollout.engine import FinishReason
 from gem.rollout.returns import discounted_returns
 from gem.rollout.tokens import Logprobs, Tokens, bridge_between
@@ -292,7 +295,10 @@ class Episode:
         Raises:
             ValueError: the line is no episode, or was written in another format.
         """
-        data = json.loads(line)
+        try:
+            data = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"not an episode ({type(error).__name__}: {error}): {line[:80]!r}") from None
         if not isinstance(data, dict) or data.pop("version", None) != FORMAT_VERSION:
             raise ValueError(f"not an episode of format {FORMAT_VERSION}: {line[:80]!r}")
         try:
@@ -303,10 +309,13 @@ class Episode:
                 seen = prompt.extended(row.pop("response_ids"))
                 row["logprobs"] = None if row["logprobs"] is None else Logprobs(row["logprobs"])
                 turns.append(Turn(prompt_ids=prompt, response_ids=seen.part(len(prompt)), **row))
+                _check_types(turns[-1], _TURN_TYPES)
             for name in ("run", "step"):  # which the recorder adds to a line
                 data.pop(name, None)
-            return cls(**{**data, "task": Task(**data["task"]), "turns": turns})
-        except (KeyError, TypeError, OverflowError) as error:
+            episode = cls(**{**data, "task": Task(**data["task"]), "turns": turns})
+            _check_types(episode, _EPISODE_TYPES)
+            return episode
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not an episode ({type(error).__name__}: {error}): {line[:80]!r}") from None
 
     def _pairs(self) -> Iterator[tuple[Turn, Turn]]:
@@ -314,16 +323,62 @@ class Episode:
 
 
 def write_jsonl(path: str | Path, episodes: Iterable[Episode], append: bool = False) -> None:
-    """Write a line an episode."""
-    with open(path, "a" if append else "w", encoding="utf-8") as file:
-        file.writelines(episode.to_json() + "\n" for episode in episodes)
+    """Write a line an episode: all of them, or, if that fails, none.
+
+    Raises:
+        OSError: the file cannot be written; it is as it was.
+        TypeError: an info holds something that is not JSON data.
+    """
+    lines = [episode.to_json() for episode in episodes]
+    if append:
+        append_lines(path, lines)
+    else:
+        replace_file(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_jsonl(path: str | Path) -> Iterator[Episode]:
-    """Read the episodes that :func:`write_jsonl` wrote."""
-    with open(path, encoding="utf-8") as file:
-        for line in file:
+    """Read the episodes that :func:`write_jsonl` wrote; a line that a crash has torn is left out, with a warning.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: a line is something else than an episode.
+    """
+    for number, line in whole_lines(path):
+        if line is None:
+            warnings.warn(f"{path}: line {number} is torn, and left out", stacklevel=2)
+            continue
+        try:
             yield Episode.from_json(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+
+
+_NONE = type(None)
+_TURN_TYPES = {
+    "finish_reason": (str,),
+    "action": (str,),
+    "observation": (str,),
+    "reward": (int, float),
+    "terminated": (bool,),
+    "truncated": (bool,),
+    "info": (dict,),
+    "full_text": (str, _NONE),
+}
+_EPISODE_TYPES = {
+    "first_observation": (str,),
+    "truncation": (str, _NONE),
+    "error": (str, _NONE),
+    "retries": (int,),
+    "started": (int, float),
+    "ended": (int, float),
+}
+
+
+def _check_types(of: Turn | Episode, types: dict[str, tuple[type, ...]]) -> None:
+    for name, allowed in types.items():
+        value = getattr(of, name)
+        if type(value) not in allowed or (isinstance(value, (int, float)) and not math.isfinite(value)):
+            raise TypeError(f"{name} is {value!r:.80}")
 
 
 def bridge_after(before: Turn, after: Turn) -> list[int] | None:

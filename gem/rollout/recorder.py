@@ -33,6 +33,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from gem.files import append_lines, hold_folder, whole_lines
 from gem.rollout.episode import Episode
 
 RUNS = "runs.jsonl"
@@ -84,9 +85,10 @@ def begin_run(folder: str | Path, resume: bool = False) -> Run:
 
     Raises:
         ValueError: there are episodes, and the run does not resume.
+        FolderInUse: a run of another process writes there.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    hold_folder(folder)
     if not resume and any(_files(folder)):
         raise ValueError(
             f"{folder} holds the episodes of an earlier run: choose another folder, delete this one, or resume that "
@@ -94,7 +96,7 @@ def begin_run(folder: str | Path, resume: bool = False) -> Run:
         )
     runs = _runs(folder)
     run = Run(runs[-1].number + 1 if runs else 1, time.time(), socket.gethostname(), os.getpid())
-    _append_line(folder / RUNS, json.dumps(asdict(run)))
+    append_lines(folder / RUNS, [json.dumps(asdict(run))])
     _joined[_key(folder)] = run
     return run
 
@@ -132,7 +134,7 @@ def append_episode(folder: str | Path, episode: Episode, step: int | None = None
     parts = [episode.task.split, step, f"run{run.number}" if run else None, f"{os.getpid()}@{socket.gethostname()}"]
     name = "-".join(str(part) for part in parts if part is not None)
     head = json.dumps({"run": run.number if run else 0, "step": step})
-    _append_line(folder / f"{name}.jsonl", f"{head[:-1]}, {episode.to_json()[1:]}")
+    append_lines(folder / f"{name}.jsonl", [f"{head[:-1]}, {episode.to_json()[1:]}"])
 
 
 def read_episodes(folder: str | Path, split: str, step: int | None = None, run: int | None = None) -> list[Episode]:
@@ -184,14 +186,8 @@ def _runs(folder: Path) -> list[Run]:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    """Return the lines of a file, without a last one that is still being written."""
-    with open(path, encoding="utf-8") as file:
-        return [line for line in file if line.endswith("\n")]
-
-
-def _append_line(path: Path, line: str) -> None:
-    with open(path, "ab", buffering=0) as file:  # in one piece: threads of a process may write into one file
-        file.write(line.encode() + b"\n")
+    """Return the lines of a file, without one that is being written, or that a crash has torn."""
+    return [line for _, line in whole_lines(path) if line is not None]
 
 
 def _key(folder: str | Path) -> str:

@@ -133,7 +133,7 @@ def test_workers_write_into_the_run_that_the_main_process_began(tmp_path):
 
 
 def test_a_process_follows_the_one_that_began_its_run_and_no_other(tmp_path):
-    begin_run(tmp_path)
+    in_a_process("begin_run(sys.argv[1])", tmp_path)
     write(tmp_path, [1])
     in_a_process("begin_run(sys.argv[1], resume=True)", tmp_path)
     assert current_run(tmp_path).number == 1  # what this process still writes is not of the other's run
