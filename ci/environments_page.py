@@ -21,7 +21,7 @@ from rich.progress import track
 import gem
 from gem.core import Env
 from gem.envs.datasets import needs_hub
-from gem.envs.reasoning_gym import CONSOLATION, PAY_FOR_JUNK
+from gem.envs.reasoning_gym_rules import PARTIAL_CREDIT, PAY_FOR_JUNK
 from gem.envs.registration import EnvSpec, all_specs
 from gem.testing.solvers import find_solver, solve
 
@@ -163,13 +163,14 @@ def reasoning_gym(specs: list[EnvSpec], episodes: int, good: int) -> str:
         ## reasoning_gym
 
         One question an episode, made from the seed when it is asked; the answer is the last `\\boxed{...}`, graded from
-        0 to 1 by the data set's own scorer. A random action is the right answer to another question. *Junk* is what the
-        scorer gives to text that answers nothing: a score that is no better is worth 0 here, unless `raw_scores=True`.
+        0 to 1 by the data set's own scorer. A random action is the right answer to another question. *Partial* is above
+        which score partial credit counts; where there is none, only a right answer earns anything (`raw_scores=True`
+        asks for the scorer's own numbers, which junk earns, too).
         Arguments of the data set are arguments of `gem.make`, such as `gem.make("rg:chain_sum", max_terms=3)`.
 
         """
     )
-    text += table("id", "random", "good", "junk")
+    text += table("id", "random", "good", "partial")
     examples = ""
     for spec in track(specs, "reasoning_gym", transient=True):
         name = spec.kwargs["name"]
@@ -178,7 +179,7 @@ def reasoning_gym(specs: list[EnvSpec], episodes: int, good: int) -> str:
             continue
         with gem.make(spec.id) as env:
             figures = number(random_return(env, min(episodes, 20))), number(good_return(env, good))
-            text += row([f"`{spec.id}`", *figures, CONSOLATION.get(name, "")])
+            text += row([f"`{spec.id}`", *figures, PARTIAL_CREDIT.get(name, "")])
             examples += details(f"<code>{spec.id}</code>, seed 0", example(env))
     return f"{text}\n{examples}"
 

@@ -5,11 +5,9 @@ since a group of episodes asks the same one, and some take seconds to make. The 
 (:mod:`gem.envs.reasoning_gym_worker`), and is never imported here. The answer is the last ``\boxed{...}``; the data
 set's own scorer grades it, from 0 to 1.
 
-Some scorers pay for text that answers nothing:
-
-* a consolation, up to :data:`CONSOLATION`, for any text. A score that is no better than what junk earns is worth 0
-  here, unless ``raw_scores=True`` asks for the scorer's own numbers.
-* the full price: :data:`PAY_FOR_JUNK`. They are refused unless ``pay_for_junk=True`` asks for them.
+Many scorers pay for text that answers nothing: :mod:`gem.envs.reasoning_gym_rules` writes down what is not graded, what
+partial credit counts, and which data sets are refused. ``raw_scores=True`` asks for the scorer's own numbers, and
+``pay_for_junk=True`` for the data sets that are refused.
 
 Scorers that evaluate the answer as Python get to evaluate arithmetic and literals only
 (:mod:`gem.envs.only_arithmetic`). An answer that keeps a scorer busy for :data:`SCORE_SECONDS` is wrong.
@@ -25,39 +23,10 @@ from typing import Any
 
 from gem.envs.only_arithmetic import FUNCTIONS
 from gem.envs.question import QuestionEnv
+from gem.envs.reasoning_gym_rules import PARTIAL_CREDIT, PAY_FOR_JUNK
 from gem.envs.reasoning_gym_worker import QUESTIONS, Entry, find_fault, load, make_entry, score
 from gem.utils.parsing import extract_last_boxed_answer
 from gem.workers import CallFailed, WorkerPool
-
-CONSOLATION = {
-    "advanced_geometry": 0.05,
-    "boxnet": 0.05,
-    "codeio": 0.05,
-    "color_cube_rotation": 0.01,
-    "countdown": 0.05,
-    "emoji_mystery": 0.01,
-    "figlet_font": 0.1,
-    "fraction_simplification": 0.01,
-    "graph_color": 0.01,
-    "group_anagrams": 0.01,
-    "jugs": 0.01,
-    "knight_swap": 0.05,
-    "palindrome_generation": 0.05,
-    "power_function": 0.01,
-    "propositional_logic": 0.25,
-    "puzzle24": 0.01,
-    "rubiks_cube": 0.01,
-    "rush_hour": 0.01,
-    "sentence_reordering": 0.05,
-    "tsumego": 0.01,
-}
-"""What the data set's scorer gives to text that answers nothing."""
-
-PAY_FOR_JUNK = {
-    "complex_arithmetic": "the answer 'nan' is always right",
-    "game_of_life_halting": "any text is right where the answer is True",
-}
-"""Data sets whose scorer can be had without answering, and how."""
 
 _INTEGRALS = ("intermediate_integration", "simple_integration")
 
@@ -66,7 +35,7 @@ _LONGEST = 20_000
 
 _MIXTURE: list[dict[str, Any]] = [
     {"name": name, "weight": 1.0, "config": {}}
-    for name in ("chain_sum", "leg_counting", "letter_jumble", "propositional_logic", "simple_equations", "syllogism")
+    for name in ("chain_sum", "leg_counting", "letter_jumble", "knights_knaves", "simple_equations", "syllogism")
 ]
 """What ``rg:composite`` is made of unless it is told."""
 
@@ -86,8 +55,8 @@ class ReasoningGymEnv(QuestionEnv):
         name: of the data set.
         size: accepted, as published, and without effect: questions are made on demand, without end.
         seed: question of the first ``reset()`` that is called without a seed.
-        raw_scores: pay the scorer's consolation for junk too.
-        pay_for_junk: allow a data set of :data:`PAY_FOR_JUNK`.
+        raw_scores: pay whatever the scorer gives, also to junk.
+        pay_for_junk: allow a data set of :data:`~gem.envs.reasoning_gym_rules.PAY_FOR_JUNK`.
         **config: the data set's own configuration, such as ``max_words`` for ``letter_counting``.
 
     Raises:
@@ -137,13 +106,15 @@ class ReasoningGymEnv(QuestionEnv):
         if answer is None or not answer.strip() or len(answer) > _LONGEST:
             return 0.0, False
         reward = self._score(answer)
-        floor = 0.0 if self._raw_scores else CONSOLATION.get(self._entry["source"], 0.0)
-        return (reward if reward > floor else 0.0), reward >= 1.0
+        correct = reward >= 1.0
+        counts = correct or self._raw_scores or reward > PARTIAL_CREDIT.get(self._entry["source"], 1.0)
+        return (reward if counts else 0.0), correct
 
     def _score(self, answer: str) -> float:
         """Return the scorer's number; text at which it raises, or computes for ever, is no answer."""
         try:
-            return _workers.call(score, self._name, self._config, answer, self._entry["pickled"], timeout=SCORE_SECONDS)
+            arguments = (self._name, self._config, answer, self._entry["pickled"], self._raw_scores)
+            return _workers.call(score, *arguments, timeout=SCORE_SECONDS)
         except CallFailed:
             return 0.0
 
@@ -177,7 +148,7 @@ class ReasoningGymEnv(QuestionEnv):
         self._entry = self._make(self.idx) if self.idx >= 0 else {}
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=128)
 def _question(name: str, config: str, idx: int) -> Entry:
     """Make a question; nobody changes what is returned."""
     return _workers.call(make_entry, name, config, idx, timeout=MAKE_SECONDS)

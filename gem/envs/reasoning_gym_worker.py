@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import Any
 
 from gem.envs.only_arithmetic import guard_module, guard_sympy
+from gem.envs.reasoning_gym_rules import is_admissible
 
 Entry = dict[str, Any]
 """Of a question: ``question``, ``answer`` (the right one, an example of one, or None), ``source`` (the name of its data
@@ -114,9 +115,13 @@ def _make(name: str, config: str, idx: int) -> dict[str, Any]:
     return _dataset(name, config)[idx]
 
 
-def score(name: str, config: str, answer: str, pickled: str) -> float:
-    """Return the scorer's number for an answer to a question."""
-    return float(_dataset(name, config).score_answer(answer, pickle.loads(base64.b64decode(pickled))))
+def score(name: str, config: str, answer: str, pickled: str, raw: bool = False) -> float:
+    """Return the scorer's number for an answer to a question; unless ``raw``, 0 for what it must not grade."""
+    entry = pickle.loads(base64.b64decode(pickled))
+    source = entry["metadata"]["source_dataset"] if name == "composite" else name
+    if not raw and not is_admissible(source, answer, entry):
+        return 0.0
+    return float(_dataset(name, config).score_answer(answer, entry))
 
 
 @functools.cache

@@ -23,6 +23,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from typing import Any, NoReturn
 from gem.core import Env, ResetNeeded
 from gem.envs.registration import EnvSpec, find_spec, make, register
 from gem.faults import error_message, error_text, is_from_user
+from gem.testing.constant_answers import GUESSES, HEDGES, PARTIAL, answer_of, as_action, bound, combined, repeated
 from gem.testing.hostile_text import JUNK, ODD, mutations
 from gem.testing.recording import (
     MAX_TURNS,
@@ -60,6 +62,12 @@ PLAY_SECONDS = 5.0
 
 SOLVED = 10
 """Episodes that a solver plays, unless they take longer than :data:`PLAY_SECONDS`."""
+
+CONSTANT_SECONDS = 1.0
+"""Time for constant answers, half of it for asking the questions; a slow environment gets fewer questions."""
+
+QUESTIONS = 100
+"""Questions that constant answers are given to."""
 
 THREADS = 8
 ENDLESS = 1_000
@@ -606,6 +614,70 @@ def _check_junk(subject: Subject) -> None:
     _require(not paid, "; ".join(paid), "Pay only for what answers the task")
 
 
+def _check_constant_answers(subject: Subject) -> str:
+    """An answer given without reading the question earns what guessing does (:mod:`gem.testing.constant_answers`)."""
+    with subject.make() as env:
+        if env.max_turns != 1:  # of a game, only what names no move
+            return _try_hedges(env, subject.seeds[0])
+        end = time.monotonic() + CONSTANT_SECONDS
+        references = _references(env, end - CONSTANT_SECONDS / 2)
+        common = [text for text, _ in Counter(filter(None, references)).most_common(3)]
+        earned: dict[str, list[float]] = {text: [] for text in (*GUESSES, *common)}
+        for seed, reference in enumerate(references):
+            if seed and time.monotonic() > end:
+                break
+            for text, rewards in earned.items():
+                rewards.append(_reward(env, seed, text))
+            other = next((each for each in references if each and each != reference), None)
+            both = combined(reference, other) if reference and other else []
+            _require_no_reward(env, seed, [*HEDGES, repeated(env.reset(seed=seed)[0]), *both], reference or "")
+        high = env.reward_range[1]
+    for text, rewards in earned.items():
+        _require_no_more_than_guessing(text, rewards, high, references)
+    return f"{len(earned)} texts, {len(rewards)} questions"
+
+
+def _require_no_more_than_guessing(
+    text: str, rewards: Sequence[float], high: float, references: Sequence[str | None]
+) -> None:
+    asked = len(rewards)
+    right = sum(reward >= high for reward in rewards)
+    partial = sum(reward for reward in rewards if reward < high)
+    limit = bound(references[:asked])
+    seen = f"{text[:60]!r} is right for {right} of {asked} questions; guessing explains {limit:.0%}"
+    _require(right <= limit * asked, seen, "Do not pay for what is not the answer")
+    seen = f"{text[:60]!r}, wrong, earns {partial:.2f} for {asked} questions"
+    _require(partial <= PARTIAL * max(asked, 10), seen, "Pay no partial credit for what a constant has, too")
+
+
+def _try_hedges(env: Env, seed: int) -> str:
+    _require_no_reward(env, seed, HEDGES, "")
+    return f"{len(HEDGES)} texts, the first turn only"
+
+
+def _references(env: Env, end: float) -> list[str | None]:
+    """Return the right answer to each of the questions that there is time for, None where it is not known."""
+    answers: list[str | None] = []
+    while len(answers) < QUESTIONS and (not answers or time.monotonic() < end):
+        env.reset(seed=len(answers))
+        answers.append(None)
+        with contextlib.suppress(AttributeError, NotImplementedError):
+            answers[-1] = answer_of(env.reference_action())  # type: ignore[attr-defined]
+    return answers
+
+
+def _reward(env: Env, seed: int, text: str) -> float:
+    env.reset(seed=seed)
+    reward = Turn(*env.step(as_action(text))).reward
+    return float(reward) if _is_number(reward) else 0.0
+
+
+def _require_no_reward(env: Env, seed: int, texts: Sequence[str], reference: str) -> None:
+    for text in texts:
+        reward = 0.0 if text == reference else _reward(env, seed, text)
+        _require(reward <= 0, f"seed {seed}: {text[:80]!r} earned {reward}", "Pay for one answer, and for nothing else")
+
+
 def _check_reward_range(subject: Subject) -> None:
     """Rewards, and their sum over an episode, lie within ``reward_range``."""
     with subject.make() as env:
@@ -725,6 +797,7 @@ CHECKS: tuple[Callable[[Subject], str | None], ...] = (
     _check_max_turns,
     _check_hostile_text,
     _check_junk,
+    _check_constant_answers,
     _check_reward_range,
     _check_random_play,
     _check_solver,

@@ -13,8 +13,9 @@ from hostile_answers import CODE
 
 import gem
 from gem.envs import reasoning_gym as module
-from gem.envs.reasoning_gym import CONSOLATION, PAY_FOR_JUNK, ReasoningGymEnv
+from gem.envs.reasoning_gym import ReasoningGymEnv
 from gem.envs.reasoning_gym_names import NAMES
+from gem.envs.reasoning_gym_rules import PARTIAL_CREDIT, PAY_FOR_JUNK, is_admissible
 from gem.tasks import Task
 from gem.testing import check_env
 
@@ -85,34 +86,141 @@ def test_junk_pays_nothing(name):
             assert answer(env, text)[1] == 0.0, text
 
 
-@pytest.mark.parametrize("name", CONSOLATION)
-def test_what_the_scorer_pays_for_junk_is_what_is_written_down(name):
+@pytest.mark.parametrize("name", PARTIAL_CREDIT)
+def test_the_floor_of_partial_credit_is_what_the_scorer_pays_for_junk(name):
     if name in SLOW:
         pytest.skip("slow to make")
     env = make(name, raw_scores=True)
     paid = []
     for seed in range(12):
-        for text in (*JUNK, "junk", "[]", "None", *(["{}"] if name != "codeio" else [])):
+        for text in (*JUNK, "junk", "[]", "None", "{}", "Move disk 1 from Peg 1 to Peg 2"):
             env.reset(seed=seed)
             paid.append(answer(env, text)[1])
-    assert 0 < max(paid) <= CONSOLATION[name]
+    assert max(paid) <= PARTIAL_CREDIT[name]
 
 
-def test_a_score_above_the_consolation_is_the_scorers_own():
+def test_raw_scores_are_those_of_the_scorer():
     env, raw = make("countdown"), make("countdown", raw_scores=True)
-    for each in (env, raw):
+    for each, paid in ((env, 0.0), (raw, 0.05)):
         each.reset(seed=1)
-    assert answer(env, "1")[1] == 0.0
-    assert answer(raw, "1")[1] == CONSOLATION["countdown"]
+        assert answer(each, "1")[1] == paid
     raw.reset(seed=1)
     assert answer(raw, "no number")[1] == 0.01
+
+
+# A data set, an answer that its scorer pays for, and how much it pays on some of the first questions. "{right}" is the
+# right answer, "{other}" that of the question before, "{question}" the question itself.
+UNEARNED = [
+    ("time_intervals", "00:00", 0.9),
+    ("time_intervals", "12:00", 0.5),
+    ("time_intervals", "{right} or {other}", 0.0),
+    ("time_intervals", "{right}, 00:34:28", 1.0),
+    ("polynomial_equations", "0", 0.4),
+    ("polynomial_equations", "1, 2", 0.00001),
+    ("polynomial_equations", "{right} or {other}", 0.4),
+    ("arc_agi", "0", 0.05),
+    ("arc_agi", "1 2 3 4", 0.05),
+    ("rearc", "0", 0.05),
+    ("fraction_simplification", "0/0", 0.05),
+    ("fraction_simplification", "1/2", 0.05),
+    ("fraction_simplification", "{right} or {other}", 1.0),
+    ("fraction_simplification", "{right} {right}", 1.0),
+    ("syllogism", "Yes No", 0.3),
+    ("syllogism", "Yes or No", 0.2),
+    ("course_schedule", "True False", 0.4),
+    ("course_schedule", "True or False", 0.3),
+    ("isomorphic_strings", "True False", 0.4),
+    ("ransom_note", "False, True", 0.4),
+    ("acre", "{other} or {right}", 0.2),
+    ("acre", "None", 0.3),
+    ("mahjong_puzzle", "{right} or {other}", 0.2),
+    ("coin_flip", "0", 1.0),
+    ("coin_flip", "0.", 1.0),
+    ("coin_flip", "1/2", 0.6),
+    ("puzzle24", "1*2*3*4", 1.0),
+    ("puzzle24", "6*4*1*1", 1.0),
+    ("puzzle24", "5*5 - 1/2 - 1/9", 0.01),
+    ("gsm_symbolic", "{right} or {other}", 1.0),
+    ("gsm_symbolic", "{right} 7 8 9", 1.0),
+    ("letter_jumble", "{right} or {other}", 0.9),
+    ("letter_jumble", "{right} and so on", 0.9),
+    ("spell_backward", "{right}{other}", 0.8),
+    ("spell_backward", "{right} or {other}", 0.8),
+    ("word_sorting", "{right}, {other}", 0.9),
+    ("figlet_font", "{right}{other}", 0.5),
+    ("knights_knaves", "{right} or Yes", 0.6),
+    ("knights_knaves", "{question}", 0.6),
+    ("game_of_life", "{other}", 0.8),
+    ("mini_sudoku", "{other}", 0.3),
+    ("mini_sudoku", "1 2 3 4\n1 2 3 4\n1 2 3 4\n1 2 3 4", 0.2),
+    ("rectangle_count", "8", 0.3),
+    ("calendar_arithmetic", "10", 0.05),
+    ("sentence_reordering", "the", 0.05),
+    ("rotate_matrix", "{question}", 0.1),
+    ("number_sorting", "{right} or {other}", 0.0),
+    ("gcd", "1 2 3 4", 0.1),
+    ("letter_counting", "0 1 2 3 4 5 6 7 8 9", 0.04),
+    ("chain_sum", "{right} or {other}", 0.3),
+    ("base_conversion", "{other}, {right}", 0.3),
+    ("caesar_cipher", "{right} or {other}", 0.3),
+    ("bf", "{right} {other}", 0.3),
+    ("tsumego", "A1 B2 C3", 0.01),
+    ("tsumego", "{other} {right}", 0.3),
+    ("emoji_mystery", "{right}!", 0.01),
+    ("pool_matrix", "1 2 3 4", 0.0),
+    ("word_sequence_reversal", "{right}, {other}", 0.3),
+    ("manipulate_matrix", "{right}\n{other}", 0.3),
+    ("rubiks_cube", "R R'", 0.01),
+]
+
+
+@pytest.mark.parametrize(("name", "template", "scorers"), UNEARNED)
+def test_what_the_scorer_pays_without_an_answer_is_not_paid(name, template, scorers):
+    env, raw = make(name), make(name, raw_scores=True)
+    given, paid = [], []
+    for seed in range(1, 9):
+        other = (env.reset(seed=seed - 1), env._entry["answer"])[1]
+        question = env.reset(seed=seed)[0].partition("\n\nPut your")[0]
+        right = env._entry["answer"]
+        text = template.format(right=right, other=other, question=question.replace("{", "").replace("}", ""))
+        if right == other or right in (text, f"{text}.0"):
+            continue  # a guess that is right
+        raw.reset(seed=seed)
+        given.append(answer(env, text)[1])
+        paid.append(answer(raw, text)[1])
+    assert set(given) == {0.0}
+    assert max(paid) >= scorers - 1e-9
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "entry"),
+    [
+        ("gsm_symbolic", "28,080", {}),
+        ("gsm_symbolic", "$28080", {}),
+        ("coin_flip", "5/16", {"answer": "0.3125"}),
+        ("coin_flip", "0.313", {"answer": "0.31299"}),
+        ("puzzle24", "(10 - 5) * 6 - 6", {"metadata": {"numbers": [5, 6, 6, 10]}}),
+        ("countdown", "3*(1 + 2)", {"metadata": {"numbers": [1, 2, 3]}}),
+        ("fraction_simplification", r"$\dfrac{79}{173}$", {}),
+        ("quantum_lock", "A → B → C", {}),
+        ("quantum_lock", "A, B, C", {}),
+        ("knights_knaves", "Ann is a knight, and Bob is a knave.", {"answer": "Ann is a knight, and Bob is a knave."}),
+        ("polynomial_equations", "-3.625, 0", {"answer": "-3.625, 0.0"}),
+        ("time_intervals", "5", {"answer": "5 days"}),
+        ("time_intervals", "18 days, 21:21", {"answer": "18 days, 21:21:12"}),
+        ("game_of_life", "[[0, 1], [1, 0]]", {"answer": "[[0,1],[1,0]]"}),
+        ("word_sorting", "a,b", {"metadata": {"sorted_words": ["a", "b"]}}),
+    ],
+)
+def test_an_honest_answer_reaches_the_scorer_however_it_is_written(source, text, entry):
+    assert is_admissible(source, text, entry)
 
 
 @pytest.mark.parametrize("name", PAY_FOR_JUNK)
 def test_a_data_set_that_can_be_had_without_answering_is_refused_unless_asked_for(name):
     with pytest.raises(ValueError, match="pay_for_junk=True"):
         make(name)
-    junk = {"complex_arithmetic": "nan", "game_of_life_halting": "junk"}[name]
+    junk = {"complex_arithmetic": "nan", "game_of_life_halting": "junk", "propositional_logic": "(P ∨ Q)"}[name]
     env = make(name, pay_for_junk=True)
     paid = []
     for seed in range(10):
@@ -229,7 +337,7 @@ def test_the_library_is_not_imported_where_environments_are():
     assert done.stdout == b""
 
 
-@pytest.mark.parametrize("name", ["leg_counting", "composite", "propositional_logic"])
+@pytest.mark.parametrize("name", ["leg_counting", "composite", "knights_knaves"])
 def test_it_keeps_the_contract(name):
     check_env(f"rg:{name}")
 

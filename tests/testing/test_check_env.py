@@ -60,8 +60,9 @@ class Walk(Env):
 
 
 class Question(Env):
-    """One turn, no state but the question, nothing declared."""
+    """One turn, no state but the question, nothing else declared."""
 
+    max_turns = 1
     question = None
 
     def reset(self, seed=None):
@@ -312,6 +313,32 @@ class RaisesSeldom(Walk):
         return super().reset(seed)
 
 
+class PaysHedges(Question):
+    """It looks for the right answer anywhere in the text."""
+
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, 0.45 if "Yes" in action and "No" in action else reward, *rest
+
+
+class PaysNearMisses(Question):
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, 0.3 if "00:00" in action else reward, *rest
+
+
+class TakesOneAnswerForAll(Question):
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, 1.0 if "{nan}" in action else reward, *rest
+
+
+class PaysTheQuestion(Question):
+    def step(self, action):
+        observation, reward, *rest = super().step(action)
+        return observation, 1.0 if "What is" in action else reward, *rest
+
+
 class WrongReference(Walk):
     def reference_action(self):
         return "\\boxed{stay}"
@@ -345,6 +372,10 @@ BROKEN = [
     (Slow, "hostile_text"),
     (Exits, "hostile_text"),
     (PaysJunk, "junk"),
+    (PaysHedges, "constant_answers"),
+    (PaysNearMisses, "constant_answers"),
+    (TakesOneAnswerForAll, "constant_answers"),
+    (PaysTheQuestion, "constant_answers"),
     (PaysTooMuch, "reward_range"),
     (PaysTooOften, "reward_range"),
     (StepsPastTheEnd, "step_needs_reset"),
