@@ -29,7 +29,7 @@ from gem.core import Env
 from gem.faults import error_text, is_from_user
 from gem.vector import process_worker
 from gem.vector.process_worker import FORK, KILL, NOT_SAVED, ORDER, Activity, Board, Job, fingerprint, messages, packed
-from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Row, given_up
+from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Row, given_up, name_environment
 from gem.vector.vector_env import VectorEnv
 
 CLOSE_SECONDS = 5.0
@@ -175,7 +175,7 @@ class ProcessVectorEnv(VectorEnv):
         try:
             for worker in self._workers:
                 self._begin(worker)
-            self._run("first", dict.fromkeys(range(self.num_envs)))
+            self._run("first", {index: name_environment(index, env_id) for index, env_id in enumerate(self.env_ids)})
         except BaseException:
             self.close()
             raise

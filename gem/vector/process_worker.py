@@ -120,7 +120,7 @@ class Board:
         return Activity(*self._activity.unpack_from(self._memory, 0))
 
     def reason(self) -> str:
-        """Return why the worker had to end; empty if it did not say."""
+        """Return why the worker had to end; empty if it wrote no reason."""
         (text,) = self._reason.unpack_from(self._memory, self._activity.size)
         return text.rstrip(b"\0").decode(errors="ignore")
 
@@ -292,12 +292,12 @@ class _WorkerSlot(Slot):
         self._playing, self._calls = 0.0, 0
         return row, saved
 
-    def first(self, ignored: Any) -> Row:
-        """Build the first environment."""
+    def first(self, name: str) -> Row:
+        """Build the first environment, which the error refers to by ``name``."""
         row = self.assign(self._build)
         if row[5]:
             error = error_text(row[5]) if isinstance(row[5], Exception) else row[5]
-            return *row[:5], RuntimeError(f"an environment cannot be built: {error}")
+            return *row[:5], RuntimeError(f"{name} cannot be built: {error}")
         return row
 
     def assign_pickled(self, build: bytes) -> Row:

@@ -56,10 +56,11 @@ class Ready(NamedTuple):
 class VectorEnv(abc.ABC):
     """Several environments.
 
-    An environment that raises, takes longer than ``timeout`` (on the back ends that have it) or ends its process ends
-    its own episode: ``truncated``, with the reason in ``info["error"]``. A fresh one takes its place, and the others
-    go on. One that does so :data:`~gem.vector.slot.CRASH_LIMIT` times without a healthy step in between is reported by
-    :class:`CrashLoop`, which ``step``, ``recv`` or ``reset`` raise; what the others have done can still be received.
+    An environment that raises, returns what :func:`gem.core.checked_step` refuses, takes longer than ``timeout`` (on
+    the back ends that have it) or ends its process ends its own episode: ``truncated``, with the reason in
+    ``info["error"]``. A fresh one takes its place, and the others go on. One that does so
+    :data:`~gem.vector.slot.CRASH_LIMIT` times without a healthy step in between is reported by :class:`CrashLoop`,
+    which ``step``, ``recv`` or ``reset`` raise; what the others have done can still be received.
 
     A vector environment belongs to one thread.
 

@@ -307,7 +307,7 @@ def test_what_cannot_be_sent_there_is_refused():
 
 
 def test_processes_that_cannot_load_or_build_environments_say_why():
-    with pytest.raises(RuntimeError, match="cannot be built: ValueError: no data"):
+    with pytest.raises(RuntimeError, match="environment 0 cannot be built: ValueError: no data"):
         ProcessVectorEnv([""], [Unbuildable])
     with pytest.raises(CrashLoop, match="its process ended with code 7"):
         ProcessVectorEnv([""], [vector_envs.ends_its_process])
