@@ -1,4 +1,9 @@
-"""Wrappers by name: ``get_wrapper_fns("concat_chat,episode_tracking", tokenizer)``."""
+"""Wrappers by name: ``get_wrapper_fns("concat_chat,episode_tracking", tokenizer)``.
+
+A bonus for each use of a tool is paid whether or not the use helped: five programs that do nothing would earn 1.5,
+where solving the task earns 1. So tools pay nothing by their published names; ``python_tool_int_reward`` and
+``search_tool_int_reward`` pay the published intermediate rewards.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +27,12 @@ def _with(tool: BaseTool, reward: float = 0.0, success_reward: float = 0.0) -> C
 
 
 WRAPPER_FACTORY: dict[str, Callable[..., Env]] = {
-    "python_tool": _with(PythonCodeTool(timeout=5), 0.05, 0.25),
+    "python_tool": _with(PythonCodeTool(timeout=5)),
+    "python_tool_int_reward": _with(PythonCodeTool(timeout=5), 0.05, 0.25),
     "python_tool_no_int_reward": _with(PythonCodeTool(timeout=5)),
     "python_tool_no_int_reward_last_line_error": _with(PythonCodeTool(timeout=5, keep_error_last_line=True)),
-    "search_tool": _with(SearchTool(topk=3, timeout=5), 0.3),
+    "search_tool": _with(SearchTool(topk=3, timeout=5)),
+    "search_tool_int_reward": _with(SearchTool(topk=3, timeout=5), 0.3),
     "search_tool_no_int_reward": _with(SearchTool(topk=3, timeout=5)),
     "concat": partial(ObservationWrapper, include_action=False, include_chat_template=False),
     "concat_with_action": partial(ObservationWrapper, include_action=True, include_chat_template=False),

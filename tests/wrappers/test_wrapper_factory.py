@@ -51,3 +51,25 @@ def test_one_list_of_wrappers_serves_many_envs_apart():
         vec.step({0: "\\boxed{0}"})
     observations = vec.step({0: "\\boxed{0}", 1: "\\boxed{0}"})[0]
     assert [text.count("0 is not between") for text in observations] == [3, 1]
+
+
+@pytest.mark.parametrize(
+    "name", ["python_tool", "python_tool_no_int_reward", "search_tool", "search_tool_no_int_reward"]
+)
+def test_using_a_tool_earns_nothing(name):
+    (wrap,) = get_wrapper_fns(name)
+    with wrap(gem.make("math:Sample")) as env:
+        env.reset(seed=0)
+        tool = name.partition("_")[0]
+        calls = [f"<{tool}>{text}</{tool}>" for text in ("print(1)", "pass", "1 / 0", "print(42)", "the")]
+        steps = [env.step(call) for call in calls]
+    assert [step[-1]["use_tool"] for step in steps] == [True] * 5
+    assert sum(step[1] for step in steps) == 0.0
+
+
+@pytest.mark.parametrize("tool", ["python", "search"])
+def test_the_published_bonus_is_paid_where_its_name_asks_for_it(tool):
+    (wrap,) = get_wrapper_fns(f"{tool}_tool_int_reward")
+    with wrap(gem.make(EASY)) as env:
+        env.reset(seed=0)
+        assert env.step(f"<{tool}>print(1)</{tool}>")[1] == pytest.approx(0.3)
