@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from faulty_envs import FAULTS, Faulty
 from vector_envs import Broken, Told
 
 import gem
@@ -95,3 +96,16 @@ def test_without_ray_the_error_names_the_command():
     code = "import sys; sys.modules['ray'] = None; import gem; gem.make_vec('game:Mastermind-v0', backend='ray')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stderr.endswith("ImportError: the back end ray needs Ray: pip install 'gem-adapters[ray]'\n")
+
+
+def test_what_breaks_the_contract_costs_its_own_episode_only(ray_vector):
+    names = ["unspeakable", "long", "own", "four", "nan", "terminated"]
+    builds = [*(partial(Faulty, name) for name in names), partial(Faulty, "fork", "harmless")]
+    with ray_vector([""] * len(builds), builds, timeout=60) as vec:
+        vec.reset(seed=5)
+        observations, _, _, truncated, infos = vec.step(["x"] * len(builds))
+        for name, info in zip(names, infos, strict=False):
+            assert info["error"].startswith(FAULTS[name][1])
+            assert len(info["error"]) < 5000
+        assert truncated.tolist() == [True] * len(names) + [False]
+        assert observations[-1] == "forked"
