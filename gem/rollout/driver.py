@@ -27,7 +27,7 @@ import anyio.to_thread
 
 from gem.core import Env, Info, StepResult, checked_reset, checked_step, observation_text
 from gem.envs.registration import ENV_REGISTRY, EnvSpec
-from gem.faults import call_unforked, error_message, error_text, is_from_user
+from gem.faults import call_unforked, error_message, error_text, excerpt, is_from_user
 from gem.rollout.engine import Engine
 from gem.rollout.episode import Episode, OnError, Turn, plain_json
 from gem.rollout.rendering import ChatRenderer, ObservationRefused
@@ -483,7 +483,10 @@ def _failed(error: BaseException) -> EnvironmentFailed:
 
 def _form(env: Any) -> str:
     """Return the form of an environment's observations."""
-    return _guarded(lambda: str.__str__(env.observation_form))
+    form = _guarded(lambda: env.observation_form)
+    if type(form) is str:
+        return form
+    raise EnvironmentFailed(f"its observation_form is {excerpt(form)}, not a str")
 
 
 def _blocks(env: Any) -> bool:

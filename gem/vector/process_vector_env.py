@@ -330,6 +330,7 @@ class ProcessVectorEnv(VectorEnv):
 
     def _revive(self, ended: list[tuple[int, int]] | None) -> list[tuple[int, Row]]:
         """Start processes in the place of those that ended; return rows that they had sent, or that are given up."""
+        alone = ended is not None
         if ended is None:  # and so have the workers
             self._selector.unregister(self._control)
             self._stop()
@@ -342,7 +343,7 @@ class ProcessVectorEnv(VectorEnv):
             rows += self._received(worker)
             if registered:
                 self._selector.unregister(worker.socket)
-            failed = self._failed(worker, status)
+            failed = self._failed(worker, status, alone)
             worker.end()
             self.restarts += 1
             self._begin(worker)
@@ -354,16 +355,22 @@ class ProcessVectorEnv(VectorEnv):
             self._post(worker, jobs)
         return rows
 
-    def _failed(self, worker: _Worker, status: int) -> dict[int, str]:
-        """Return by which environments' fault a worker has ended, and how they failed."""
+    def _failed(self, worker: _Worker, status: int, alone: bool) -> dict[int, str]:
+        """Return by which environments' fault a worker has ended, and how they failed.
+
+        Args:
+            worker: that has ended.
+            status: of its process.
+            alone: whether it has ended by itself, and not with all others because the starter has.
+        """
         activity = worker.board.read()
-        at_fault, error = activity.busy, worker.board.reason() or f"its process {_how(status)}"
+        at_fault, error = activity.busy and alone, worker.board.reason() or f"its process {_how(status)}"
         if worker.late is not None:  # it may have gone on to another before it was killed
             at_fault, error = activity == worker.late, f"no answer within {self.timeout:g} s"
         failed = {activity.env: error} if at_fault and activity.env >= 0 else {}
         if failed and activity.env in worker.jobs:
             return failed  # it is tried again for some times only
-        worker.deaths += 1
+        worker.deaths = worker.deaths + 1 if worker.jobs else 0
         if worker.deaths <= CRASH_LIMIT:
             return failed
         worker.deaths = 0  # one of them does it, nobody knows which
