@@ -7,10 +7,11 @@ since computing it calls the exception's own ``__str__``.
 
 from __future__ import annotations
 
+import os
 import reprlib
 import threading
 from collections.abc import Callable
-from os import _exit, register_at_fork  # by name: an environment may replace the attributes of ``os``
+from os import _exit  # by name: an environment may replace the attributes of ``os``
 from typing import Any, TypeVar
 
 from gem.utils.text import cut_middle
@@ -104,7 +105,8 @@ def _count_fork() -> None:
 
 
 _fork_depth = 0  # os.getpid() would do as well, but is a system call, and there are two at every step
-register_at_fork(after_in_child=_count_fork)
+if hasattr(os, "register_at_fork"):  # else the system has no fork
+    os.register_at_fork(after_in_child=_count_fork)
 
 
 def _bounded(text: str, length: int) -> str:

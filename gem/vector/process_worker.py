@@ -468,4 +468,4 @@ def _unsendable(slot: _WorkerSlot, method: str, saved: bytes | None, error: str)
     error = f"what it returned cannot be sent: {error}"
     if method in ("call", "assign_pickled"):
         return ("", 0.0, False, False, {}, RuntimeError(error)), saved
-    return slot.do("replace", (error,))
+    return slot.do("replace", (error, None, method == "reset"))

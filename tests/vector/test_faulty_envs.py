@@ -71,6 +71,20 @@ def test_what_cannot_go_from_one_process_to_another_is_the_environments_failure(
             step_often(vec, {2: "x"})
 
 
+def test_a_reset_that_cannot_be_sent_begins_an_episode_of_a_fresh_environment():
+    with ProcessVectorEnv([""], [UnsendableOnSeed99], "disabled", workers=1) as vec:
+        observations, infos = vec.reset(seed=99)
+        assert observations[0].startswith("begin")
+        assert infos[0]["error"].startswith("what it returned cannot be sent: TypeError")
+        assert vec.step(["x"])[0][0].startswith("1 1 ")
+
+
+class UnsendableOnSeed99(Told):
+    def reset(self, seed=None):
+        observation, info = super().reset(seed)
+        return observation, UNSENDABLE["lock"][0]()[4] if seed == 99 else info
+
+
 def step_often(vec, actions):
     for _ in range(9):
         vec.step(actions)
