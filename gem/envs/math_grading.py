@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import unicodedata
 from typing import Any
 
 from gem.envs.only_arithmetic import guard_sympy
@@ -20,9 +21,72 @@ _SEVERAL = re.compile(r"\d\s+\d")
 _GROUPED = re.compile(r"-?\d{1,3}((\\,|\\ |\s|\{,\})\d{3})+")
 _MIXED_NUMBER = re.compile(r"(-?)(\d+)\s+(\d+)/(\d+)")
 _RELATION = re.compile(
-    r"[<>≤≥≠→⇒]|\\(lt|le|leq|gt|ge|geq|ne|neq|approx|to|rightarrow|longrightarrow|Rightarrow|implies|iff|mapsto)(?![A-Za-z])"
+    r"[<>≤≥≠→⇒]|\\(lt|le|leq|gt|ge|geq|ne|neq|not|neg|lnot|approx|to|rightarrow|longrightarrow|Rightarrow|implies|iff|mapsto)(?![A-Za-z])"
 )
-_DENIAL = re.compile(r"\\(text|mathrm|mbox)\{[^{}]*\b(not?|never|is|isn|wrong)\b")
+_TEXT = re.compile(r"\\(?:text|mathrm|mbox|textbf|textit)\{([^{}]*)\}")
+_TEXT_AND_DIGIT = re.compile(_TEXT.pattern + r"\s*\d")
+_WORD = re.compile(r"[a-z]+")
+_CHANGES_THE_VALUE = frozenset(
+    (
+        *("not", "no", "never", "is", "isn", "wrong", "except", "without", "minus"),
+        *("negative", "plus", "times", "about", "approximately", "around", "nearly", "almost", "over"),
+        *("under", "above", "below", "between", "more", "less", "than", "most", "least"),
+        *("twice", "half", "third", "quarter", "dozen", "hundred", "thousand", "million", "billion"),
+        *("trillion", "squared", "cubed", "factorial", "base", "mod", "modulo", "inverse", "root", "power"),
+        *("tens", "tenths", "hundredths", "thousandths", "halves", "thirds", "quarters", "doubled", "tripled"),
+        *("reciprocal", "opposite", "false", "incorrect", "untrue", "divided", "multiplied", "to", "point", "x"),
+    )
+)
+"""Words that a unit has not: with one of them in its text, an answer is another value, or none."""
+
+_JOINS = frozenset(("or", "and"))
+_UNIT_TEXT = re.compile(r"[\s~]*\(?[A-Za-z][A-Za-z\s.,()/°]*(\^?[23²³])?\)?|[\s~]*\\?%|[\s~]*")
+_FACTORS = frozenset(("i", "j", "e", "E", "k", "M", "x"))
+"""Letters that are no units: they make another number of the one before them."""
+
+_KNOWN_COMMANDS = frozenset(
+    (
+        *("frac", "dfrac", "tfrac", "cfrac", "sqrt", "pi", "infty", "times", "cdot"),
+        *("div", "pm", "mp", "circ", "degree"),
+        *("textrm", "mathbf", "mathit", "boxed", "fbox", "displaystyle"),
+        *("left", "right", "big", "bigl", "bigr", "Big", "Bigl", "Bigr", "quad"),
+        *("qquad", "cup", "cap", "setminus", "in", "mid", "log", "ln", "sin"),
+        *("cos", "tan", "sec", "csc", "cot", "arcsin", "arccos", "arctan", "exp"),
+        *("begin", "end", "int", "sum", "prod", "binom", "lt", "le", "leq"),
+        *("leqslant", "gt", "ge", "geq", "geqslant", "ne", "neq", "approx", "to"),
+        *("rightarrow", "longrightarrow", "Rightarrow", "implies", "iff", "mapsto"),
+    )
+)
+r"""LaTeX commands that math-verify reads as what they mean. It passes over others: ``\neg 42`` would be 42."""
+
+_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_NUMBER_BASE_TEN = re.compile(r"(?<=\d)\s*_\s*(\{\s*10\s*\}|10(?!\d))")
+_SUBSCRIPT = re.compile(r"(?<=[\d)}\]])\s*_\s*(\{[^{}]*\}|.)")
+_IN_BRACKETS = re.compile(r"^\(([-+]?[\d.]+)\)$")
+_PERCENT = re.compile(r"\\?%")
+_SET_OF_SEVERAL = re.compile(r"\\\{[^{}]*,")
+
+_SPACING = re.compile(r"\\[,;:! ]|\\(quad|qquad|left|right|displaystyle)(?![A-Za-z])|~")
+_DANGLING = re.compile(
+    r"\s*([*/^_,;=!|&?#@.:](?!\d)|[,^_*/|=]|\\(times|cdot|div|cup|cap|circ|setminus|in)(?![A-Za-z]))"
+    r"|.*([-+*/^_=|&,;@#?~:]|\\(times|cdot|div|cup|cap|setminus|in|pm|mp|sqrt|frac|log|ln|exp|sin|cos|tan)|(?<!\^)(?<!\^\{)\\circ)\s*",
+    re.DOTALL,
+)
+_NO_MATHS = re.compile(
+    r"[@#?&;|]|\\(frac|dfrac|tfrac)\{[^{}]*\}\{[^{}]*\}\s*\d|\\sqrt\{[^{}]*\}\s*\d|\\infty\s*\d|\\sqrt\s*\\d?frac"
+)
+_PERCENT_WITHIN = re.compile(r"%(?!\s*$)")
+_PLAIN_WORD = re.compile(r"(?<![A-Za-z\\])[a-z]{2,}(?![A-Za-z])")
+
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
+_IN_LATEX = (
+    (re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+"), lambda match: f"^{{{match[0].translate(_SUPERSCRIPTS)}}}"),
+    (re.compile(r"√\s*(\d+|[a-z]|\([^()]*\))"), lambda match: f"\\sqrt{{{match[1].strip('()')}}}"),
+    (re.compile(r"[–−]"), lambda match: "-"),
+    (re.compile("°"), lambda match: r"^{\circ}"),
+    (re.compile(r"(?<!\d)([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])"), lambda match: _fraction(match[1])),
+)
+_KNOWN_CHARACTERS = frozenset("×·÷π∞≤≥≠→⇒±∪∩∈€£¥θαβγλμ")
 
 
 def load() -> None:
@@ -40,21 +104,26 @@ def is_same(answer: str, golds: list[str]) -> bool:
 def _is_same(answer: str, gold: str) -> bool:
     from math_verify import verify
 
-    answer = _plain(answer)
-    if _is_no_value(answer, gold):
+    answer, gold = _plain(answer), _in_latex(gold)
+    if _is_no_value(answer, gold) or _has_marks_that_are_passed_over(answer, gold):
         return False
+    if ":" in answer + gold:
+        return _is_same_ratio(answer, gold)
     if "=" in answer:
         return _is_same_equation(answer, gold)
     expected, found = _parse(gold), _parse(answer)
     if not expected or not found:
         return False
+    if _PERCENT.search(answer) and not _PERCENT.search(gold) and _is_above_one(expected[0]):
+        return _is_same(_PERCENT.sub("", answer), gold)  # it is a unit: no number above 1 is a share of anything
     # no time limits of its own: they are signals, and whoever waits for this process has a limit
     return bool(verify(expected, found, strict=True, timeout_seconds=None))
 
 
 def _plain(answer: str) -> str:
     """Write numbers in the way that math-verify reads."""
-    answer = answer.removesuffix(".")
+    answer = _in_latex(answer.removesuffix("."))
+    answer = _IN_BRACKETS.sub(r"\1", _NUMBER_BASE_TEN.sub("", answer))
     if _GROUPED.fullmatch(answer):
         return re.sub(r"[^-\d]", "", answer)
     mixed = _MIXED_NUMBER.fullmatch(answer)
@@ -70,12 +139,103 @@ def _is_no_value(answer: str, gold: str) -> bool:
         return True
     if _SEVERAL.search(answer) and not _SEVERAL.search(gold):  # it would add them up
         return True
-    if _DENIAL.search(answer) and not _DENIAL.search(gold):  # it would take the text for a unit
+    added = _words(answer) - _words(gold)  # it would take them for a unit
+    if added & _CHANGES_THE_VALUE or (added & _JOINS and "," not in gold):
         return True
     # where a number is asked for, the question itself (17 * 23) is no answer to it
     named = _NAMED.fullmatch(answer)
     value = named["value"].strip() if named else answer
     return bool(_NUMBER.fullmatch(gold) and _TO_BE_WORKED_OUT.search(_POWER.sub("", _UNIT.sub("", value.lstrip("+")))))
+
+
+def _has_marks_that_are_passed_over(answer: str, gold: str) -> bool:
+    """Return whether an answer has marks that the reference has not, and that math-verify does not read.
+
+    They change what it means: another base, the derivative, the negation, the first digits only.
+    """
+    named = _NAMED.fullmatch(answer)
+    whole = named["value"] if named else answer
+    value = _SPACING.sub(" ", _TEXT.sub(" ", _UNIT.sub(" ", whole))).strip()
+    return (
+        _has_text_that_is_no_unit(whole, gold)
+        or _has_unknown_commands(value, gold)
+        or _has_other_subscripts(value, gold)
+        or _has_strange_characters(value, gold)
+        or _is_another_kind_of_list(value, gold)
+    )
+
+
+def _has_text_that_is_no_unit(value: str, gold: str) -> bool:
+    known = _TEXT.findall(gold)
+    texts = [text for text in _TEXT.findall(value) if text not in known]
+    if any(not _UNIT_TEXT.fullmatch(text) or text.strip() in _FACTORS for text in texts) and not _TEXT.fullmatch(value):
+        return True
+    if "," not in gold and _TEXT_AND_DIGIT.search(value) and not _TEXT_AND_DIGIT.search(gold):
+        return True
+    plain = set(_PLAIN_WORD.findall(_TEXT.sub("", value)))
+    return bool(plain & (_CHANGES_THE_VALUE | _JOINS) - set(_PLAIN_WORD.findall(gold))) and "," not in gold
+
+
+def _has_unknown_commands(value: str, gold: str) -> bool:
+    commands = set(_COMMAND.findall(value)) - _KNOWN_COMMANDS - set(_COMMAND.findall(gold))
+    if not re.search(r"\d", gold):
+        commands -= {"mathbb"}  # the set of all numbers, which has other names
+    return bool(commands)
+
+
+def _has_other_subscripts(value: str, gold: str) -> bool:
+    subscripts = [_bare(each) for each in _SUBSCRIPT.findall(value)]
+    return bool(subscripts) and subscripts != [_bare(each) for each in _SUBSCRIPT.findall(gold)]
+
+
+def _has_strange_characters(value: str, gold: str) -> bool:
+    strange = {character for character in value if not character.isascii()} - _KNOWN_CHARACTERS
+    if not strange <= set(gold) or ("'" in value and "'" not in gold):
+        return True
+    if _PERCENT_WITHIN.search(value) and not _PERCENT_WITHIN.search(gold):
+        return True
+    if _DANGLING.fullmatch(value) or (_DANGLING.match(value) and _DANGLING.match(value)[1]):  # type: ignore[index]
+        return True
+    found = _NO_MATHS.search(value)
+    return bool(found and found[0] not in gold)
+
+
+def _is_another_kind_of_list(value: str, gold: str) -> bool:
+    """Return whether it is a set where a pair or a single value is asked for, or the other way round."""
+    is_set = "\\{" in value
+    if is_set and (gold.startswith(("(", "\\left(")) or (_SET_OF_SEVERAL.search(value) and "," not in gold)):
+        return True
+    return "\\{" in gold and not is_set and value.startswith(("(", "\\left("))
+
+
+def _is_same_ratio(answer: str, gold: str) -> bool:
+    """Compare what stands between colons: of a ratio in lowest terms, a time, a score."""
+    parts, gold_parts = answer.split(":"), gold.split(":")
+    return len(parts) == len(gold_parts) and all(map(_is_same, parts, gold_parts))
+
+
+def _is_above_one(value: Any) -> bool:
+    return bool(getattr(value, "is_number", False) and abs(value) > 1)
+
+
+def _words(text: str) -> set[str]:
+    return {word for part in _TEXT.findall(text) for word in _WORD.findall(part.lower())}
+
+
+def _bare(subscript: str) -> str:
+    return subscript.strip("{} ")
+
+
+def _in_latex(text: str) -> str:
+    """Write in LaTeX what has characters of its own: superscripts, roots, minus signs, fractions."""
+    for pattern, replacement in _IN_LATEX:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _fraction(character: str) -> str:
+    whole, _, part = unicodedata.normalize("NFKC", character).partition("\u2044")
+    return f"\\frac{{{whole}}}{{{part}}}"
 
 
 def _is_same_equation(answer: str, gold: str) -> bool:

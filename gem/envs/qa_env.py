@@ -2,7 +2,8 @@ r"""Question answering: a short answer in ``<answer>...</answer>``.
 
 Reward: 1 for an answer that is the same text as one of the references, else 0. Case, articles, quotation marks, and
 the punctuation around an answer do not count; what can change the meaning does: signs, points in numbers, symbols.
-So an empty answer is never right, ``35`` is not ``3.5``, ``5`` is not ``-5``, and ``C`` is not ``C++``.
+So an empty answer is never right, ``35`` is not ``3.5``, ``5`` is not ``-5``, ``C`` is not ``C++``, and ``102`` is not
+``10²``.
 """
 
 from __future__ import annotations
@@ -17,12 +18,20 @@ from gem.utils.parsing import extract_last_boxed_answer, extract_last_tagged_ans
 LONGEST = 2_000
 """Characters of an answer, beyond which none is right."""
 
-_QUOTES = re.compile(r"[\"'`´‘’“”«»]")
+_QUOTES = re.compile(r"(?<!\d)[\"'`´‘’“”«»]|[\"'`´‘’“”«»](?!\d)")  # 5'10 is not 510
 _DASHES = re.compile(r"[‐‑‒–—−]")
 _GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_BETWEEN_WORDS = re.compile(r"(?<=[^\W\d])[-/](?=[^\W\d])|,(?!\d)|[;:!?()\[\]{}](?=\s|$)|(?<!\S)[;:!?()\[\]{}]")
+_BETWEEN_WORDS = re.compile(
+    r"(?<=[^\W\d])[-/](?=[^\W\d])|,(?!\d)|[;:?()\[\]{}](?=\s|$)|(?<!\d)!(?=\s|$)|(?<!\S)[;:!?()\[\]{}]"
+)
 _AFTER_LETTER = re.compile(r"(?<=\b[^\W\d])\.")
-_ARTICLES = re.compile(r"\b(a|an|the)\b(?![-+#.])")
+_ARTICLES = re.compile(r"\b(a|an|the)\b(?![-+#.])(?=\s*\w)")  # not the last word, as in "vitamin A"
+
+# What NFKC would make other numbers of: 10² is not 102, 1½ not 11/2, and 10₂ not 102.
+_SUPERSCRIPT = re.compile(r"[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+_SUBSCRIPT = re.compile(r"(?<=[\d)])[₀₁₂₃₄₅₆₇₈₉]+")
+_FRACTION = re.compile(r"(\d?)([¼-¾⅐-⅞])")
+_AREA = re.compile(r"\b([kcmd]?m|ft|mi|in)\^([23])\b")
 
 
 class QaEnv(DatasetEnv):
@@ -101,10 +110,12 @@ def normalize(text: str) -> str:
 
     >>> normalize("The Beatles."), normalize("U.S."), normalize("1,000"), normalize("A")
     ('beatles', 'us', '1000', 'a')
-    >>> normalize("-5"), normalize("3.5"), normalize("C++"), normalize("New-York, USA")
-    ('-5', '3.5', 'c++', 'new york usa')
+    >>> normalize("-5"), normalize("3.5"), normalize("C++"), normalize("New-York, USA"), normalize("10²")
+    ('-5', '3.5', 'c++', 'new york usa', '10^2')
     """
-    text = unicodedata.normalize("NFKC", text).casefold()
+    text = _FRACTION.sub(lambda match: " ".join(filter(None, match.groups())), text)
+    text = _SUBSCRIPT.sub(r"_\g<0>", _SUPERSCRIPT.sub(r"^\g<0>", text))
+    text = _AREA.sub(r"\1\2", unicodedata.normalize("NFKC", text).replace("\u2044", "/").casefold())
     text = _QUOTES.sub("", _DASHES.sub("-", text))
     text = _BETWEEN_WORDS.sub(" ", _AFTER_LETTER.sub("", _GROUPED.sub("", text)))
     text = " ".join(word.rstrip(".") for word in text.split()).strip()

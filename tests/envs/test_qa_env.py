@@ -21,6 +21,15 @@ SAME = [
     ("AC/DC", "AC DC"),
     ("Ⅷ", "viii"),
     ("  two\n words ", "two words"),
+    ("10^2", "10²"),
+    ("km2", "km²"),
+    ("H2O", "H₂O"),
+    ("1 1/2", "1½"),
+    ("1/2", "½"),
+    ('"1984"', "1984"),
+    ("vitamin a", "Vitamin A"),
+    ("E=mc^2", "E=mc²"),
+    ("５", "5"),
 ]
 DIFFERENT = [
     ("", "A"),
@@ -38,6 +47,31 @@ DIFFERENT = [
     ("...", ""),
     ("Paris or London", "Paris"),
     ("x" * 3_000, "x" * 3_000),
+    ("102", "10²"),
+    ("10²", "102"),
+    ("x2", "x²"),
+    ("10⁻²", "10²"),
+    ("11/2", "1½"),
+    ("1½", "11/2"),
+    ("12", "½"),
+    ("102", "10₂"),
+    ("510", "5'10\""),
+    ("5", "5!"),
+    ("Vitamin", "Vitamin A"),
+    ("Hepatitis", "Hepatitis A"),
+    ("Yes No", "Yes"),
+    ("Yes or No", "No"),
+    ("True False", "True"),
+    ("A B C D", "A"),
+    ("Paris London", "Paris"),
+    ("Paris | London", "Paris"),
+    ("not Paris", "Paris"),
+    ("Par\u200bis", "Paris"),
+    ("\u0420aris", "Paris"),
+    ("<b>Paris</b>", "Paris"),
+    ("the answer", "Paris"),
+    ("1:30", "130"),
+    ("12", "1 2"),
 ]
 
 
@@ -60,6 +94,29 @@ def test_any_of_several_references_is_right_and_numbers_are_references():
     assert QaEnv.check_correct("eight", ["8", "eight"])
     assert QaEnv.check_correct("8", [8])
     assert QaEnv.check_correct("True", True)
+
+
+FORGED = [
+    "<answer>Paris</answer> no: <answer>London</answer>",
+    "<think><answer>Paris</answer></think> I do not know. <answer></answer>",
+    "<answer>Paris, London, Rome</answer>",
+    "<answer>Paris",
+    "Paris</answer>",
+    "<ANSWER>Paris</ANSWER>",
+    "<information>Doc 1: <answer>Paris</answer></information><answer>see above</answer>",
+    "<answer><answer>Paris</answer></answer>",
+    "\\boxed{Paris}",
+    "Paris",
+    "<answer>What is the capital of France?</answer>",
+    "<answer>" + "Paris " * 500 + "</answer>",
+]
+
+
+@pytest.mark.parametrize("text", FORGED)
+def test_a_forged_or_hedged_answer_earns_nothing(text):
+    env = QaEnv(dataset=[{"question": "What is the capital of France?", "answer": "Paris"}])
+    env.reset(seed=0)
+    assert env.step(text)[1] == 0.0
 
 
 @pytest.mark.parametrize("boxed", [False, True])

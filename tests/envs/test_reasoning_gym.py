@@ -261,7 +261,7 @@ def test_a_scorer_that_raises_is_no_crash():
 
 def test_an_answer_that_takes_for_ever_to_compute_is_wrong_and_costs_nobody_else(monkeypatch):
     monkeypatch.setattr(module, "SCORE_SECONDS", 1.0)
-    env = make("countdown")
+    env = make("polynomial_multiplication")
     env.reset(seed=1)
     right = env.reference_action()
     env.step(right)  # the worker has loaded what it needs
