@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +22,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from gem.files import FolderInUse, hold_folder, replace_file  # noqa: E402
+from gem.process_tree import ProcessTree, ended_by_signals  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,10 @@ def main() -> None:
     parser.add_argument("--env", default="game:GuessTheNumber-v1-easy")
     parser.add_argument("--out", type=Path, default=ROOT / "report", help="folder of the report")
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        hold_folder(args.out)
+    except FolderInUse as error:
+        parser.error(str(error))
     chosen = [trainer for trainer in TRAINERS if trainer.key in args.trainers]
     for trainer in chosen:
         subprocess.run([sys.executable, str(ROOT / "ci" / "venv.py"), trainer.key], check=True)
@@ -80,7 +86,7 @@ def main() -> None:
         "kit": kit,
         "runs": runs,
     }
-    (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    replace_file(args.out / "report.json", json.dumps(report, indent=1) + "\n")
     with_plots = next((t for t in chosen if t.key == "trl"), chosen[0])
     subprocess.run([with_plots.python, str(ROOT / "ci" / "report.py"), str(args.out)], check=True)
     failed = [run for run in runs if run["error"]]
@@ -98,14 +104,12 @@ def hold_to_the_kit(trainer: Trainer, out: Path) -> dict[str, Any]:
     result.unlink(missing_ok=True)
     print(f"\n{trainer.name}: conformance", flush=True)
     command = [trainer.python, str(ROOT / "ci" / "conformance" / f"on_{trainer.key}.py"), "--out", str(result)]
-    with open(log, "w") as file:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True, env=quiet())
-        assert process.stdout is not None
-        for line in process.stdout:
+    with open(log, "wb") as file, ProcessTree(command, quiet(), subprocess.PIPE, file) as tree:
+        assert tree.process.stdout is not None
+        for line in tree.process.stdout:
             file.write(line)
-            if line[:2] in ("= ", "~ ", "X "):
-                print(f"  {line.rstrip()}", flush=True)
-        process.wait()
+            if line[:2] in (b"= ", b"~ ", b"X "):
+                print(f"  {line.decode(errors='replace').rstrip()}", flush=True)
     if not result.is_file():
         print(f"  X the kit did not end: {log}")
         return {"trainer": trainer.name, "version": "", "cells": [], "lowering": [], "error": tail(log)}
@@ -158,10 +162,9 @@ def run(trainer: Trainer, seed: int, args: argparse.Namespace) -> dict[str, Any]
     folder.mkdir(parents=True)
     log = folder / "compare.log"
     since = time.perf_counter()
-    with open(log, "w") as file, Memory() as memory:
-        process = subprocess.Popen(command, stdout=file, stderr=file, env=quiet(), start_new_session=True)
-        memory.watch(process.pid)
-        code = process.wait()
+    with open(log, "w") as file, Memory() as memory, ProcessTree(command, quiet(), file, file) as tree:
+        memory.watch(tree.process.pid)
+        code = tree.wait()
     seconds = time.perf_counter() - since
     result: dict[str, Any] = {"trainer": trainer.name, "seed": seed, "command": command, "seconds": seconds}
     result |= {"peak_memory": memory.peak, "error": "" if code == 0 else tail(log), "steps": [], "split": {}}
@@ -172,7 +175,7 @@ def run(trainer: Trainer, seed: int, args: argparse.Namespace) -> dict[str, Any]
         print(f"  {seconds:.0f} s; success {first} at first, {last} at last", flush=True)
     else:
         print(f"  failed: {log}", flush=True)
-    stamp.write_text(json.dumps(result))
+    replace_file(stamp, json.dumps(result))
     return result
 
 
@@ -255,5 +258,5 @@ def tail(log: Path) -> str:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    main()
+    with ended_by_signals():
+        main()

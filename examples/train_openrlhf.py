@@ -37,6 +37,7 @@ try:
 
     import gem_openrlhf
     from gem.embedded import resolve_model
+    from gem.files import hold_folder
     from gem.rollout import ChatRenderer, Limits, check_tasks, mean_metrics, read_episodes
     from gem.tasks import Task
     from gem.training_args import TrainingArgs
@@ -186,13 +187,13 @@ if __name__ == "__main__":
     out = Path(args.out).resolve()
     try:
         args.fill_in()
+        hold_folder(out)
         model = resolve_model(args.model)
         renderer = ChatRenderer(AutoTokenizer.from_pretrained(model))
         check_tasks([*train_tasks(args), *eval_tasks(args)], renderer, Limits(max_context=MAX_LEN[args.embedded]))
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     shutil.rmtree(out / "episodes", ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="gem-ray-", ignore_cleanup_errors=True) as ray_folder:
         try:
             log = train(args, model, out, ray_folder)

@@ -33,6 +33,7 @@ try:
     from transformers import AutoTokenizer
 
     from gem.embedded import resolve_model
+    from gem.files import hold_folder
     from gem.rollout import ChatRenderer, OnError, mean_metrics, read_episodes
     from gem.training_args import TrainingArgs
     from gem.training_log import TrainingLog
@@ -196,13 +197,13 @@ if __name__ == "__main__":
     out = Path(args.out).resolve()
     try:
         args.fill_in()
+        hold_folder(out)
         model = resolve_model(args.model)
         ChatRenderer(AutoTokenizer.from_pretrained(model))  # refuses a tokenizer without a chat template
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     shutil.rmtree(out / "episodes", ignore_errors=True)
     (out / "rl2.jsonl").unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
     try:
         log = train(args, model, out)
     except TrainerFailed as error:

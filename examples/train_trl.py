@@ -38,6 +38,7 @@ try:
     from trl import GRPOConfig, GRPOTrainer
 
     from gem.embedded import resolve_model
+    from gem.files import hold_folder
     from gem.rollout import ChatRenderer, ContextTooSmall, OnError
     from gem.training_args import TrainingArgs
     from gem.training_log import TrainingLog
@@ -120,6 +121,7 @@ if __name__ == "__main__":
     args = tyro.cli(Args, description=__doc__)
     try:
         args.fill_in()
+        hold_folder(args.out)
         tokenizer, model = load(args)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")

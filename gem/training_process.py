@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from gem.files import whole_lines
+from gem.process_tree import ProcessTree, ended_by_signals
 
 TAIL = 40
 """Lines of the output that an error shows."""
@@ -52,9 +51,10 @@ def run_trainer(
     poll: Callable[[], object],
     interval: float = 0.3,
 ) -> None:
-    """Run a command until it ends.
+    """Run a command until it ends, and end all that it has started.
 
-    The command goes into ``command.sh`` beside ``output``, for a user to copy from.
+    That is done too if this process is ended by a signal, or killed: see :mod:`gem.process_tree`. The command goes into
+    ``command.sh`` beside ``output``, for a user to copy from.
 
     Args:
         command: the words of the command line.
@@ -69,22 +69,15 @@ def run_trainer(
     output = Path(output)
     shown = [f"{name}={shlex.quote(value)}" for name, value in variables.items()] + [shlex.quote(w) for w in command]
     output.with_name("command.sh").write_text(" \\\n    ".join(shown) + "\n")
-    with open(output, "wb") as file:
-        process = subprocess.Popen(
-            command,
-            env={**os.environ, **variables},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # a process group of its own, which can be ended as a whole
-        )
-        try:
-            while process.poll() is None:
-                time.sleep(interval)
-                poll()
-        finally:
-            _end(process)
+    with (
+        ended_by_signals(),
+        open(output, "wb") as file,
+        ProcessTree(command, {**os.environ, **variables}, file, subprocess.STDOUT) as tree,
+    ):
+        while tree.wait(interval) is None:
+            poll()
     poll()
-    if process.returncode != 0:
+    if tree.end() != 0:
         last = output.read_text(errors="replace").splitlines()[-TAIL:]
         raise TrainerFailed("\n".join([*last, f"the trainer failed; all that it printed is in {output}"]))
 
@@ -97,13 +90,3 @@ def read_rows(path: str | Path) -> list[Any]:
     if not Path(path).exists():
         return []
     return [json.loads(line) for _, line in whole_lines(path) if line is not None]
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of the process's group."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sign)
-            process.wait(timeout=20)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue

@@ -1,10 +1,12 @@
 import os
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 
+from gem.process_tree import ProcessTree
 from gem.training_process import TrainerFailed, read_rows, require_trainer, run_trainer
 
 
@@ -82,3 +84,73 @@ def test_an_example_with_the_python_of_another_trainer_says_which_to_take(monkey
         f"error: {sys.executable} has trl, rl2, and not verl. In this folder: python ci/venv.py verl, then "
         ".venvs/verl/bin/python examples/train_verl.py"
     )
+
+
+# A command whose children and grandchildren are in sessions of their own, and some of them deaf to SIGTERM
+FAMILY = """
+import os, signal, subprocess, sys, time
+reaction = "SIG_IGN" if "deaf" in sys.argv else "SIG_DFL"
+deaf = f"import signal, time; signal.signal(signal.SIGTERM, signal.{reaction}); print(flush=True); time.sleep(60)"
+other = subprocess.Popen([sys.executable, "-c", deaf], start_new_session=True, stdout=subprocess.PIPE)
+other.stdout.readline()
+daemon = subprocess.Popen(["setsid", "sh", "-c", "sleep 60 & echo $!"], stdout=subprocess.PIPE)
+print(os.getpid(), other.pid, int(daemon.stdout.readline()), flush=True)
+time.sleep(float(sys.argv[1]))
+"""
+
+STARTER = """
+import sys
+from pathlib import Path
+from gem.process_tree import ProcessTree
+from gem.training_process import run_trainer
+try:
+    run_trainer([sys.executable, "-c", sys.argv[1], "60", *sys.argv[3:]], {}, Path(sys.argv[2]), lambda: None)
+finally:
+    Path(sys.argv[2]).with_name("cleaned").touch()
+"""
+
+
+def wait_for(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert condition()
+
+
+@pytest.fixture
+def importable(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
+def test_a_signal_to_the_starter_ends_all_that_the_trainer_has_started(tmp_path, sign, importable):
+    log = tmp_path / "log"
+    deaf = ["deaf"] if sign == signal.SIGKILL else []
+    starter = subprocess.Popen([sys.executable, "-c", STARTER, FAMILY, str(log), *deaf], stderr=subprocess.DEVNULL)
+    wait_for(lambda: log.is_file() and log.read_text().endswith("\n"))
+    family = [int(pid) for pid in log.read_text().split()]
+    assert len(family) == 3
+    assert all(map(alive, family))
+    starter.send_signal(sign)
+    code = starter.wait(30)
+    wait_for(lambda: not any(map(alive, family)))
+    cleaned = (tmp_path / "cleaned").exists()
+    assert (code, cleaned) == {
+        signal.SIGTERM: (143, True),
+        signal.SIGHUP: (129, True),
+        signal.SIGINT: (-signal.SIGINT, True),
+        signal.SIGKILL: (-signal.SIGKILL, False),
+    }[sign]
+
+
+def test_what_a_trainer_leaves_running_is_ended_with_it(tmp_path):
+    log = tmp_path / "log"
+    run_trainer([sys.executable, "-c", FAMILY, "0", "deaf"], {}, log, lambda: None, interval=0.05)
+    assert not any(map(alive, map(int, log.read_text().split())))
+
+
+def test_a_trainer_that_a_signal_ends_has_failed(tmp_path):
+    with pytest.raises(TrainerFailed):
+        run_trainer(["sh", "-c", "kill -9 $$"], {}, tmp_path / "log", lambda: None, interval=0.05)
+    with ProcessTree(["sh", "-c", "kill -9 $$"]) as tree:
+        assert tree.wait(20) == 137
