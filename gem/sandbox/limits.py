@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+_MOST = {"seconds": 1 << 31, "bytes": 1 << 62, "processes": 1 << 22}
+"""What the kernel takes."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -31,8 +34,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            if not getattr(self, field.name) > 0:
-                raise ValueError(f"{field.name} must be more than 0, got {getattr(self, field.name)!r}")
+            value = getattr(self, field.name)
+            if not (0 < value < _MOST[field.name.rpartition("_")[2]]):
+                raise ValueError(f"{field.name} must be more than 0 and have an end, got {value!r}")
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def run(
 
     Raises:
         SandboxUnavailable: there is no such sandbox here.
-        ValueError: there is no such backend.
+        ValueError: there is no such backend, or a word of the command has a NUL or a surrogate in it.
     """
     limits = limits or Limits()
     pool = find_pool(backend)
@@ -56,8 +56,8 @@ def run(
         if isinstance(program, str):
             code = _file(program)
         else:
-            order["command"] = list(program)
-            code = os.open(os.devnull, os.O_RDONLY)
+            order["command"] = True
+            code = _file(_joined(program))  # which may be too long for a message
         try:
             process = _Process(pool, order, source, code)
         finally:
@@ -273,6 +273,13 @@ def _drain(output: _Output, limit: int, deadline: float) -> None:
     """Read what is in a pipe; others may still write to it, so not for ever."""
     while output.open and output.read(limit) and time.monotonic() < deadline:
         pass
+
+
+def _joined(command: Sequence[str]) -> bytes:
+    words = [os.fsencode(word) for word in command]
+    if not words or any(b"\0" in word for word in words):
+        raise ValueError(f"a command has a word at least, and no NUL in any: {command!r:.80}")
+    return b"".join(word + b"\0" for word in words)
 
 
 def _file(content: str | bytes) -> int:

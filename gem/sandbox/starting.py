@@ -339,13 +339,15 @@ def _as_root() -> bool:
         sandbox = Sandbox(bubblewrap_command(root=True))
     except SandboxUnavailable:
         return False
-    order = {"session": False, "limits": asdict(Limits()), "command": [sys.executable, "-I", "-c", "pass"]}
-    nothing = os.open(os.devnull, os.O_RDWR)
+    order = {"session": False, "limits": asdict(Limits()), "command": True}
+    nothing, command = os.open(os.devnull, os.O_RDWR), os.memfd_create("gem")
+    os.write(command, b"".join(os.fsencode(word) + b"\0" for word in (sys.executable, "-I", "-c", "pass")))
     try:
-        sandbox.send(order, [nothing] * 4)
+        sandbox.send(order, [nothing] * 3 + [command])
         return sandbox.status(START_SECONDS) == 0
     except ConnectionError:
         return False
     finally:
         os.close(nothing)
+        os.close(command)
         sandbox.close()

@@ -216,7 +216,7 @@ def _become(how: dict[str, Any], order: dict[str, Any], handles: list[int], fold
     if how["isolated"]:
         _give_up_rights(how)
     if "command" in order:
-        _execute(order["command"])
+        _execute(_read_all(_CODE))
     if order["session"]:
         _serve_session(socket.socket(fileno=_CODE))
     source = _read_all(_CODE)
@@ -327,12 +327,13 @@ def _open_streams() -> None:
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
 
 
-def _execute(command: list[str]) -> NoReturn:
+def _execute(words: bytes) -> NoReturn:
+    command = words.split(b"\0")[:-1]
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         os.execvp(command[0], command)
     except OSError as error:
-        os.write(2, f"{command[0]}: {error.strerror}\n".encode("utf-8", "surrogateescape"))
+        os.write(2, command[0] + f": {error.strerror}\n".encode())
         os._exit(127 if isinstance(error, FileNotFoundError) else 126)
 
 

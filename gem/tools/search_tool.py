@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import urllib.error
-import urllib.request
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 
 from gem.tools.base_tool import BlockTool, ToolResult, cut_middle
+from gem.tools.bounded_http import post
 from gem.tools.corpus import SHIPPED, open_corpus
 from gem.tools.search_protocol import CONTENT_TYPES, NEEDS_MSGPACK, Encoding, decode, encode, has_msgpack
 
@@ -20,7 +20,12 @@ TIMEOUT = 5
 MAX_CHARS = 8_000
 """Characters of the passages that the model is shown."""
 
+LONGEST_ANSWER = 4 << 20
+"""Bytes of a server's answer."""
+
 _ERROR = "[SearchTool Error:"
+_ERROR_CHARS = 300
+_FAILURES = (OSError, HTTPException, ValueError, LookupError, TypeError, AttributeError, ImportError, RecursionError)
 
 
 class SearchTool(BlockTool):
@@ -33,7 +38,7 @@ class SearchTool(BlockTool):
         num_workers: accepted, as published.
         search_url: of a server, see :mod:`gem.tools.search_protocol`.
         topk: how many passages.
-        timeout: seconds that the server may be silent.
+        timeout: seconds that the server has for its whole answer.
         corpus: path of a corpus, see :func:`gem.tools.corpus.open_corpus`.
         protocol: ``"msgpack"``: one query, in MessagePack; ``"json"``: a list of queries, in JSON; ``"auto"``: the
             first that the server understands.
@@ -111,8 +116,8 @@ class SearchTool(BlockTool):
             return _listed([passage.contents for passage in passages])
         try:
             return _listed(self._ask(url, query))
-        except (OSError, HTTPException, ValueError, LookupError, TypeError, ImportError) as error:
-            return f"{_ERROR} {error}]"
+        except _FAILURES as error:  # whatever the server answered
+            return f"{_ERROR} {cut_middle(str(error), _ERROR_CHARS)}]"
 
     def _ask(self, url: str, query: str) -> list[str]:
         """Ask a server, and remember how if there was a choice."""
@@ -134,9 +139,8 @@ class SearchTool(BlockTool):
     def _ask_in(self, encoding: Encoding, url: str, query: str) -> list[str]:
         what: dict[str, Any] = {"query": query} if encoding == "msgpack" else {"queries": [query]}
         body = encode({**what, "topk": self.topk, "return_scores": True}, encoding)
-        request = urllib.request.Request(url, body, {"Content-Type": CONTENT_TYPES[encoding]})
-        with urllib.request.urlopen(request, timeout=self.timeout) as response:
-            hits = decode(response.read())[0]["result"]
+        answer = post(url, body, {"Content-Type": CONTENT_TYPES[encoding]}, self.timeout, LONGEST_ANSWER)
+        hits = decode(answer)[0]["result"]
         if hits and isinstance(hits[0], list):
             hits = hits[0]
         return [hit.get("document", hit)["contents"] for hit in hits]

@@ -1,5 +1,6 @@
 """Running a program once: what it gets, what comes back, and its limits."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -186,3 +187,19 @@ def test_plain_warns():
     pools._warn.cache_clear()
     with pytest.warns(UserWarning, match="isolates nothing"):
         assert run("print(1)", backend="plain").stdout == "1\n"
+
+
+def test_a_long_command_arrives():
+    text = "x" * 100_000
+    assert run(["echo", text]).stdout == f"{text}\n"
+    assert "too long" in run(["echo", "x" * 1_000_000]).stderr
+    for command in ([], ["echo", "a\0b"], ["ec\0ho"]):
+        with pytest.raises(ValueError, match="NUL"):
+            run(command)
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 0, -1, 10**30])
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Limits)])
+def test_a_limit_has_an_end(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be more than 0 and have an end"):
+        Limits(**{name: value})

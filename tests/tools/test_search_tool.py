@@ -1,13 +1,17 @@
+import contextlib
 import http.client
 import json
 import pickle
+import socket
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from processes import resident
 
 from gem.envs.qa_env import QaEnv
 from gem.testing.hostile_text import JUNK, ODD
@@ -142,6 +146,11 @@ def test_server_is_taken_from_the_environment_when_it_is_needed(serve, monkeypat
         (200, b"{"),
         (200, b'{"result": [[{"document": {}}]]}'),
         (200, b'{"error": 1}'),
+        (200, b'{"result": ["x"]}'),
+        (200, b'{"result": [{"contents": 5}]}'),
+        (200, b'{"result": ' + b"[" * 100_000),
+        (200, b'{"result": "' + b"x" * (5 << 20) + b'"}'),
+        (500, b"x" * (5 << 20)),
     ],
 )
 def test_answer_that_is_wrong_is_an_error_to_read(serve, status, reply):
@@ -153,10 +162,50 @@ def test_answer_that_is_wrong_is_an_error_to_read(serve, status, reply):
 def test_server_that_is_silent_or_gone_is_an_error_to_read(serve):
     silent = threading.Event()
     url = serve(lambda body: (200, str(silent.wait(3)).encode()))
-    assert "timed out" in search(SearchTool(search_url=url, timeout=0.2))[2]
+    assert "did not answer within 0.2 s" in search(SearchTool(search_url=url, timeout=0.2))[2]
     silent.set()
     assert search(SearchTool(search_url="http://127.0.0.1:9/retrieve"))[1]
     assert search(SearchTool(search_url="not a url"))[1]
+
+
+DRIPS = {
+    "a body without end": (b"HTTP/1.1 200 OK\r\n\r\n", b"x"),
+    "a body in chunks without end": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+    "a status line without end": (b"HTTP/1.1 200 ", b"x"),
+    "headers without end": (b"HTTP/1.1 200 OK\r\n", b"A: b\r\n"),
+    "a flood": (b"HTTP/1.1 200 OK\r\n\r\n", b"x" * (1 << 20)),
+    "continue without end": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize("name", DRIPS)
+def test_an_answer_without_end_costs_its_time_and_no_memory(name):
+    first, again = DRIPS[name]
+    ended = threading.Event()
+
+    def drip(listener):
+        connection, _ = listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(first)
+            while True:
+                connection.sendall(again)
+                time.sleep(0.05 if len(again) < 100 else 0)
+        ended.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=drip, args=(listener,), daemon=True).start()
+        begin, memory = time.monotonic(), resident()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        observation = search(SearchTool(search_url=url, timeout=1, protocol="json"))[2]
+        assert "[SearchTool Error: " in observation
+        assert time.monotonic() - begin < 3
+        assert resident() - memory < 200 << 20
+        assert ended.wait(10)  # the connection was closed
+
+
+def test_redirections_without_end_cost_their_time(serve):
+    url = serve(lambda body: (307, b""))  # without a place to go to
+    assert "[SearchTool Error: " in search(SearchTool(search_url=url, timeout=1))[2]
 
 
 @needs_bm25s
@@ -245,11 +294,34 @@ def test_server_answers_in_the_form_of_the_request(server):
 
 @needs_bm25s
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"{}", b'{"queries": 3}', b'{"query": 3}', b'{"query": "x", "topk": "y"}', b"\xc1"]
+    "body",
+    [
+        *(b"", b"{", b"{}", b'{"queries": 3}', b'{"query": 3}', b'{"query": "x", "topk": "y"}', b"\xc1", b"[1]", b"5"),
+        *(b'{"query": "x", "topk": Infinity}', b'{"query": "x", "topk": NaN}', b'{"query": "x", "topk": [1]}'),
+        *(b'{"query": "x", "topk": ' + b"9" * 5_000 + b"}", b'{"queries": "x"}', b'{"queries": [["x"]]}'),
+        b'{"queries": [' + b'"x", ' * 1_000 + b'"x"]}',
+        b'{"a": ' + b"[" * 100_000,
+        *(b"\x93\x01\x02\x03", b"\x81\xa5query\xc4\x01x", b"\x81\xa5query\xd6\xff\0\0\0\0", b"\xdf\xff\xff\xff\xff"),
+    ],
 )
 def test_server_refuses_what_it_does_not_understand_and_goes_on(server, body):
     assert status_of(server.url, body) == 400
     assert json.loads(urllib.request.urlopen(server.url, timeout=5).read()) == {"passages": 86}
+
+
+@needs_bm25s
+@pytest.mark.parametrize("length", ["abc", "-1", "1e3", "\u0663", "0x10", "9" * 100, ""])
+def test_server_refuses_a_length_that_is_no_number(server, length):
+    with socket.create_connection(server.server_address, timeout=5) as connection:
+        connection.sendall(f"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode())
+        status = int(connection.recv(1_000).split()[1])
+    assert status == (413 if length.startswith("9") else 400)
+
+
+@needs_bm25s
+def test_one_request_has_seconds_and_no_more(server, monkeypatch):
+    monkeypatch.setattr("gem.tools.search_server.MOST_SECONDS", -1.0)
+    assert status_of(server.url, b'{"queries": ["x", "y"]}') == 503
 
 
 @needs_bm25s
