@@ -119,7 +119,7 @@ WRONG = [
     ("0", r"\text{}"),
     ("42", "4" * 2_000),
 ]
-# Marks that math-verify passes over, or reads as something else: each of these was right.
+# Marks that math-verify passes over, or reads as something else.
 MUTATED = [
     ("42", "42_5"),
     ("42", "42_{5}"),
