@@ -28,7 +28,19 @@ from typing import Any
 from gem.core import Env
 from gem.faults import error_text, is_from_user
 from gem.vector import process_worker
-from gem.vector.process_worker import FORK, KILL, NOT_SAVED, ORDER, Activity, Board, Job, fingerprint, messages, packed
+from gem.vector.process_worker import (
+    FORK,
+    KILL,
+    NOT_SAVED,
+    ORDER,
+    Activity,
+    Board,
+    Job,
+    Message,
+    fingerprint,
+    messages,
+    packed,
+)
 from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Row, given_up, name_environment
 from gem.vector.vector_env import VectorEnv
 
@@ -119,8 +131,8 @@ class _Worker:
             return False
         return True
 
-    def receive(self) -> list[tuple[int, bytes]]:
-        """Return the replies that are there: each an environment's number, and a pickle."""
+    def receive(self) -> list[Message]:
+        """Return the replies that are there."""
         with contextlib.suppress(BlockingIOError, ConnectionError):
             while data := self.socket.recv(_CHUNK):
                 self._incoming += data
@@ -279,12 +291,11 @@ class ProcessVectorEnv(VectorEnv):
 
     def _received(self, worker: _Worker) -> list[tuple[int, Row]]:
         rows, again = [], []
-        for index, data in worker.receive():
+        for index, data, saved in worker.receive():
             job = worker.jobs[index]
             worker.deaths = 0
-            pickled, saved = pickle.loads(data)
             try:
-                row = pickle.loads(pickled)
+                row = pickle.loads(data)
             except BaseException as error:
                 if is_from_user(error):
                     raise

@@ -27,7 +27,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from os import _exit, fstat  # by name, like the next ones: an environment may replace the attributes of these modules
 from pickle import HIGHEST_PROTOCOL, dumps, loads
-from signal import setitimer
+from signal import ITIMER_REAL, setitimer
 from time import monotonic
 from typing import Any, NamedTuple, NoReturn
 
@@ -48,9 +48,8 @@ FORK, KILL = 0, 1
 ORDER = struct.Struct("qq")
 """An order and the number of a worker; or, from the starter, the number and the status of a worker that has ended."""
 
-_HEADER = struct.Struct("!Qq")
-"""The length of a message, and the number of the environment that it is about."""
-_TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+_HEADER = struct.Struct("!qqq")
+"""Of a message: the number of its environment, and the lengths of a pickle and of a saved state (-1 for none)."""
 _LOOK_SECONDS = 1.0
 _PARENT_DEATH_SIGNAL = 1  # of prctl
 
@@ -129,22 +128,37 @@ class Board:
         self._memory.close()
 
 
-def packed(message: Any, env: int = -1) -> bytes:
-    """Return a message as it goes through a socket."""
-    data = dumps(message, HIGHEST_PROTOCOL)
-    return _HEADER.pack(len(data), env) + data
+class Message(NamedTuple):
+    """What goes through a socket: jobs for no particular environment, or the reply to one job.
+
+    Attributes:
+        env: the number of the environment; -1 for none.
+        data: a pickle, of jobs or of a row.
+        saved: the state after the job; None if it was not saved.
+    """
+
+    env: int
+    data: bytes
+    saved: bytes | None
 
 
-def messages(buffer: bytearray) -> Iterator[tuple[int, bytes]]:
-    """Take the messages out of a buffer that are there as a whole: the environment's number, and a pickle."""
+def packed(content: Any, env: int = -1, saved: bytes | None = None) -> bytes:
+    """Return a message as bytes; see :class:`Message`."""
+    data = dumps(content, HIGHEST_PROTOCOL)
+    return _HEADER.pack(env, len(data), -1 if saved is None else len(saved)) + data + (saved or b"")
+
+
+def messages(buffer: bytearray) -> Iterator[Message]:
+    """Take the messages out of a buffer that are there as a whole."""
     while len(buffer) >= _HEADER.size:
-        length, env = _HEADER.unpack_from(buffer)
-        end = _HEADER.size + length
+        env, length, more = _HEADER.unpack_from(buffer)
+        middle = _HEADER.size + length
+        end = middle + max(0, more)
         if len(buffer) < end:
             return
-        data = bytes(buffer[_HEADER.size : end])
+        message = Message(env, bytes(buffer[_HEADER.size : middle]), None if more < 0 else bytes(buffer[middle:end]))
         del buffer[:end]
-        yield env, data
+        yield message
 
 
 def fingerprint(row: Row) -> int:
@@ -378,8 +392,8 @@ class _Worker:
             buffer = bytearray()
             while data := self._receive(1 << 16):
                 buffer += data
-                for _, message in messages(buffer):
-                    self._do_jobs(loads(message))
+                for message in messages(buffer):
+                    self._do_jobs(loads(message.data))
         except BaseException as error:  # noqa: BLE001 (the environment that was stepped last has broken something)
             end_forked_child(self._fork_depth)
             self._board.blame(_BROKEN)  # at first: what is broken may be needed to describe the error
@@ -411,11 +425,10 @@ class _Worker:
             return
         row, saved = slot.do(method, arguments)
         try:
-            data = dumps(row, HIGHEST_PROTOCOL)
+            self._replies += packed(row, index, saved)
         except BaseException as error:  # noqa: BLE001 (an object's own __reduce__ may raise anything)
             row, saved = _unsendable(slot, method, saved, error_text(error))
-            data = dumps(row, HIGHEST_PROTOCOL)
-        self._replies += packed((data, saved), index)
+            self._replies += packed(row, index, saved)
         if isinstance(row[5], str) and "MemoryError" in row[5]:
             self._board.end()
             self._flush()
@@ -424,8 +437,7 @@ class _Worker:
     def _check(self) -> None:
         """Find what an environment has left behind that would harm the others."""
         end_forked_child(self._fork_depth)
-        for timer in _TIMERS:
-            setitimer(timer, 0.0)
+        setitimer(ITIMER_REAL, 0.0)  # whose signal would interrupt or end the step of another
         if _identity(self._descriptor) != self._identity:
             self._give_up("it closed the file descriptors of its process")
         if _builtins() != _BUILTINS:
@@ -454,13 +466,12 @@ _BUILTINS = _builtins()
 _BROKEN = "it broke its process"
 
 
-def _identity(descriptor: int) -> tuple[int, int] | None:
+def _identity(descriptor: int) -> tuple[int, ...] | None:
     """Return what tells a socket from another file that has got its file descriptor; None if it is closed."""
     try:
-        status = fstat(descriptor)
+        return fstat(descriptor)[1:3]  # the numbers of the inode and of the device
     except OSError:
         return None
-    return status.st_dev, status.st_ino
 
 
 def _unsendable(slot: _WorkerSlot, method: str, saved: bytes | None, error: str) -> tuple[Row, bytes | None]:
