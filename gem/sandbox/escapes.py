@@ -14,35 +14,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from gem.sandbox.limits import Limits, Result
+from gem.sandbox.attempt import LIMITS, Attempt
+from gem.sandbox.limits import Result
+from gem.sandbox.rare_escapes import RARE
 from gem.sandbox.running import Session, run
-
-LIMITS = Limits(cpu_seconds=5.0, memory_bytes=1 << 28, processes=16, output_bytes=1 << 16, file_bytes=8 << 20)
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A way to get out.
-
-    Attributes:
-        name: what it tries, which should be impossible.
-        program: Python code; see ``_PRELUDE`` for what it can use.
-        check: takes the stage and the result, and returns whether it got out; None: if it printed ESCAPED.
-        plain: whether it can be run without a sandbox, too, and do no harm.
-        seconds: when it is killed.
-    """
-
-    name: str
-    program: str
-    check: Callable[[dict[str, Any], Result], bool] | None = None
-    plain: bool = True
-    seconds: float = 5.0
 
 
 def escaped(attempt: Attempt, stage: dict[str, Any], backend: str = "auto") -> bool:
@@ -61,6 +42,7 @@ def set_stage(backend: str = "auto") -> Iterator[dict[str, Any]]:
         folder.chmod(0o755)
         secret = folder / "secret"
         secret.write_text(token)
+        (folder / "link").symlink_to(token)
         handle = os.open(secret, os.O_RDONLY)
         stack.callback(os.close, handle)
         os.set_inheritable(handle, True)
@@ -162,7 +144,11 @@ def _wrote_into_folder(stage: dict[str, Any], result: Result) -> bool:
 
 
 def _goes_on(stage: dict[str, Any], result: Result) -> bool:
-    """Return whether a process of the run is still there; if so, end it."""
+    return still_runs(stage)
+
+
+def still_runs(stage: dict[str, Any]) -> bool:
+    """Return whether a process that a run has named ``sleep 60.<token>`` is still there; if so, end it."""
     mark = f"60.{int(stage['token'][:6], 16)}".encode()
     time.sleep(0.05)
     found = [int(path.name) for path in Path("/proc").glob("[0-9]*") if mark in _read(f"{path}/cmdline")]
@@ -480,12 +466,17 @@ ATTEMPTS = (
     Attempt("open a performance counter", _COUNTER),
     Attempt("use the kernel's key store", "escaped_if(call(250, 219, 0, -3, 1))"),
     Attempt("handle page faults itself", "escaped_if(call(323, 282, 1))"),
+    *RARE,
 )
+
+_ASKED = "Landlock keeps files from being opened, not from being asked for their size and time"
 
 NOT_STOPPED = {
     "landlock": {
-        "see that it is there": "Landlock keeps files from being opened, not from being asked for their size and time",
-        "see /sys": "Landlock keeps files from being opened, not from being asked for their size and time",
+        "see that it is there": _ASKED,
+        "see /sys": _ASKED,
+        "read where a link of the user leads": _ASKED,
+        "see how full the disk of the user is": _ASKED,
         "start more processes than the limit": "they are counted every 50 ms, and this is faster; a flood is ended",
         "start more threads than the limit": "they are counted every 50 ms, and this is faster; a flood is ended",
         "fill the disk": "the kernel limits each file; all together are looked at every 50 ms, and this is faster",

@@ -3,7 +3,8 @@
 A program in a sandbox can only reach the kernel through system calls. The filter refuses those that a program which
 computes something does not need and that have been ways out: new namespaces, mounts, tracing, io_uring, bpf, keys,
 and sockets of families that a network namespace does not hold back (vsock, say) or of rarely used protocols. It refuses
-memory that no limit counts, too. It is a second wall: the first one are the namespaces, and the missing capabilities.
+memory that no limit counts, too, and locks, leases and watches of files that others use. It is a second wall: the first
+one are the namespaces, and the missing capabilities.
 
 Where there is Landlock in the place of namespaces, it also refuses what Landlock lets through and they would not:
 sockets, memory and messages that all processes share, and changes of other processes' limits and priorities and of the
@@ -38,6 +39,7 @@ class Machine:
     attributes: tuple[int, ...]
     of_itself: tuple[int, ...]
     setpriority: int
+    fcntl: int
 
 
 # In both: open_tree .. fspick, io_uring, mount_setattr, open_tree_attr, memfd_secret, keys of the mount interface.
@@ -61,12 +63,13 @@ MACHINES = {
             *(212, 248, 249, 250),  # lookup_dcookie add_key request_key keyctl
             *(272, 308, 303, 304),  # unshare setns name_to_handle_at open_by_handle_at
             *(298, 300, 319, 321, 323),  # perf_event_open fanotify_init memfd_create bpf userfaultfd
+            *(73, 253, 294),  # flock inotify_init inotify_init1
             *_SAME,
         ),
         shared=(
             *(41, 42, 49),  # socket connect bind
             *(31, 65, 66, 67, 69, 70, 220),  # shmctl semop semctl shmdt msgsnd msgrcv semtimedop
-            *(251, 253, 294),  # ioprio_set inotify_init inotify_init1
+            251,  # ioprio_set
             *(90, 91, 268, 92, 93, 94, 260),  # chmod fchmod fchmodat chown fchown lchown fchownat
             *(132, 235, 261, 280),  # utime utimes futimesat utimensat
             *_SAME_SHARED,
@@ -80,6 +83,7 @@ MACHINES = {
             314,
         ),  # sched_setparam sched_setscheduler sched_setaffinity prlimit64 sched_setattr
         setpriority=141,
+        fcntl=72,
     ),
     "aarch64": Machine(
         audit=0xC00000B7,
@@ -96,12 +100,13 @@ MACHINES = {
             *(18, 217, 218, 219),  # lookup_dcookie add_key request_key keyctl
             *(97, 268, 264, 265),  # unshare setns name_to_handle_at open_by_handle_at
             *(241, 262, 279, 280, 282),  # perf_event_open fanotify_init memfd_create bpf userfaultfd
+            *(32, 26),  # flock inotify_init1
             *_SAME,
         ),
         shared=(
             *(198, 203, 200),  # socket connect bind
             *(195, 193, 191, 197, 189, 188, 192),  # shmctl semop semctl shmdt msgsnd msgrcv semtimedop
-            *(30, 26),  # ioprio_set inotify_init1
+            30,  # ioprio_set
             *(52, 53, 55, 54, 88),  # fchmod fchmodat fchown fchownat utimensat
             *_SAME_SHARED,
         ),
@@ -114,6 +119,7 @@ MACHINES = {
             274,
         ),  # sched_setparam sched_setscheduler sched_setaffinity prlimit64 sched_setattr
         setpriority=140,
+        fcntl=25,
     ),
 }
 
@@ -121,6 +127,7 @@ _CLONE3 = 435  # on every processor; its flags are in memory, where a filter can
 # New namespaces (cgroup, uts, ipc, user, pid, net, mount and time); and a sibling in the place of a child, whose end
 # nobody would wait for.
 _REFUSED_CLONES = 0x7E020080 | 0x8000
+_REFUSED_FCNTL = (1024, 1026)  # leases of files, and to be told of changes in folders
 _FAMILIES = (1, 2, 10)  # unix, inet and inet6
 _PROTOCOLS = (0, 1, 6, 17, 58)  # the default one, ICMP, TCP, UDP and ICMPv6
 _KINDS = (1, 5)  # of sockets: stream and seqpacket; one of datagrams, even of a pair, can send to any address
@@ -150,6 +157,7 @@ def filter_program(machine: str, namespaces: bool = True) -> bytes:
         _step(_RETURN, _REFUSE),
         *_answer((_CLONE3,), _MISSING),  # the C library then calls clone, whose flags can be seen
         *_answer(numbers.refused, _REFUSE),
+        *_refuse_some(numbers.fcntl, _SECOND_ARGUMENT, _REFUSED_FCNTL),
         _step(_EQUAL, numbers.clone, 0, 4),
         _step(_LOAD, _FIRST_ARGUMENT),
         _step(_ANY_BIT, _REFUSED_CLONES, 0, 1),
@@ -178,6 +186,18 @@ def _step(code: int, value: int, if_so: int = 0, if_not: int = 0) -> bytes:
 
 def _answer(numbers: Iterable[int], answer: int) -> list[bytes]:
     return [step for number in numbers for step in (_step(_EQUAL, number, 0, 1), _step(_RETURN, answer))]
+
+
+def _refuse_some(number: int, argument: int, values: Sequence[int]) -> list[bytes]:
+    """Return steps that refuse a call if an argument has one of some values."""
+    return [
+        _step(_EQUAL, number, 0, 4 + len(values)),
+        _step(_LOAD, argument),
+        *(_step(_EQUAL, value, 1 + len(values) - at, 0) for at, value in enumerate(values)),
+        _step(_LOAD, _NUMBER),
+        _step(_EQUAL, number, 1, 0),  # which it is
+        _step(_RETURN, _REFUSE),
+    ]
 
 
 def _allow_only(number: int, argument: int, values: Sequence[int], mask: int = 0xFFFFFFFF) -> list[bytes]:

@@ -49,11 +49,14 @@ elif __name__ == "__main__" and json.loads(sys.argv[1])["readable"]:
     import confining  # stands beside this file, but not where there are namespaces
 
 _NEW_MOUNTS, _NEW_PROCESSES = 0x20000, 0x20000000
+_DETACH = 2
 _NOSUID, _NODEV, _NOEXEC, _BIND, _RECURSIVE, _PRIVATE = 2, 4, 8, 0x1000, 0x4000, 0x40000
 _DUMPABLE, _SET_SECCOMP, _SECCOMP_FILTER, _NO_NEW_RIGHTS, _AMBIENT, _CLEAR_ALL = 4, 22, 2, 38, 47, 4
 _SIGNAL_AT_END_OF_PARENT, _ADOPT = 1, 36
 _LOOK_SECONDS = 0.05
 _FILES = 16384
+_HANDLES = 64
+"""A process's; the buffers of sockets are memory that belongs to none."""
 _HOME = "/tmp/home"
 _OTHERS = 3
 """Processes that are no program's: this one, the init, and bubblewrap's own."""
@@ -244,6 +247,9 @@ def _mount_own_files(size: int, below_tmp: list[str]) -> None:
     if _libc.unshare(_NEW_MOUNTS) != 0:
         _fail("unshare")
     _mount(b"none", b"/", b"", _PRIVATE | _RECURSIVE, b"")
+    # What this program is read from: the table of mounts would name its place outside.
+    if _libc.umount2(b"/gem/zygote.py", _DETACH) != 0:
+        _fail("umount of /gem/zygote.py")
     # Only processes: without /proc/sys and the like, some of which even a process without rights can write if the
     # user is root outside.
     _mount(b"proc", b"/proc", b"proc", _NOSUID | _NODEV | _NOEXEC, b"subset=pid")
@@ -278,7 +284,7 @@ def _set_limits(order: dict[str, Any], how: dict[str, Any]) -> None:
         resource.RLIMIT_AS: (limits["memory_bytes"],) * 2,
         resource.RLIMIT_CPU: (seconds, resource.RLIM_INFINITY if order["session"] else seconds + 1),
         resource.RLIMIT_FSIZE: (limits["file_bytes"],) * 2,
-        resource.RLIMIT_NOFILE: (256, 256),
+        resource.RLIMIT_NOFILE: (_HANDLES, _HANDLES),
         resource.RLIMIT_CORE: (0, 0),
     }
     if how["isolated"]:  # without isolation, all other processes of the user would count
