@@ -289,7 +289,8 @@ def _readable() -> list[str]:
     """Return what a program can read where everything has its place: the same that bubblewrap shows."""
     paths = [*_SYSTEM, *_prefixes(), *_LINKS, *(f"/dev/{name}" for name in _DEVICES)]
     real = {Path(os.path.realpath(path)) for path in paths if os.path.exists(path)}
-    return sorted({str(path) for folder in real for path in _around(folder, _hidden())})
+    hidden = _hidden()
+    return sorted({str(path) for folder in real for path in _around(folder, hidden)})
 
 
 def _around(folder: Path, hidden: list[Path]) -> list[Path]:
