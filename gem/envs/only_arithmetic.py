@@ -4,12 +4,15 @@ sympy turns text into Python and evaluates that; some scorers of reasoning_gym e
 in worker processes, in which :func:`guard_sympy` and :func:`guard_module` replace what evaluates: the Python that is
 about to be evaluated is parsed, every node of its syntax tree must be on the list below, and what is evaluated is
 written anew from that tree. No name is looked up that is not listed here, no attribute, and no item of anything.
+Numbers that would take more than :data:`MOST_BITS` are refused before they are computed: ``9**9**9**9`` cannot be
+interrupted.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
+import math
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -22,6 +25,12 @@ FUNCTIONS = frozenset(
     )
 )
 """Functions that may be called, by sympy's names."""
+
+MOST_BITS = 100_000
+"""Of a number that an answer writes or computes, or that multiplies its variables."""
+
+HIGHEST_POWER = 10_000
+"""Above it, neither is anything raised to a power nor a factorial taken."""
 
 CONSTANTS = frozenset(("pi", "E", "I", "oo"))
 
@@ -73,7 +82,51 @@ def checked(code: str, local: Mapping[str, Any]) -> str:
                 raise NoArithmetic(f"{node.id!r} is no constant of arithmetic")
         elif isinstance(node, ast.Constant) and id(node) not in named and type(node.value) not in _NUMBER_TYPES:
             raise NoArithmetic(f"{node.value!r:.60} is no number")
+    _bits(tree.body)
     return ast.unparse(tree)
+
+
+def _bits(node: ast.AST) -> float:
+    """Return about how many bits the number takes that a tree computes, and never far too few.
+
+    Raises:
+        NoArithmetic: more than :data:`MOST_BITS`, or a power is above :data:`HIGHEST_POWER`.
+    """
+    if isinstance(node, ast.Constant):
+        bits = _bits_of_constant(node.value)
+    elif isinstance(node, ast.UnaryOp):
+        bits = _bits(node.operand)
+    elif isinstance(node, ast.BinOp):
+        left, right = _bits(node.left), _bits(node.right)
+        if isinstance(node.op, ast.Pow):
+            bits = max(1.0, left) * _power(right)
+        else:
+            bits = max(left, right) + 1 if isinstance(node.op, (ast.Add, ast.Sub)) else left + right
+    elif isinstance(node, ast.Call):
+        bits = sum(map(_bits, node.args))
+        if isinstance(node.func, ast.Name) and node.func.id == "factorial":
+            bits *= _power(bits)
+    else:
+        bits = 2.0  # a name: a variable, or pi
+    if bits > MOST_BITS:
+        raise NoArithmetic("the numbers are too large")
+    return bits
+
+
+def _power(bits: float) -> float:
+    if bits > math.log2(HIGHEST_POWER):
+        raise NoArithmetic("the powers are too high")
+    return 2.0**bits
+
+
+def _bits_of_constant(value: Any) -> float:
+    try:
+        size = abs(complex(value))
+    except OverflowError:  # of an integer that no float holds
+        return float(value.bit_length())
+    except ValueError:  # the name of a symbol
+        return 2.0
+    return math.log2(size + 1) if math.isfinite(size) else 3.4 * len(str(value))
 
 
 def _check_call(call: ast.Call) -> list[ast.AST]:

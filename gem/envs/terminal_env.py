@@ -20,7 +20,8 @@ from typing import Any
 from gem.core import Env, Info, ResetNeeded, StepResult, check_seed
 from gem.envs import terminal_inside
 from gem.sandbox import Limits, Result, SandboxUnavailable, Session, run
-from gem.tools.base_tool import cut_middle, find_block
+from gem.tools.base_tool import find_block
+from gem.utils.text import cut_middle
 
 SHIPPED = "sample:"
 """``sample:log-errors`` is the folder ``data/terminal/log-errors`` of this package, ``sample:`` that of all."""

@@ -139,16 +139,3 @@ def _first(text: str, opening: re.Pattern[str], closing: re.Pattern[str]) -> Blo
             return Block(begin.start(), end.end(), content)
         position = end.end()
     return None
-
-
-def cut_middle(text: str, limit: int) -> str:
-    r"""Return ``limit`` characters of a text at most, and a note in the place of what was left out.
-
-    >>> cut_middle("a" * 30 + "z" * 30, 8)
-    'aaaa\n[... 52 characters left out ...]\nzzzz'
-    """
-    if len(text) <= limit:
-        return text
-    tail = limit // 2
-    head = limit - tail
-    return f"{text[:head]}\n[... {len(text) - limit} characters left out ...]\n{text[len(text) - tail :]}"

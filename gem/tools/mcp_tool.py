@@ -22,8 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gem.tools.base_tool import BlockTool, ToolResult, cut_middle
+from gem.faults import error_message, error_text, type_name
+from gem.tools.base_tool import BlockTool, ToolResult
 from gem.tools.event_loop import event_loop, run_async
+from gem.utils.text import cut_middle
 
 MAX_CHARS = 8_000
 """Characters of a result that the model is shown."""
@@ -192,7 +194,7 @@ class MCPTool(BlockTool):
             has_error, text = await self._call(name, arguments)
             response = f"[Tool execution error: {text}]" if has_error else text
         except (ValueError, RecursionError) as error:
-            has_error, response = True, f"[Tool execution error: {error}]"
+            has_error, response = True, f"[Tool execution error: {error_message(error)}]"
         except Exception as error:  # noqa: BLE001 (whatever goes wrong at a server is the model's to know)
             has_error, response = True, f"[Tool execution failed: {_described_error(error)}]"
         observation = f"\n<tool_response>\n{cut_middle(response, self.max_chars)}\n</tool_response>\n"
@@ -560,4 +562,4 @@ def _innermost(error: BaseException) -> BaseException:
 
 def _described_error(error: BaseException) -> str:
     error = _innermost(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return error_text(error) if error_message(error) else type_name(error)

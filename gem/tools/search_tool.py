@@ -9,10 +9,12 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 
-from gem.tools.base_tool import BlockTool, ToolResult, cut_middle
+from gem.faults import error_message
+from gem.tools.base_tool import BlockTool, ToolResult
 from gem.tools.bounded_http import post
 from gem.tools.corpus import SHIPPED, open_corpus
 from gem.tools.search_protocol import CONTENT_TYPES, NEEDS_MSGPACK, Encoding, decode, encode, has_msgpack
+from gem.utils.text import cut_middle
 
 TIMEOUT = 5
 """Seconds."""
@@ -117,7 +119,7 @@ class SearchTool(BlockTool):
         try:
             return _listed(self._ask(url, query))
         except _FAILURES as error:  # whatever the server answered
-            return f"{_ERROR} {cut_middle(str(error), _ERROR_CHARS)}]"
+            return f"{_ERROR} {cut_middle(error_message(error), _ERROR_CHARS)}]"
 
     def _ask(self, url: str, query: str) -> list[str]:
         """Ask a server, and remember how if there was a choice."""

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gem.core import Env, EnvWrapper, Info, ResetNeeded, StepResult
+from gem.faults import error_text
 from gem.tools.base_tool import BaseTool, ToolResult
 from gem.tools.event_loop import run_async
 
@@ -180,6 +181,6 @@ def _execute(tool: BaseTool, action: str) -> ToolResult:
         is_valid, has_error, observation, parsed_action = result
     except (Exception, SystemExit) as error:  # noqa: BLE001 (an episode must not end with its tool)
         is_valid, has_error, parsed_action = True, True, action
-        observation = f"[{tool.tool_type} error: {type(error).__name__}: {error}]"
+        observation = f"[{tool.tool_type} error: {error_text(error)}]"
     text = str(observation).encode("utf-8", "replace").decode()  # a lone surrogate has no tokens
     return bool(is_valid), bool(has_error), text, parsed_action

@@ -20,6 +20,9 @@ VALUES = {
     "sqrt(2)*pi + E": "E + sqrt(2)*pi",
     "7 % 4 + 7 // 4": "4",
     "0.[3]": "1/3",
+    "2**2010 - 2**2009 * 2": "0",
+    "1000! / 999!": "1000",
+    "x**999 / x**998": "x",
 }
 
 
@@ -43,6 +46,25 @@ def guarded():
 @pytest.mark.parametrize(("text", "value"), VALUES.items())
 def test_arithmetic_has_the_value_that_sympy_gives_it(guarded, text, value):
     assert guarded.call(parsed, text, timeout=30) == value == parsed(text)
+
+
+ENDLESS = [
+    "9**9**9**9",
+    "9**99999",
+    "(2**9999)**9999",
+    "99999!",
+    "factorial(factorial(8))",
+    "x**10**12",
+    "2**(99999*x**0)",
+    "1*" + "9" * 50_000,
+]
+
+
+@pytest.mark.parametrize("text", ENDLESS, ids=lambda text: text[:20])
+@pytest.mark.parametrize("parse", [parsed, parsed_as_it_is])
+def test_what_would_compute_for_ever_is_not_begun(guarded, parse, text):
+    with pytest.raises(Exception, match=r"NoArithmetic.* too |Exceeds the limit"):
+        guarded.call(parse, text, timeout=10)
 
 
 @pytest.mark.parametrize("code", CODE)

@@ -3,7 +3,8 @@ import time
 
 import pytest
 
-from gem.tools.base_tool import BaseTool, cut_middle, find_block
+from gem.tools.base_tool import BaseTool, find_block
+from gem.utils.text import cut_middle
 
 TAG = [(re.compile("<a>"), re.compile("</a>"))]
 TWO = [*TAG, (re.compile("<b>"), re.compile("</b>"))]
