@@ -68,15 +68,20 @@ class Worker:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe: Connection | None = None
+        self._loaded: set[bytes] = set()
         self._owner = os.getpid()
 
-    def call(self, function: Callable[..., Any], *args: Any, timeout: float) -> Any:
+    def call(
+        self, function: Callable[..., Any], *args: Any, timeout: float, before: tuple[Any, ...] | None = None
+    ) -> Any:
         """Call a function there, and return its result, as JSON has it.
 
         Args:
             function: importable by its name.
             *args: its arguments, which pickle takes.
             timeout: seconds for the call; what a new process takes to import what it needs first is not counted.
+            before: a function and its arguments, called once in the life of a process before calls that need what it
+                loads there: what it takes is not counted either.
 
         Raises:
             CallNotSent: the function or an argument cannot be sent, or not be imported there.
@@ -86,6 +91,7 @@ class Worker:
         """
         try:
             job = pickle.dumps((function, args))
+            loading = None if before is None else pickle.dumps((before[0], before[1:]))
         except Exception as error:  # an object's own __reduce__ may raise anything
             raise CallNotSent(error_message(error)) from error
         if self._owner != os.getpid():
@@ -93,6 +99,9 @@ class Worker:
         with self._lock:
             if self._start() and self._prepare:
                 self._make_ready(self._prepare)
+            if loading is not None and loading not in self._loaded:
+                self._send(loading, START_SECONDS)
+                self._loaded.add(loading)
             answer, value = self._send(job, timeout)
         if answer == "unloadable":
             raise CallNotSent(value)
@@ -155,6 +164,7 @@ class Worker:
         if self._pipe is not None:
             self._pipe.close()
         self._pipe = self._process = None
+        self._loaded.clear()
 
 
 class WorkerPool:
@@ -182,13 +192,15 @@ class WorkerPool:
         for _ in range(self._size):
             self._free.put(self._new())
 
-    def call(self, function: Callable[..., Any], *args: Any, timeout: float) -> Any:
+    def call(
+        self, function: Callable[..., Any], *args: Any, timeout: float, before: tuple[Any, ...] | None = None
+    ) -> Any:
         """Call a function in a free worker, waiting for one; arguments and errors as in :meth:`Worker.call`."""
         if self._owner != os.getpid():  # a fork: some may have been busy, in threads that are not here
             self._fill()
         worker = self._free.get()
         try:
-            return worker.call(function, *args, timeout=timeout)
+            return worker.call(function, *args, timeout=timeout, before=before)
         finally:
             self._free.put(worker)
 

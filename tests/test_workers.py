@@ -125,6 +125,21 @@ def test_preparing_does_not_count_towards_the_calls_time():
     worker.stop()
 
 
+def test_what_is_loaded_before_a_call_does_not_count_and_is_loaded_once():
+    worker = Worker()
+    try:
+        for _ in range(2):
+            begin = time.monotonic()
+            pid = worker.call(os.getpid, timeout=0.5, before=(time.sleep, 1.0))
+            took = time.monotonic() - begin
+        assert took < 0.9
+        with pytest.raises(CallTimeout):
+            worker.call(time.sleep, 9, timeout=0.1)
+        assert worker.call(os.getpid, timeout=0.5, before=(time.sleep, 1.0)) != pid
+    finally:
+        worker.stop()
+
+
 def test_a_process_that_cannot_be_prepared_is_no_failed_call():
     worker = Worker(prepare=partial(divmod, 1, 0))
     for _ in range(2):

@@ -114,7 +114,9 @@ class ReasoningGymEnv(QuestionEnv):
         """Return the scorer's number; text at which it raises, or computes for ever, is no answer."""
         try:
             arguments = (self._name, self._config, answer, self._entry["pickled"], self._raw_scores)
-            return _workers.call(score, *arguments, timeout=SCORE_SECONDS)
+            # A worker that has not had this data set yet loads it first, which is not the answer's fault.
+            loading = (find_fault, self._name, self._config)
+            return _workers.call(score, *arguments, timeout=SCORE_SECONDS, before=loading)
         except CallFailed:
             return 0.0
 
