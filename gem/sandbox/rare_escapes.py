@@ -222,7 +222,7 @@ def _sleeps(stage: dict[str, Any], result: Result) -> bool:
     return still_runs(stage)
 
 
-_OTHERS = "for process in {os.getppid() or 1, STAGE['victim']}:\n    escaped_if(%s)"
+_OTHERS = "for process in {os.getppid(), STAGE['victim']} - {0, 1}:\n    escaped_if(%s)"
 
 RARE = (
     # Files.
