@@ -209,7 +209,7 @@ def test_the_option_on_error_has_two_values():
 # As JSON
 
 IDS = st.lists(st.integers(0, 2**31), max_size=4)
-FLOATS = st.floats(allow_nan=False)
+FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 TEXT = st.text(max_size=8) | st.sampled_from(["\ud800", "a\udfffb", "a\nb\u2028\x00"])
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | FLOATS | TEXT,
