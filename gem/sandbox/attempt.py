@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from gem.sandbox.limits import Limits, Result
@@ -28,3 +31,26 @@ class Attempt:
     check: Callable[[dict[str, Any], Result], bool] | None = None
     plain: bool = True
     seconds: float = 5.0
+
+
+def victim_goes_on(stage: dict[str, Any], result: Result) -> bool:
+    """Return whether the process of the stage, which was stopped, was made to go on."""
+    return b") T " not in read_bytes(f"/proc/{stage['victim']}/stat")
+
+
+def goes_on(stage: dict[str, Any], result: Result) -> bool:
+    """Return whether a process that the run has named ``sleep 60.<token>`` is still there; if so, end it."""
+    mark = f"60.{int(stage['token'][:6], 16)}".encode()
+    time.sleep(0.05)
+    found = [int(path.name) for path in Path("/proc").glob("[0-9]*") if mark in read_bytes(f"{path}/cmdline")]
+    for process in found:
+        os.kill(process, 9)
+    return bool(found)
+
+
+def read_bytes(path: str) -> bytes:
+    """Return what a file holds; nothing if it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return b""

@@ -13,14 +13,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from gem.sandbox.attempt import LIMITS, Attempt
+from gem.sandbox.attempt import LIMITS, Attempt, goes_on, read_bytes, victim_goes_on
 from gem.sandbox.limits import Result
 from gem.sandbox.rare_escapes import RARE
 from gem.sandbox.running import Session, run
@@ -131,41 +130,15 @@ def connects(family, address):
 
 def _victim_died(stage: dict[str, Any], result: Result) -> bool:
     """Return whether the process of the stage was ended."""
-    return b"sleep" not in _read(f"/proc/{stage['victim']}/cmdline")
-
-
-def _victim_goes_on(stage: dict[str, Any], result: Result) -> bool:
-    """Return whether the process of the stage, which was stopped, was made to go on."""
-    return b") T " not in _read(f"/proc/{stage['victim']}/stat")
+    return b"sleep" not in read_bytes(f"/proc/{stage['victim']}/cmdline")
 
 
 def _wrote_into_folder(stage: dict[str, Any], result: Result) -> bool:
     return Path(stage["folder"], "written").exists()
 
 
-def _goes_on(stage: dict[str, Any], result: Result) -> bool:
-    return still_runs(stage)
-
-
-def still_runs(stage: dict[str, Any]) -> bool:
-    """Return whether a process that a run has named ``sleep 60.<token>`` is still there; if so, end it."""
-    mark = f"60.{int(stage['token'][:6], 16)}".encode()
-    time.sleep(0.05)
-    found = [int(path.name) for path in Path("/proc").glob("[0-9]*") if mark in _read(f"{path}/cmdline")]
-    for process in found:
-        os.kill(process, 9)
-    return bool(found)
-
-
 def _is_too_long(stage: dict[str, Any], result: Result) -> bool:
     return max(len(result.stdout), len(result.stderr)) > LIMITS.output_bytes
-
-
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError:
-        return b""
 
 
 _KNOWN = "escaped_if(knows(read({})))"
@@ -422,11 +395,11 @@ ATTEMPTS = (
         "escaped_if(STAGE['parent'] not in (1, os.getpid()) and works(os.kill, STAGE['parent'], 0))",
     ),
     # By a signal that ends nothing: a sandbox that does not hold should not cost all processes.
-    Attempt("signal all processes", "works(os.kill, -1, signal.SIGCONT)", _victim_goes_on, plain=False),
-    Attempt("leave a process behind", _LEAVE_PROCESS, _goes_on),
+    Attempt("signal all processes", "works(os.kill, -1, signal.SIGCONT)", victim_goes_on, plain=False),
+    Attempt("leave a process behind", _LEAVE_PROCESS, goes_on),
     Attempt("start more processes than the limit", _MANY_PROCESSES),
     Attempt("start more threads than the limit", _MANY_THREADS),
-    Attempt("fork again and again", _FLOOD, _goes_on, plain=False, seconds=1.0),
+    Attempt("fork again and again", _FLOOD, goes_on, plain=False, seconds=1.0),
     # Use of the machine.
     Attempt("take more memory than the limit", _MUCH_MEMORY),
     Attempt("take more memory than the limit, in parts", _MUCH_MEMORY_IN_PARTS),

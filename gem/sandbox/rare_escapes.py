@@ -5,17 +5,7 @@ The part that comes first in each program, and the stage, are those of :mod:`gem
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from gem.sandbox.attempt import Attempt
-from gem.sandbox.limits import Result
-
-
-def _goes_on_again(stage: dict[str, Any], result: Result) -> bool:
-    """Return whether the process of the stage, which was stopped, was made to go on."""
-    return b") T " not in Path(f"/proc/{stage['victim']}/stat").read_bytes()
-
+from gem.sandbox.attempt import Attempt, goes_on, victim_goes_on
 
 _MOUNT_TABLE = """
 for line in read("/proc/self/mountinfo").decode().splitlines():
@@ -141,7 +131,7 @@ escaped_if([pair for pair in pairs for family in (2, 10) if works(socket.socket,
 
 _READ_ONLY_MAPPING = """
 import mmap
-name = sys.executable if not os.access(sys.executable, os.W_OK) or STAGE["prefix"] else ""
+name = sys.executable
 with open(name, "rb") as file:
     mapping = mmap.mmap(file.fileno(), 4096, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
     before = mapping[:4]
@@ -157,7 +147,6 @@ with open(name, "rb") as file:
 """
 
 _SIGNAL_BY_HANDLE = """
-escaped_if(call(434, 434, STAGE["victim"], 0) and False)
 try:
     signal.pidfd_send_signal(os.pidfd_open(STAGE["victim"]), signal.SIGCONT)
 except OSError:
@@ -215,13 +204,6 @@ time.sleep(0.1)
 """
 
 
-def _sleeps(stage: dict[str, Any], result: Result) -> bool:
-    """Return whether a process of the run is still there; if so, end it."""
-    from gem.sandbox.escapes import still_runs
-
-    return still_runs(stage)
-
-
 _OTHERS = "for process in {os.getppid(), STAGE['victim']} - {0, 1}:\n    escaped_if(%s)"
 
 RARE = (
@@ -253,8 +235,8 @@ RARE = (
     Attempt(
         "share a message queue with other runs (POSIX)",
         "name = ctypes.create_string_buffer(b'gem-escape')\n"
-        "escaped_if(call(240, 180, ctypes.addressof(name), 0o102, 0o600, 0) and not call(241, 181, "
-        "ctypes.addressof(name)) or False)",
+        "escaped_if(call(240, 180, ctypes.addressof(name), 0o102, 0o600, 0))\n"
+        "call(241, 181, ctypes.addressof(name))",
     ),
     # Other processes.
     Attempt("take the handles of its parent", _HANDLES),
@@ -269,9 +251,9 @@ RARE = (
     Attempt("slow the disk of other processes down", _OTHERS % "call(251, 30, 1, process, 3 << 13)"),
     Attempt("put other processes last", _OTHERS % "works(os.sched_setscheduler, process, 5, os.sched_param(0))"),
     Attempt("read the limits of other processes", _OTHERS % "works(resource.prlimit, process, resource.RLIMIT_CORE)"),
-    Attempt("signal a process by its handle", _SIGNAL_BY_HANDLE, _goes_on_again, plain=False),
-    Attempt("signal a process by way of a pipe", _SIGNAL_BY_PIPE, _goes_on_again, plain=False),
-    Attempt("leave a process behind that is deaf to signals", _DEAF_PROCESS, _sleeps),
+    Attempt("signal a process by its handle", _SIGNAL_BY_HANDLE, victim_goes_on, plain=False),
+    Attempt("signal a process by way of a pipe", _SIGNAL_BY_PIPE, victim_goes_on, plain=False),
+    Attempt("leave a process behind that is deaf to signals", _DEAF_PROCESS, goes_on),
     Attempt(
         "be the last to be killed for want of memory",
         "escaped_if(works(lambda: open('/proc/self/oom_score_adj', 'w', 1).write('-1000\\n')))",
