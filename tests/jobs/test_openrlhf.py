@@ -104,7 +104,6 @@ def train(folder, model, *flags, **variables):
             *("--ckpt.output_dir", str(folder / "model"), "--ckpt.best_metric_key", f"eval_{NEAR}_success"),
         ]
         environment = {**os.environ, "GEM_EPISODES": str(folder / "episodes"), "SPIED": str(folder / "spied.jsonl")}
-        environment["TORCH_EXTENSIONS_DIR"] = str(folder / "extensions")  # DeepSpeed compiles for a minute, once
         environment["PYTHONPATH"] = os.pathsep.join([str(folder), environment["PYTHONPATH"]])
         done = subprocess.run(
             [*command, *flags], env={**environment, **variables}, capture_output=True, text=True, check=False

@@ -78,9 +78,12 @@ def _process_groups() -> None:
     distributed._new_process_group_helper = renamed
 
 
-def _optimizer() -> None:
-    """DeepSpeed's fused Adam is compiled for minutes; torch's does the same."""
+def _nothing_compiled() -> None:
+    """DeepSpeed compiles its Adam and its collectives in shared memory for a minute each: torch's Adam, and gloo."""
+    from deepspeed import ops
     from oat.utils import deepspeed
+
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
     def create_optimizer(self: Any, model: Any, **kwargs: Any) -> torch.optim.Optimizer:
         inner = model.model if hasattr(model, "model") else model
@@ -151,5 +154,5 @@ _one_model_at_a_time()
 _critic()
 _vllm_workers()
 _process_groups()
-_optimizer()
+_nothing_compiled()
 _engine_in_this_process()

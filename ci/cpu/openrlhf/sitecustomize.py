@@ -27,6 +27,11 @@ NO_FLASH_ATTENTION = [
 NO_DEVICE: list[Replacement] = [("torch.cuda.current_device()", '"cpu"')]
 NO_WAITING: list[Replacement] = [("torch.cuda.synchronize()", "None")]
 
+NOTHING_COMPILED: list[Replacement] = [  # which DeepSpeed does for a minute each, in every run
+    ("\nimport deepspeed\n", '\nimport deepspeed\ndeepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False\n'),
+    ('"type": "AdamW",\n                "params": {\n', '"type": "AdamW", "params": {\n"torch_adam": True,\n'),
+]
+
 GLOO_GROUP = '''
 class _GlooGroup:
     """The part of PyNccl's interface that OpenRLHF calls, over gloo."""
@@ -55,6 +60,7 @@ REPLACEMENTS: dict[str, list[Replacement]] = {
         ("torch.cuda.set_device(local_rank)", "None"),
         ('"cuda", (dp_size,', '"cpu", (dp_size,'),
         *NO_DEVICE,
+        *NOTHING_COMPILED,
     ],
     "openrlhf.utils.distributed_util": [
         *NO_WAITING,

@@ -44,7 +44,6 @@ def main() -> None:
     folder = args.ray_folder or tempfile.mkdtemp(prefix="gem-ray-")
     for name, value in VARIABLES.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(folder) / "torch_extensions"))
     paths = [str(SHIM.parent), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))  # of the processes that Ray starts
     runpy.run_path(str(SHIM))
