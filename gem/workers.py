@@ -14,13 +14,14 @@ import json
 import os
 import pickle
 import queue
+import socket
+import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from typing import Any
 
 from gem.faults import call_unforked, error_message, error_text
@@ -49,6 +50,48 @@ class NotReady(RuntimeError):
     """A process could not be prepared for calls: no call was made, so nothing is known about any."""
 
 
+_LENGTH = struct.Struct(">Q")
+
+
+class _Channel:
+    """Messages to and from another process, over a socket. Each is whole within its time, however slowly it drips.
+
+    Both methods raise ``TimeoutError``, and ``OSError`` or ``EOFError`` if the other side is gone or sends too much.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        self.close = end.close
+
+    def send(self, data: bytes, deadline: float | None = None) -> None:
+        """Send a message; ``deadline`` is in ``time.monotonic()``'s seconds, None: none."""
+        self._set_timeout(deadline)
+        self._socket.sendall(_LENGTH.pack(len(data)) + data)
+
+    def receive(self, deadline: float | None = None, limit: float = float("inf")) -> bytes:
+        """Receive a message of ``limit`` bytes at most."""
+        (length,) = _LENGTH.unpack(self._take(_LENGTH.size, deadline))
+        if length > limit:
+            raise OSError(f"a message of {length} bytes, where {limit} are allowed")
+        return self._take(length, deadline)
+
+    def _take(self, length: int, deadline: float | None) -> bytes:
+        data = bytearray()
+        while len(data) < length:
+            self._set_timeout(deadline)
+            part = self._socket.recv(min(length - len(data), 1 << 20))
+            if not part:
+                raise EOFError
+            data += part
+        return bytes(data)
+
+    def _set_timeout(self, deadline: float | None) -> None:
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(left)
+
+
 class Worker:
     """A Python process that calls what it is sent.
 
@@ -64,10 +107,10 @@ class Worker:
         atexit.register(self.stop)
 
     def _forget(self) -> None:
-        """Begin without a process: in a fork, the one that was started, its pipe and the lock are the parent's."""
+        """Begin without a process: in a fork, the one that was started, its channel and the lock are the parent's."""
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._pipe: Connection | None = None
+        self._channel: _Channel | None = None
         self._loaded: set[bytes] = set()
         self._owner = os.getpid()
 
@@ -119,13 +162,14 @@ class Worker:
             raise NotReady(f"{prepare.__module__}.{getattr(prepare, '__qualname__', prepare)} failed: {value}")
 
     def _send(self, job: bytes, timeout: float) -> tuple[str, Any]:
-        assert self._pipe is not None, "the process was started"
+        assert self._channel is not None, "the process was started"
+        deadline = time.monotonic() + timeout
         try:
-            self._pipe.send((list(sys.path), job))
-            if not self._pipe.poll(timeout):
-                self.stop()
-                raise CallTimeout(f"it gave no answer in {timeout:g} s")
-            answer = self._pipe.recv_bytes(ANSWER_LIMIT)
+            self._channel.send(pickle.dumps((list(sys.path), job)), deadline)
+            answer = self._channel.receive(deadline, ANSWER_LIMIT)
+        except TimeoutError:
+            self.stop()
+            raise CallTimeout(f"it gave no answer in {timeout:g} s") from None
         except (EOFError, OSError):
             self.stop()
             raise CallFailed("the process ended, or answered too much") from None
@@ -140,9 +184,10 @@ class Worker:
         """Start the process unless it is there; return whether it was started."""
         if self._process is not None and self._process.poll() is not None:
             self.stop()
-        if self._pipe is not None:
+        if self._channel is not None:
             return False
-        self._pipe, theirs = Pipe()
+        ours, theirs = socket.socketpair()
+        self._channel = _Channel(ours)
         code = "import sys; sys.path[:] = eval(sys.argv[1]); from gem.workers import serve; serve(int(sys.argv[2]))"
         self._process = subprocess.Popen(
             [sys.executable, "-c", code, repr(sys.path), str(theirs.fileno())],
@@ -161,9 +206,9 @@ class Worker:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        if self._pipe is not None:
-            self._pipe.close()
-        self._pipe = self._process = None
+        if self._channel is not None:
+            self._channel.close()
+        self._channel = self._process = None
         self._loaded.clear()
 
 
@@ -206,17 +251,17 @@ class WorkerPool:
 
 
 def serve(handle: int) -> None:
-    """Answer calls, in the new process, until the other side of the pipe is gone."""
+    """Answer calls, in the new process, until the other side is gone."""
     import resource  # which not every system has
 
-    pipe = Connection(handle)
+    channel = _Channel(socket.socket(fileno=handle))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(pipe, jobs), daemon=True).start()
+    threading.Thread(target=_receive, args=(channel, jobs), daemon=True).start()
     while True:
         path, job = jobs.get()
         sys.path[:] = path
-        pipe.send_bytes(call_unforked(_answer, job).encode())
+        channel.send(call_unforked(_answer, job).encode())
 
 
 def _answer(job: bytes) -> str:
@@ -233,10 +278,10 @@ def _answer(job: bytes) -> str:
         return json.dumps(("raised", error_text(error)))
 
 
-def _receive(pipe: Connection, jobs: queue.SimpleQueue[Any]) -> None:
+def _receive(channel: _Channel, jobs: queue.SimpleQueue[Any]) -> None:
     """Take calls as they come; end the process, whatever it computes, when the other side is gone."""
     while True:
         try:
-            jobs.put(pipe.recv())
+            jobs.put(pickle.loads(channel.receive()))
         except (EOFError, OSError):
             os._exit(0)

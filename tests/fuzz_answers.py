@@ -2,9 +2,9 @@
 
     python tests/fuzz_answers.py --seconds 600      # tests/envs/test_fuzzed_answers.py is a short form
 
-Each answer goes to every scorer that evaluates, in a worker process with the guard on. Witnesses are in that process: an
-audit hook, which Python tells of files, programs, sockets and imports; a canary file and a canary variable that answers
-name; and ``os.system``, ``open`` and ``socket.socket``, which are replaced.
+Each answer goes to a scorer that evaluates, in a worker process with the guard on. Witnesses are in that process: an
+audit hook, which Python tells of files, programs and sockets; a canary file and a canary variable, which answers name;
+and ``os.system`` and ``socket.socket``, which are replaced.
 """
 
 from __future__ import annotations
@@ -35,16 +35,15 @@ SCORERS = (
     "maths",
 )
 
-NAMES = "open os sys eval exec __import__ getattr globals locals builtins print Symbol Integer Function Lambda sympify S"
-PARTS = (
-    *NAMES.split(),
-    *("__class__", "__subclasses__", "__builtins__", "__globals__", "mro", "system", "path", "canary"),
-    *("(", ")", "()", "[", "]", "[0]", "{", "}", ".", ",", ";", ":", "=", "==", ":=", "'", '"', "'''", "@", "!", "!!", "#"),
-    *("\\\n", "\n", "\t", "\f", "\x00", "\\", "\u2028", "\ufeff", "\u00a0", "_", "\uff3f", "\uff08", "\uff09", "\u2024"),
-    *("lambda x:", "lambda:", " for x in ", " if ", " else ", " in ", " is ", " or ", " and ", "not ", "await ", "yield "),
-    *("f'{", "}'", "b'", "rb'", "0x", "1e9", "1j", "**", "^", "*", "+", "-", "/", "//", "%", "|", "&", "~", "<<", ">"),
-    *("x", "y", "1", "2", "24", "sin", "log", "exp", "\\frac", "\\text", "\\operatorname", "\\sqrt", "{", "}", "$", "$$"),
+NAMES = (
+    "open os sys eval exec __import__ getattr globals locals builtins print Symbol Integer Function Lambda sympify S "
+    "__class__ __subclasses__ __builtins__ __globals__ mro system path canary lambda for in if else is or and not "
+    "await yield x y sin log exp 1 2 24 0x 1e9 1j f' b' rb'"
 )
+SIGNS = "( ) () [ ] [0] { } . , ; : = == := ' \" @ ! !! # ** ^ * + - / // % | & ~ << > $ $$ _ \\ ''"
+LATEX = r"\frac \text \operatorname \sqrt \left \right \cdot \pi \begin \end"
+ODD = ("\\\n", "\n", "\t", "\f", "\x00", " ", "\u2028", "\ufeff", "\u00a0", "\uff3f", "\uff08", "\uff09", "\u2024")
+PARTS = (*NAMES.split(), *SIGNS.split(), *LATEX.split(), *ODD)
 
 
 def answer(draw: random.Random) -> str:
@@ -154,6 +153,8 @@ if __name__ == "__main__":
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    from fuzz_answers import fuzz  # so that workers can import what they are to call
+
     number, late_ones, findings = fuzz(options.seed, options.seconds)
     for one in findings:
         print(*map(repr, one))

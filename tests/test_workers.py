@@ -1,6 +1,7 @@
 """Processes that call functions for this one."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -51,6 +52,32 @@ def test_a_call_that_ends_its_process_is_told(worker):
     with pytest.raises(CallFailed, match="SystemExit"):
         worker.call(sys.exit, 3, timeout=20)
     assert worker.call(divmod, 7, 2, timeout=20) == [3, 1]
+
+
+DRIPS = """
+import gc, time
+from gem.workers import _Channel
+(channel,) = (each for each in gc.get_objects() if isinstance(each, _Channel))
+channel._socket.send(b"\\0" * 6 + b"\\xff\\xff")  # an answer of 65,535 bytes
+while True:
+    channel._socket.send(b" ")
+    time.sleep(0.05)
+"""
+
+
+def test_an_answer_that_drips_is_over_in_time_too(worker):
+    worker.call(divmod, 7, 2, timeout=20)
+    begin = time.monotonic()
+    with pytest.raises(CallTimeout):
+        worker.call(exec, DRIPS, {}, timeout=1)
+    assert 0.9 < time.monotonic() - begin < 2
+
+
+def test_a_call_that_is_not_taken_is_over_in_time_too(worker):
+    pid = worker.call(os.getpid, timeout=20)
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(CallTimeout):
+        worker.call(len, "a" * 10_000_000, timeout=0.5)
 
 
 def test_an_answer_is_data_and_of_limited_length(worker, monkeypatch):

@@ -169,7 +169,7 @@ class CodeEnv(DatasetEnv):
         with FunctionProcess(code, tests[0].function, self._sandbox_type, timeout) as function:
             try:
                 return all(_same(function.call(*test.given), test.expected) for test in tests)
-            except (RuntimeError, TimeoutError, ValueError):
+            except (RuntimeError, TimeoutError):  # RecursionError, of a value of many levels, is a RuntimeError
                 return False
 
     def random_answer(self) -> str:

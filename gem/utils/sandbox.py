@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import signal
@@ -22,6 +21,12 @@ MEMORY_LIMIT = 4 << 30
 
 OUTPUT_LIMIT = 4 << 20
 """Bytes that a program may write to stdout, and to stderr."""
+
+RESULT_LIMIT = 1 << 20
+"""Bytes of what a function may return, as JSON."""
+
+KEYS_LIMIT = 10_000
+"""Elements of a set or dict that a function may return: a program can choose keys of the same hash."""
 
 _PUBLISHED_NAMES = {"none": "plain", "bwrap": "bubblewrap"}
 
@@ -46,11 +51,18 @@ try:
     function = names[calls[0]] if calls[0] in names else getattr(names["Solution"](), calls[0])
 except BaseException as raised:
     error = repr(raised)
+def as_data(value):
+    if type(value) in (tuple, set, frozenset):
+        return {{type(value).__name__: [as_data(each) for each in value]}}
+    if isinstance(value, dict):
+        return {{"dict": [[as_data(key), as_data(each)] for key, each in value.items()]}}
+    return [as_data(each) for each in value] if isinstance(value, list) else value
 def call(arguments):
     answer = {{"error": error}}
     if function is not None:
         try:
-            answer = {{"value": repr(function(*ast.literal_eval(arguments)))}}
+            answer = {{"value": as_data(function(*ast.literal_eval(arguments)))}}
+            json.dumps(answer)
         except BaseException as raised:
             answer = {{"error": repr(raised)}}
     print(json.dumps(answer), file=results, flush=True)
@@ -136,12 +148,17 @@ class FunctionProcess:
         self._session.close()
 
     def call(self, *args: Any) -> Any:
-        """Call the function and return its result; arguments and results are Python literals.
+        """Call the function and return its result.
+
+        Args:
+            *args: Python literals.
+
+        Returns:
+            JSON data, in which there may be tuples, sets, frozensets and keys of other types.
 
         Raises:
-            RuntimeError: it is not defined, it raised, or its process ended.
+            RuntimeError: it is not defined, it raised or returned something else, or its process ended.
             TimeoutError: the time is up.
-            ValueError: the result is no literal.
         """
         if self._ended:
             raise RuntimeError("the process ended")
@@ -151,24 +168,36 @@ class FunctionProcess:
             raise RuntimeError("the result is too long")
         try:
             answer = json.loads(result.stdout)
-            error, value = answer.get("error"), answer.get("value", "")
-        except (ValueError, AttributeError):  # whatever the code wrote there instead
+            if "value" in answer:
+                return _from_data(answer["value"])
+            error = str(answer["error"])
+        except (ValueError, KeyError, TypeError, RecursionError, MemoryError):  # what the code wrote there instead
             self._ended = True
             raise RuntimeError("the process ended") from None
-        if error is not None:
-            raise RuntimeError(error)
-        try:
-            return ast.literal_eval(value)
-        except (ValueError, SyntaxError, MemoryError, RecursionError) as problem:
-            raise ValueError(f"the result is no literal: {value[:100]}") from problem
+        raise RuntimeError(error)
 
     def _run(self, code: str) -> Result:
         left = self._deadline - time.monotonic()
-        result = self._session.run(code, _limits(left)) if left > 0 else None
+        result = self._session.run(code, _limits(left, RESULT_LIMIT)) if left > 0 else None
         if result is None or result.timed_out:
             self._ended = True
             raise TimeoutError("the time is up")
         return result
+
+
+_KINDS = {"tuple": tuple, "set": set, "frozenset": frozenset, "dict": dict}
+
+
+def _from_data(value: Any) -> Any:
+    """Return what ``as_data`` in the sandbox was given."""
+    if isinstance(value, list):
+        return [_from_data(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, items),) = value.items()
+    if kind != "tuple" and len(items) > KEYS_LIMIT:
+        raise ValueError(f"a {kind} of {len(items)} elements")
+    return _KINDS[kind](_from_data(items))
 
 
 def _backend(sandbox_type: str) -> str:
@@ -184,9 +213,9 @@ def _named(sandbox_type: str) -> str:
     return backend
 
 
-def _limits(timeout: float) -> Limits:
+def _limits(timeout: float, output: int = OUTPUT_LIMIT) -> Limits:
     # A second more of processor time, so that it is the clock that ends a busy program.
-    return Limits(timeout, timeout + 1, MEMORY_LIMIT, output_bytes=OUTPUT_LIMIT)
+    return Limits(timeout, timeout + 1, MEMORY_LIMIT, output_bytes=output)
 
 
 def _end(result: Result, timeout: float) -> str:

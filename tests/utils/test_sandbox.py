@@ -139,9 +139,25 @@ def test_a_function_is_called_as_often_as_wanted():
         assert f.call((1,), (2.5, None)) == [(1, 2.5, None), 3]
 
 
+def test_results_are_python_data():
+    value = [(1, "a"), {(1, 2): {"b": None}, 3: [True]}, {4.5, "c"}, frozenset({6}), {"tuple": []}, "\ud800"]
+    with FunctionProcess(f"def f():\n    return {value!r}", "f") as f:
+        assert f.call() == value
+
+
 def test_a_method_of_a_solution_is_a_function_too():
     with FunctionProcess("class Solution:\n    def f(self, x):\n        return -x", "f") as f:
         assert f.call(3) == -3
+
+
+WRITE = """
+import os, __main__
+def write(text):
+    __main__.results.write(text)
+    __main__.results.flush()
+    os._exit(0)
+SAME_HASH = [each * (2**61 - 1) for each in range(20_000)]
+"""
 
 
 @pytest.mark.parametrize(
@@ -153,12 +169,17 @@ def test_a_method_of_a_solution_is_a_function_too():
         ("def f(:", RuntimeError, "SyntaxError"),
         ("import os\ndef f(x): os._exit(0)", RuntimeError, "ended"),
         ("import os\nos._exit(0)", RuntimeError, "ended"),
-        ("def f(x): return f", ValueError, "no literal"),
+        ("def f(x): return f", RuntimeError, "not JSON serializable"),
         ("def f(x):\n    while True: pass", TimeoutError, "time is up"),
         ("while True: pass", TimeoutError, "time is up"),
         ("import os\ndef f(x): os.close(results.fileno())", RuntimeError, "results"),
         ("import __main__\ndef f(x): __main__.results.write('[]'); return 1", RuntimeError, "ended"),
         ("def f(x): return 'x' * 10_000_000", RuntimeError, "too long"),
+        (f"{WRITE}def f(x): write('9' * 900_000)", RuntimeError, "ended"),
+        (f"{WRITE}def f(x): write('[' * 900_000)", RuntimeError, "ended"),
+        (WRITE + "def f(x): write('{}')", RuntimeError, "ended"),
+        (WRITE + 'def f(x): write(\'{"value": {"set": %s}}\' % SAME_HASH)', RuntimeError, "ended"),
+        ("def f(x): return 10 ** 100_000", RuntimeError, "4300|ended"),
     ],
 )
 def test_what_a_function_does_wrong_is_told(code, error, message):
