@@ -10,17 +10,21 @@ A worker may have read what a model wrote. So what it answers is JSON of a limit
 from __future__ import annotations
 
 import atexit
+import contextlib
+import gc
 import json
+import math
 import os
 import pickle
 import queue
+import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -68,6 +72,18 @@ class _Channel:
         self._set_timeout(deadline)
         self._socket.sendall(_LENGTH.pack(len(data)) + data)
 
+    def send_handle(self, handle: int) -> None:
+        """Send a handle, with a message of no bytes."""
+        socket.send_fds(self._socket, [_LENGTH.pack(0)], [handle])
+
+    def receive_with_handle(self) -> tuple[bytes, int | None]:
+        """Receive a message, and the handle that has come with it."""
+        begin, handles, _, _ = socket.recv_fds(self._socket, _LENGTH.size, 1)
+        if not begin:
+            raise EOFError
+        (length,) = _LENGTH.unpack(begin + self._take(_LENGTH.size - len(begin), None))
+        return self._take(length, None), handles[0] if handles else None
+
     def receive(self, deadline: float | None = None, limit: float = float("inf")) -> bytes:
         """Receive a message of ``limit`` bytes at most."""
         (length,) = _LENGTH.unpack(self._take(_LENGTH.size, deadline))
@@ -98,10 +114,18 @@ class Worker:
     Args:
         prepare: is called there first: it may import what the calls need, which counts as starting the process.
         variables: environment variables, beside this process's own.
+        fork: call functions in a fork of that process. It is the fork that ends with a call that takes too long, so the
+            next call need not wait until all is imported again.
     """
 
-    def __init__(self, prepare: Callable[[], object] | None = None, variables: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        prepare: Callable[[], object] | None = None,
+        variables: Mapping[str, str] | None = None,
+        fork: bool = False,
+    ) -> None:
         self._prepare = prepare
+        self._fork = fork
         self._variables = dict(variables or {})
         self._forget()
         atexit.register(self.stop)
@@ -111,6 +135,7 @@ class Worker:
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: _Channel | None = None
+        self._channel_of_fork: _Channel | None = None
         self._loaded: set[bytes] = set()
         self._owner = os.getpid()
 
@@ -143,9 +168,15 @@ class Worker:
             if self._start() and self._prepare:
                 self._make_ready(self._prepare)
             if loading is not None and loading not in self._loaded:
-                self._send(loading, START_SECONDS)
+                self._send(self._channel, loading, START_SECONDS)
                 self._loaded.add(loading)
-            answer, value = self._send(job, timeout)
+                self._close_fork()  # which has not what was loaded
+            if not self._fork:
+                answer, value = self._send(self._channel, job, timeout)
+            else:
+                if self._channel_of_fork is None:
+                    self._start_fork()
+                answer, value = self._send(self._channel_of_fork, job, timeout, timeout)
         if answer == "unloadable":
             raise CallNotSent(value)
         if answer == "raised":
@@ -154,31 +185,59 @@ class Worker:
 
     def _make_ready(self, prepare: Callable[[], object]) -> None:
         try:
-            answer, value = self._send(pickle.dumps((prepare, ())), START_SECONDS)
+            answer, value = self._send(self._channel, pickle.dumps((prepare, ())), START_SECONDS)
         except CallFailed as error:
             answer, value = "raised", error
         if answer != "returned":
             self.stop()
             raise NotReady(f"{prepare.__module__}.{getattr(prepare, '__qualname__', prepare)} failed: {value}")
 
-    def _send(self, job: bytes, timeout: float) -> tuple[str, Any]:
-        assert self._channel is not None, "the process was started"
+    def _send(
+        self, channel: _Channel | None, job: bytes, timeout: float, processor_seconds: float | None = None
+    ) -> tuple[str, Any]:
+        assert channel is not None, "the process was started"
         deadline = time.monotonic() + timeout
         try:
-            self._channel.send(pickle.dumps((list(sys.path), job)), deadline)
-            answer = self._channel.receive(deadline, ANSWER_LIMIT)
+            channel.send(pickle.dumps((list(sys.path), job, processor_seconds)), deadline)
+            kind, value = json.loads(channel.receive(deadline, ANSWER_LIMIT))
         except TimeoutError:
-            self.stop()
+            self._end(channel)
             raise CallTimeout(f"it gave no answer in {timeout:g} s") from None
         except (EOFError, OSError):
-            self.stop()
+            self._end(channel)
             raise CallFailed("the process ended, or answered too much") from None
-        try:
-            kind, value = json.loads(answer)
         except (ValueError, TypeError, RecursionError):
-            self.stop()
+            self._end(channel)
             raise CallFailed("the process answered what is no answer") from None
         return kind, value
+
+    def _end(self, channel: _Channel) -> None:
+        """End the process at the other side, whatever it does."""
+        if channel is self._channel:
+            self.stop()
+        else:
+            self._start_fork()  # which ends the one before
+
+    def _start_fork(self) -> None:
+        """Have the process end its fork, if there is one, and make another."""
+        assert self._channel is not None, "the process was started"
+        self._close_fork()
+        ours, theirs = socket.socketpair()
+        try:
+            self._channel.send_handle(theirs.fileno())
+            self._channel.receive(time.monotonic() + START_SECONDS)
+        except (EOFError, OSError):
+            ours.close()
+            self.stop()
+            raise CallFailed("the process ended") from None
+        finally:
+            theirs.close()
+        self._channel_of_fork = _Channel(ours)
+
+    def _close_fork(self) -> None:
+        if self._channel_of_fork is not None:
+            self._channel_of_fork.close()
+        self._channel_of_fork = None
 
     def _start(self) -> bool:
         """Start the process unless it is there; return whether it was started."""
@@ -188,9 +247,9 @@ class Worker:
             return False
         ours, theirs = socket.socketpair()
         self._channel = _Channel(ours)
-        code = "import sys; sys.path[:] = eval(sys.argv[1]); from gem.workers import serve; serve(int(sys.argv[2]))"
+        code = "import sys; sys.path[:] = eval(sys.argv[1]); from gem.workers import serve; serve(*eval(sys.argv[2]))"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", code, repr(sys.path), str(theirs.fileno())],
+            [sys.executable, "-c", code, repr(sys.path), repr((theirs.fileno(), self._fork))],
             env={**os.environ, **self._variables},
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
@@ -208,6 +267,7 @@ class Worker:
             self._process.wait()
         if self._channel is not None:
             self._channel.close()
+        self._close_fork()
         self._channel = self._process = None
         self._loaded.clear()
 
@@ -219,6 +279,7 @@ class WorkerPool:
         size: how many calls may run at once; None: one a core, from 2 to 8.
         prepare: as in :class:`Worker`.
         variables: as in :class:`Worker`.
+        fork: as in :class:`Worker`.
     """
 
     def __init__(
@@ -226,62 +287,149 @@ class WorkerPool:
         size: int | None = None,
         prepare: Callable[[], object] | None = None,
         variables: Mapping[str, str] | None = None,
+        fork: bool = False,
     ) -> None:
         self._size = size or min(8, max(2, os.cpu_count() or 2))
-        self._new = partial(Worker, prepare, variables)
+        self._new = partial(Worker, prepare, variables, fork)
         self._fill()
 
     def _fill(self) -> None:
         self._owner = os.getpid()
-        self._free: queue.LifoQueue[Worker] = queue.LifoQueue()  # the one used last has all that it needs in its cache
+        self._free, self._free_for_slow = self._workers(), self._workers()
+
+    def _workers(self) -> queue.LifoQueue[Worker]:
+        free: queue.LifoQueue[Worker] = queue.LifoQueue()  # the one used last has all that it needs in its cache
         for _ in range(self._size):
-            self._free.put(self._new())
+            free.put(self._new())
+        return free
 
     def call(
-        self, function: Callable[..., Any], *args: Any, timeout: float, before: tuple[Any, ...] | None = None
+        self,
+        function: Callable[..., Any],
+        *args: Any,
+        timeout: float,
+        before: tuple[Any, ...] | None = None,
+        quick: float | None = None,
     ) -> Any:
-        """Call a function in a free worker, waiting for one; arguments and errors as in :meth:`Worker.call`."""
+        """Call a function in a free worker, waiting for one.
+
+        Args:
+            function: as for :meth:`Worker.call`, as are the errors.
+            *args: as there.
+            timeout: as there.
+            before: as there.
+            quick: seconds after which a call is given up, and made again in one of as many other workers, which such
+                calls have for themselves: so slow ones do not keep the others waiting.
+        """
         if self._owner != os.getpid():  # a fork: some may have been busy, in threads that are not here
             self._fill()
-        worker = self._free.get()
-        try:
-            return worker.call(function, *args, timeout=timeout, before=before)
-        finally:
-            self._free.put(worker)
+        if quick is not None:
+            with contextlib.suppress(CallTimeout):
+                return _call(self._free, function, *args, timeout=quick, before=before)
+        free = self._free if quick is None else self._free_for_slow
+        return _call(free, function, *args, timeout=timeout, before=before)
 
 
-def serve(handle: int) -> None:
+def _call(free: queue.LifoQueue[Worker], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    worker = free.get()
+    try:
+        return worker.call(function, *args, **kwargs)
+    finally:
+        free.put(worker)
+
+
+def serve(handle: int, fork: bool) -> None:
     """Answer calls, in the new process, until the other side is gone."""
     import resource  # which not every system has
 
-    channel = _Channel(socket.socket(fileno=handle))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(channel, jobs), daemon=True).start()
+    channel = _Channel(socket.socket(fileno=handle))
+    if fork:
+        _serve_by_forks(channel)
+    else:
+        _serve(channel)
+
+
+def _serve(channel: _Channel) -> None:
+    for message in _received(channel):
+        sys.path[:], job, seconds = pickle.loads(message)
+        if seconds is not None:
+            _limit_processor_time(seconds)
+        channel.send(call_unforked(_answer, job))
+
+
+def _serve_by_forks(channel: _Channel) -> None:
+    """Load what calls need, and for each handle that comes end the fork before, and make one that serves there."""
+    fork = 0
     while True:
-        path, job = jobs.get()
-        sys.path[:] = path
-        channel.send(call_unforked(_answer, job).encode())
+        try:
+            message, handle = channel.receive_with_handle()
+        except (EOFError, OSError):
+            message, handle = b"", None
+        if fork:
+            os.kill(fork, signal.SIGKILL)
+            os.waitpid(fork, 0)
+            fork = 0
+        if handle is not None:
+            fork = _fork_to_serve(handle, channel)
+            channel.send(b"")
+        elif message:
+            sys.path[:], job, _ = pickle.loads(message)
+            channel.send(call_unforked(_answer, job))
+        else:
+            os._exit(0)
 
 
-def _answer(job: bytes) -> str:
+def _fork_to_serve(handle: int, channel: _Channel) -> int:
+    """Make a fork of this process that answers the calls from a handle; return its number."""
+    fork = os.fork()
+    if fork == 0:
+        try:
+            channel.close()
+            gc.freeze()  # a collection would touch, and so copy, all that there is
+            _serve(_Channel(socket.socket(fileno=handle)))
+        finally:
+            os._exit(0)
+    os.close(handle)
+    return fork
+
+
+def _limit_processor_time(seconds: float) -> None:
+    """End this process if it computes for so long from now on, for when there is nobody left to end it."""
+    import resource
+
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    most = math.ceil(usage.ru_utime + usage.ru_stime + seconds) + 1
+    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
+
+
+def _answer(job: bytes) -> bytes:
     """Call a function, and return the answer as JSON."""
     try:
         function, args = pickle.loads(job)
     except (ImportError, AttributeError) as error:
-        return json.dumps(("unloadable", error_message(error)))
+        answer = json.dumps(("unloadable", error_message(error)))
     except BaseException as error:  # noqa: BLE001 (an argument's own __setstate__ may raise anything)
-        return json.dumps(("unloadable", error_text(error)))
-    try:
-        return json.dumps(("returned", function(*args)))
-    except BaseException as error:  # noqa: BLE001 (whatever it raises is the caller's to know)
-        return json.dumps(("raised", error_text(error)))
-
-
-def _receive(channel: _Channel, jobs: queue.SimpleQueue[Any]) -> None:
-    """Take calls as they come; end the process, whatever it computes, when the other side is gone."""
-    while True:
+        answer = json.dumps(("unloadable", error_text(error)))
+    else:
         try:
-            jobs.put(pickle.loads(channel.receive()))
-        except (EOFError, OSError):
-            os._exit(0)
+            answer = json.dumps(("returned", function(*args)))
+        except BaseException as error:  # noqa: BLE001 (whatever it raises is the caller's to know)
+            answer = json.dumps(("raised", error_text(error)))
+    return answer.encode()
+
+
+def _received(channel: _Channel) -> Iterator[bytes]:
+    """Yield the messages that come; end this process, whatever it computes, when the other side is gone."""
+    messages: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def receive() -> None:
+        while True:
+            try:
+                messages.put(channel.receive())
+            except (EOFError, OSError):
+                os._exit(0)
+
+    threading.Thread(target=receive, daemon=True).start()
+    while True:
+        yield messages.get()

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from processes import descendants, runs
 
 from gem.workers import CallFailed, CallNotSent, CallTimeout, NotReady, Worker, WorkerPool
 
@@ -224,13 +225,14 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_a_worker_ends_with_its_parent_even_while_it_computes():
-    code = """
+@pytest.mark.parametrize("fork", [False, True])
+def test_a_worker_ends_with_its_parent_even_while_it_computes(fork):
+    code = f"""
 import os, threading, time
 from gem.workers import Worker
-worker = Worker()
+worker = Worker(fork={fork})
 print(worker.call(os.getpid, timeout=20), flush=True)
-threading.Thread(target=worker.call, args=(time.sleep, 60), kwargs={"timeout": 60}, daemon=True).start()
+threading.Thread(target=worker.call, args=(time.sleep, 60), kwargs={{"timeout": 60}}, daemon=True).start()
 time.sleep(0.3)
 os._exit(0)
 """
@@ -241,3 +243,43 @@ os._exit(0)
             return
         time.sleep(0.05)
     raise AssertionError("it goes on without its parent")
+
+
+def test_a_call_in_a_fork_that_takes_too_long_ends_the_fork_only():
+    worker = Worker(fork=True)
+    try:
+        assert worker.call(divmod, 7, 2, timeout=20) == [3, 1]
+        parent = worker.call(os.getppid, timeout=20)
+        for code in ("while True: pass", "import time; time.sleep(60)"):
+            begin = time.monotonic()
+            with pytest.raises(CallTimeout, match=r"0.3 s"):
+                worker.call(exec, code, {}, timeout=0.3)
+            assert time.monotonic() - begin < 1
+        with pytest.raises(CallFailed, match="the process ended"):
+            worker.call(os._exit, 3, timeout=20)
+        assert worker.call(os.getppid, timeout=20) == parent
+        assert worker.call(os.getpid, timeout=20) != parent
+        (fork,) = descendants(parent)
+    finally:
+        worker.stop()
+    deadline = time.monotonic() + 2
+    while runs(fork) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not runs(fork)
+
+
+def test_slow_calls_keep_no_others_waiting():
+    pool = WorkerPool(2, fork=True)
+    pool.call(divmod, 7, 2, timeout=20)
+    with ThreadPoolExecutor(9) as threads:
+        slow = [threads.submit(pool.call, time.sleep, 2, timeout=3, quick=0.2) for _ in range(8)]
+        time.sleep(0.1)
+        begin = time.monotonic()
+        assert threads.submit(pool.call, divmod, 7, 2, timeout=3, quick=0.2).result() == [3, 1]
+        assert time.monotonic() - begin < 4  # of 8 seconds, for two at once
+        assert [each.result() for each in slow] == [None] * 8
+
+
+def test_a_call_that_is_too_slow_is_told_in_a_pool_too():
+    with pytest.raises(CallTimeout, match=r"0.5 s"):
+        WorkerPool(1, fork=True).call(time.sleep, 9, timeout=0.5, quick=0.1)

@@ -4,9 +4,10 @@ Reward: 1 for an answer that is the same as the reference, as math-verify sees i
 answer: text, an equation whose sides differ (``41=42``), several values where one is asked for, or more than
 :data:`LONGEST` characters.
 
-math-verify computes, and may compute for ever: it runs in worker processes of its own, which are killed after
-:data:`GRADE_SECONDS`, and an answer that takes longer is wrong. There are no signal handlers, so environments may be
-stepped in any thread.
+math-verify computes, and may compute for ever: it runs in processes of its own, which are killed after
+:data:`GRADE_SECONDS`, and an answer that takes longer is wrong. Answers that take more than :data:`QUICK_SECONDS` wait
+for one another, and the others do not wait for them. There are no signal handlers, so environments may be stepped in
+any thread.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from gem.utils.parsing import extract_last_boxed_answer
 from gem.workers import CallFailed, WorkerPool
 
 GRADE_SECONDS = 3.0
+QUICK_SECONDS = 0.5
 LONGEST = 1_000
 
-_workers = WorkerPool(prepare=load)
+_workers = WorkerPool(prepare=load, fork=True)
 
 
 class MathEnv(DatasetEnv):
@@ -84,7 +86,7 @@ class MathEnv(DatasetEnv):
         if answer in golds:
             return True
         try:
-            return _workers.call(is_same, answer, golds, timeout=GRADE_SECONDS)
+            return _workers.call(is_same, answer, golds, timeout=GRADE_SECONDS, quick=QUICK_SECONDS)
         except CallFailed:
             return False
 

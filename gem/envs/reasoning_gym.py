@@ -45,7 +45,10 @@ MAKE_SECONDS = 60.0
 SCORE_SECONDS = 3.0
 """What grading an answer may take."""
 
-_workers = WorkerPool(prepare=load, variables={"PYTHONHASHSEED": "0"})
+QUICK_SECONDS = 0.5
+"""Grading that takes longer is done where it keeps no other answers waiting."""
+
+_workers = WorkerPool(prepare=load, variables={"PYTHONHASHSEED": "0"}, fork=True)
 
 
 class ReasoningGymEnv(QuestionEnv):
@@ -116,7 +119,7 @@ class ReasoningGymEnv(QuestionEnv):
             arguments = (self._name, self._config, answer, self._entry["pickled"], self._raw_scores)
             # A worker that has not had this data set yet loads it first, which is not the answer's fault.
             loading = (find_fault, self._name, self._config)
-            return _workers.call(score, *arguments, timeout=SCORE_SECONDS, before=loading)
+            return _workers.call(score, *arguments, timeout=SCORE_SECONDS, before=loading, quick=QUICK_SECONDS)
         except CallFailed:
             return 0.0
 
@@ -153,7 +156,7 @@ class ReasoningGymEnv(QuestionEnv):
 @functools.lru_cache(maxsize=128)
 def _question(name: str, config: str, idx: int) -> Entry:
     """Make a question; nobody changes what is returned."""
-    return _workers.call(make_entry, name, config, idx, timeout=MAKE_SECONDS)
+    return _workers.call(make_entry, name, config, idx, timeout=MAKE_SECONDS, before=(find_fault, name, config))
 
 
 @functools.cache

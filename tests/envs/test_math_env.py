@@ -273,7 +273,7 @@ def test_an_answer_that_takes_for_ever_to_compute_is_wrong_in_time(answer, monke
     monkeypatch.setattr(module, "GRADE_SECONDS", 1.0)
     begin = time.monotonic()
     assert not MathEnv.check_correct(f"\\boxed{{{answer}}}", "x^2")
-    assert time.monotonic() - begin < 3
+    assert time.monotonic() - begin < 6  # with the start of a process, which is not counted
     monkeypatch.undo()
     assert MathEnv.check_correct(r"\boxed{7/2}", "3.5")
 

@@ -268,7 +268,7 @@ def test_an_answer_that_takes_for_ever_to_compute_is_wrong_and_costs_nobody_else
     begin = time.monotonic()
     env.reset(seed=1)
     assert answer(env, "(x + sin(x) + 1)**999")[1:4] == (0.0, True, False)
-    assert 0.9 < time.monotonic() - begin < 3
+    assert 0.9 < time.monotonic() - begin < 6  # with the start of a process, which is not counted
     monkeypatch.undo()
     env.reset(seed=1)
     assert env.step(right)[1] == 1.0

@@ -13,6 +13,7 @@ from processes import descendants, handles, resident, runs
 
 from gem.sandbox import Limits, Session, run
 from gem.sandbox import pool as pools
+from gem.sandbox.escapes import ATTEMPTS, escaped, set_stage
 
 pytestmark = pytest.mark.usefixtures("sandbox")
 
@@ -65,6 +66,28 @@ def test_200_bad_programs_leave_nothing(own_folders):
     assert resident() - held < 20 << 20
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_2000_attempts_to_get_out_leave_nothing(own_folders, sandbox):
+    def mounts():
+        return Path("/proc/self/mounts").read_text()
+
+    with set_stage(sandbox) as facts:
+        for attempt in ATTEMPTS[:10]:
+            escaped(attempt, facts, sandbox)
+        gc.collect()
+        before, held, mounted = state(), resident(), mounts()
+        for at in range(2000):
+            escaped(ATTEMPTS[at % len(ATTEMPTS)], facts, sandbox)
+        gc.collect()
+        deadline = time.monotonic() + 2
+        while state() != before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert state() == before
+        assert mounts() == mounted
+        assert resident() - held < 20 << 20
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_sandboxes_end_with_their_process_however_it_ends(end, sandbox):
     program = (
@@ -84,3 +107,33 @@ def test_sandboxes_end_with_their_process_however_it_ends(end, sandbox):
     while (left := [child for child in children if runs(child)]) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not left
+
+
+READ_ITS_MEMORY = """
+secret = bytes(byte ^ 1 for byte in bytes.fromhex("{mask}"))  # which is there once so
+found = 0
+for line in open("/proc/self/maps"):
+    span, mode, *_ = line.split()
+    if "r" in mode and "[v" not in line:
+        begin, end = (int(at, 16) for at in span.split("-"))
+        with open("/proc/self/mem", "rb", 0) as memory:
+            memory.seek(begin)
+            found += memory.read(end - begin).count(secret)
+print(found)
+"""
+
+
+def test_nothing_of_earlier_runs_is_in_the_memory_of_a_program(sandbox):
+    if sandbox == "landlock":
+        pytest.skip("a program cannot read /proc/self/maps there; the process that it is forked from is the same")
+    secret = "what-an-earlier-run-was-given"
+    read = READ_ITS_MEMORY.format(mask=bytes(byte ^ 1 for byte in secret.encode()).hex())
+    assert int(run(f"secret_of_its_own = {secret!r}\n{read}").stdout) > 1
+    for _ in range(5):
+        assert run(f"{secret!r}\nprint(input())", secret).stdout == f"{secret}\n"
+        assert run(["echo", secret]).stdout == f"{secret}\n"
+        with Session() as session:
+            assert session.run(f"print({secret!r})").stdout == f"{secret}\n"
+    assert [int(run(read).stdout) for _ in range(4)] == [1, 1, 1, 1]
+    with Session() as session:
+        assert int(session.run(read).stdout) == 1
