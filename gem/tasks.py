@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -113,6 +114,8 @@ def load_tasks(source: str | Path | Sequence[str | Path], split: str = "train") 
     >>> load_tasks("env=game:Mastermind-v0,seeds=0:2,code_length=3")[1]
     Task(env_id='game:Mastermind-v0', seed=1, env_kwargs={'code_length': 3}, split='train')
 
+    Lists are JSON, as in ``tools=["python","search"]``; quote that on a command line.
+
     A file is ``.jsonl`` (:meth:`Task.to_json`, a line a task) or ``.parquet`` (columns ``env_id`` and ``seed``, and
     if need be ``env_kwargs``, as JSON text, and ``split``).
 
@@ -135,7 +138,7 @@ def load_tasks(source: str | Path | Sequence[str | Path], split: str = "train") 
             :func:`check_split`.
     """
     sources = [source] if isinstance(source, (str, Path)) else list(source)
-    parts = [part for one in sources for part in (one.split(";") if isinstance(one, str) else [str(one)])]
+    parts = [part for one in sources for part in (_BETWEEN_SOURCES.split(one) if isinstance(one, str) else [str(one)])]
     parts = [part for part in map(str.strip, parts) if part]
     if not parts:
         raise ValueError(f"{source!r} names no tasks: expected a .jsonl or .parquet file, or {_EXPRESSION}")
@@ -217,24 +220,63 @@ def _load_one(source: str, split: str) -> list[Task]:
 
 
 _EXPRESSION = "env=<id>,seeds=<first>:<end>[,split=<split>][,<argument>=<value> ...]"
+_NAME = re.compile(r"\s*(\w+)\s*=\s*")
+_END = re.compile(r"\s*(,|$)")
+_BETWEEN_SOURCES = re.compile(r';(?=(?:[^"]*"[^"]*")*[^"]*$)')  # outside of JSON text
 
 
 def _rows_of_expression(expression: str) -> Iterator[dict[str, Any]]:
-    pairs = [part.partition("=") for part in expression.split(",")]
-    fields = {key.strip(): value.strip() for key, _, value in pairs}
-    unreadable = ValueError(f"cannot read the tasks {expression!r}: expected {_EXPRESSION}")
-    if not all(equals for _, equals, _ in pairs) or len(fields) < len(pairs) or not fields["env"]:
-        raise unreadable
-    seeds = fields.pop("seeds", "").partition(":")
     try:
-        first, end = int(seeds[0]), int(seeds[2])
-    except ValueError:
-        raise unreadable from None
-    env_id = fields.pop("env")
+        fields = _fields(expression)
+        env_id, (first, end) = fields.pop("env"), _seeds(fields.pop("seeds"))
+        if not env_id:
+            raise ValueError("the id is empty")
+    except KeyError as missing:
+        raise _unreadable(expression, f"it has no {missing.args[0]}=") from None
+    except ValueError as error:
+        raise _unreadable(expression, str(error)) from None
     split = {"split": fields.pop("split")} if "split" in fields else {}
-    env_kwargs = {key: _value(text) for key, text in fields.items()}
     for seed in range(first, end):
-        yield {"env_id": env_id, "seed": seed, "env_kwargs": env_kwargs, **split}
+        yield {"env_id": env_id, "seed": seed, "env_kwargs": fields, **split}
+
+
+def _seeds(text: Any) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)\s*:\s*(\d+)", str(text))
+    if match is None:
+        raise ValueError(f"seeds={text} is no range")
+    return int(match[1]), int(match[2])
+
+
+def _unreadable(expression: str, why: str) -> ValueError:
+    return ValueError(f"cannot read the tasks {expression!r}: {why}; expected {_EXPRESSION}, with lists as JSON")
+
+
+def _fields(expression: str) -> dict[str, Any]:
+    """Return the names and values of an expression; a value that is JSON counts as what it stands for.
+
+    >>> _fields('env=game:Sokoban-v0,dim_room=[6,6],tools=["python","search"],mode=easy,n=3')["tools"]
+    ['python', 'search']
+    """
+    fields: dict[str, Any] = {}
+    at = 0
+    while True:
+        name = _NAME.match(expression, at)
+        if name is None:
+            raise ValueError(f"{expression[at:][:40]!r} is no <argument>=<value>")
+        if name[1] in fields:
+            raise ValueError(f"{name[1]} stands twice")
+        at = name.end()
+        if expression[at : at + 1] in ("[", "{", '"'):
+            fields[name[1]], at = json.JSONDecoder().raw_decode(expression, at)
+        else:
+            end = expression.find(",", at) % (len(expression) + 1)  # that of the text where there is none
+            fields[name[1]], at = _value(expression[at:end].strip()), end
+        after = _END.match(expression, at)
+        if after is None:
+            raise ValueError(f"{expression[at:][:40]!r} follows the value of {name[1]}")
+        if not after[1]:
+            return fields
+        at = after.end()
 
 
 def _value(text: str) -> Any:

@@ -131,6 +131,15 @@ def test_an_expression_carries_arguments_of_the_environment():
     assert task.env_kwargs == {"size": 3, "gamma": 0.5, "hints": True, "level": "hard"}
 
 
+def test_lists_and_texts_in_an_expression_are_json():
+    expression = (
+        'env=a:B-v0,seeds=0:1,room=[6, 6],tools=["python","search"],text="1;2,3=4";env=b:C-v0,seeds=0:1,text=a b'
+    )
+    first, second = load_tasks(expression)
+    assert first.env_kwargs == {"room": [6, 6], "tools": ["python", "search"], "text": "1;2,3=4"}
+    assert (second.env_id, second.env_kwargs) == ("b:C-v0", {"text": "a b"})
+
+
 @pytest.mark.parametrize(
     "expression",
     [
@@ -140,7 +149,10 @@ def test_an_expression_carries_arguments_of_the_environment():
         f"env={ID},seeds=:9",
         f"env={ID},seed=0:9",
         f"env={ID},game:Wordle-v0,seeds=0:2",
-        f"env={ID},seeds=0:2,numbers=[1,2]",
+        f"env={ID},seeds=0:2,numbers=[1,2",
+        f"env={ID},seeds=0:2,numbers=[1,2]3",
+        f"env={ID},seeds=0:2,tools=python,search",
+        f"env={ID},seeds=0:2,",
         f"env={ID},seeds=0:2,seeds=4:6",
         "env=,seeds=0:2",
         f"env={ID},seeds=0:2;env={ID}",
