@@ -74,10 +74,10 @@ from gem.core import Env
 from gem.rollout import (
     ChatRenderer,
     Episode,
+    EpisodeRunner,
     GatheringEngine,
     Limits,
     OnError,
-    Player,
     Request,
     Response,
     Turn,
@@ -370,11 +370,11 @@ class GemActor(_Rollouts, PPOMultiTurnActor):
     def collect_experience(self) -> tuple[list[list[Transition]], dict[str, float]]:
         """Run episodes until there are as many turns as the learner asks for."""
         args = self.args
-        player = Player(self.renderer, self.limits(args.max_turns, args.generate_max_length), self.make_env)
+        runner = EpisodeRunner(self.renderer, self.limits(args.max_turns, args.generate_max_length), self.make_env)
         wanted = args.rollout_batch_size_per_device
         engine = self.engine(self.sampling_params)
         tasks = self.next_tasks()
-        episodes = asyncio.run(run_turns(tasks, wanted, engine, player, args.num_envs, args.on_error))
+        episodes = asyncio.run(run_turns(tasks, wanted, engine, runner, args.num_envs, args.on_error))
         self.record(episodes, self.step_number)
         rows = [_transitions(episode) for episode in episodes if self.learned_from(episode)]
         return self.filled(rows, episodes), _metrics(episodes, self.env_ids)

@@ -75,7 +75,7 @@ from gem.rollout import (
     check_on_error,
     check_tasks,
     discounted_returns,
-    shared_player,
+    shared_runner,
 )
 from gem.sandbox import SandboxUnavailable
 from gem.tasks import Task, load_tasks
@@ -179,7 +179,7 @@ class GemAgentExecutor(AgentExecutorBase):
         step = self._step(task, llm_engine) if self.episodes else None
         renderer = self._renderer(hf_tokenizer)
         engine = _VLLM(llm_engine, sampling_params, renderer.stop_ids)
-        episode = await shared_player(renderer, limits, self.make_env).play(task, engine)
+        episode = await shared_runner(renderer, limits, self.make_env).run(task, engine)
         if self.episodes:
             append_episode(self.episodes, episode, step)
         returns = discounted_returns(episode.rewards, options.get("gamma", self.gamma))

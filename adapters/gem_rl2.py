@@ -68,7 +68,7 @@ from gem.rollout import (
     group_advantages,
     mean_metrics,
     rebn,
-    shared_player,
+    shared_runner,
 )
 from gem.rollout.tokens import bridge_between
 from gem.tasks import Task, check_split, load_tasks
@@ -140,7 +140,7 @@ class _Job:
             for of_train, tasks in self.tasks.items():
                 if tasks:
                     check_tasks(tasks, self.renderer, self.limits[of_train], make_env)
-        return SteppedEpisode(shared_player(self.renderer, self.limits[train], make_env), task)
+        return SteppedEpisode(shared_runner(self.renderer, self.limits[train], make_env), task)
 
 
 class _Batch:
@@ -233,8 +233,8 @@ class GemEnv:
         renderer = _renderer(tokenizer, options)
         params = _stopping(dict(config.sampling_params), renderer)
         if sample.status is Sample.Status.RUNNING:
-            player = shared_player(renderer, _limits(options, params), self.make_env)
-            stepped = SteppedEpisode(player, _task(sample.sample))
+            runner = shared_runner(renderer, _limits(options, params), self.make_env)
+            stepped = SteppedEpisode(runner, _task(sample.sample))
             sample.gem_episode = next(self._numbers)  # RL2 writes samples as JSON: a number is all that they can hold
             self.running[sample.gem_episode] = stepped
         try:

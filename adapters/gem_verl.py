@@ -83,7 +83,7 @@ from gem.rollout import (
     discounted_returns,
     drop_overlong,
     rebn,
-    shared_player,
+    shared_runner,
     spread_over_tokens,
 )
 from gem.rollout.metrics import FAILURES, OF_EACH_ENV
@@ -332,7 +332,7 @@ class GemAgentLoop(AgentLoopBase):
         super().__init__(**{name: options.pop(name) for name in known & set(options)})
         self.options = LoopOptions.read(options)
         limits = self.options.limits(self.rollout_config)
-        self.player = shared_player(_renderer(self.tokenizer, self.data_config), limits, self.options.make_env)
+        self.runner = shared_runner(_renderer(self.tokenizer, self.data_config), limits, self.options.make_env)
 
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> list[AgentLoopOutput]:
         """Play the task of a row.
@@ -346,8 +346,8 @@ class GemAgentLoop(AgentLoopBase):
         """
         if "task" not in row:
             raise ValueError("the row has no task: set data.custom_cls.path=pkg://gem_verl, .name=GemTaskDataset")
-        engine = _Server(self.server_manager, sampling_params, self.tokenizer, self.player.renderer)
-        episode = await self.player.play(Task.from_json(row["task"]), engine)
+        engine = _Server(self.server_manager, sampling_params, self.tokenizer, self.runner.renderer)
+        episode = await self.runner.run(Task.from_json(row["task"]), engine)
         if self.options.episodes is not None:
             append_episode(self.options.episodes, episode, row.get("global_steps"))
         if episode.turns and (episode.valid or self.options.on_error == "keep"):

@@ -25,6 +25,10 @@ _name_of_type = type.__dict__["__name__"].__get__
 """``type.__name__`` itself, which a metaclass cannot override."""
 
 
+class EnvironmentFailed(RuntimeError):
+    """An environment raised, hung, ended its process, or returned what the contract does not allow."""
+
+
 def type_name(value: object) -> str:
     """Return the name of a value's type: never raises, is of limited length, and can be encoded.
 

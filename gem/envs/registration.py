@@ -94,6 +94,14 @@ def find_spec(env_id: str) -> EnvSpec:
     return ENV_REGISTRY[env_id]
 
 
+def register_if_unknown(spec: EnvSpec) -> None:
+    """Register an environment in a process that may not know it, since another process registered it."""
+    try:
+        find_spec(spec.id)
+    except ValueError:
+        ENV_REGISTRY[spec.id] = spec
+
+
 def make(env_id: str, *, seed: int | None = None, tools: str | Sequence[str] | None = None, **kwargs: Any) -> Env:
     """Build an environment.
 
@@ -202,8 +210,7 @@ class Build:
 
     def __call__(self) -> Env:
         """Build it; errors as in :func:`make`."""
-        if self.spec.id not in ENV_REGISTRY:
-            ENV_REGISTRY[self.spec.id] = self.spec
+        register_if_unknown(self.spec)
         env = make(self.spec.id, **self.arguments)
         for wrap in self.wrappers:
             env = wrap(env)

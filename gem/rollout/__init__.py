@@ -1,4 +1,4 @@
-"""Episodes in tokens: one driver for any environment against any engine.
+"""Rollouts: episodes in tokens, of any environment with any engine.
 
 An *engine* is what a trainer gives us: prompt ids in, sampled ids out. A *renderer* turns observations
 into ids with the tokenizer's own chat template. The driver plays *tasks* with both and returns
@@ -9,7 +9,9 @@ episode     what was played: :class:`Turn`, :class:`Episode`, its two views, JSO
 tokens      ids that an episode stores once: read-only views, to be used like lists
 rendering   observations to ids: :class:`ChatRenderer`, and what a template would do differently
 engine      where tokens come from: :class:`Engine`
-driver      :func:`run_episode`, :func:`run_episodes` and :class:`Player`, limits and errors
+limits      :class:`Limits`: what ends an episode from outside
+runner      :func:`run_episode`, :func:`run_episodes` and :class:`EpisodeRunner`
+execution   where an environment runs: inline, awaited, in a thread or in a process
 checks      :func:`check_tasks`, :func:`drop_overlong`: before training
 batching    :class:`GatheringEngine`, :class:`BatchedRollout`: generating a batch at a time
 stepped     :class:`SteppedEpisode`: an episode whose turns somebody else asks for
@@ -23,7 +25,6 @@ diff, atif  where episodes part; episodes in an interchange format
 
 from gem.rollout.batching import BatchedRollout, GatheringEngine, Request
 from gem.rollout.checks import ContextTooSmall, check_tasks, drop_overlong
-from gem.rollout.driver import Limits, Player, run_episode, run_episodes, run_turns, shared_player
 from gem.rollout.engine import Engine, Response
 from gem.rollout.episode import (
     INVALID,
@@ -36,11 +37,13 @@ from gem.rollout.episode import (
     read_jsonl,
     write_jsonl,
 )
+from gem.rollout.limits import Limits
 from gem.rollout.metrics import mean_metrics
 from gem.rollout.recorder import Run, append_episode, begin_run, current_run, read_episodes
 from gem.rollout.rendering import ChatRenderer, RenderDifference, render_differences
 from gem.rollout.replay import replay
 from gem.rollout.returns import check_gamma, discounted_returns, gae, group_advantages, rebn, spread_over_tokens
+from gem.rollout.runner import EpisodeRunner, run_episode, run_episodes, run_turns, shared_runner
 from gem.rollout.stepped import SteppedEpisode
 
 __all__ = [
@@ -50,10 +53,10 @@ __all__ = [
     "ContextTooSmall",
     "Engine",
     "Episode",
+    "EpisodeRunner",
     "GatheringEngine",
     "Limits",
     "OnError",
-    "Player",
     "RenderDifference",
     "Request",
     "Response",
@@ -81,7 +84,7 @@ __all__ = [
     "run_episode",
     "run_episodes",
     "run_turns",
-    "shared_player",
+    "shared_runner",
     "spread_over_tokens",
     "write_jsonl",
 ]

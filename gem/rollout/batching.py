@@ -30,10 +30,11 @@ import anyio.to_thread
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 
 from gem.core import Env
-from gem.rollout.driver import Limits, run_episodes
 from gem.rollout.engine import Engine, Response
 from gem.rollout.episode import Episode
+from gem.rollout.limits import Limits
 from gem.rollout.rendering import ChatRenderer
+from gem.rollout.runner import run_episodes
 from gem.tasks import Task
 
 

@@ -15,9 +15,10 @@ from typing import TypeVar
 from anyio.from_thread import start_blocking_portal
 
 from gem.core import Env
-from gem.rollout.driver import Limits, Player, overlong, run_episodes
 from gem.rollout.engine import Engine, Response
+from gem.rollout.limits import Limits
 from gem.rollout.rendering import ChatRenderer
+from gem.rollout.runner import EpisodeRunner, overlong_message, run_episodes
 from gem.tasks import Task, check_sandboxed
 
 logger = logging.getLogger("gem.rollout")
@@ -38,7 +39,7 @@ class ContextTooSmall(ValueError):
         self.task, self.prompt_length, self.limits = task, prompt_length, limits
 
     def __str__(self) -> str:
-        return overlong(self.task, self.prompt_length, self.limits)
+        return overlong_message(self.task, self.prompt_length, self.limits)
 
 
 def check_tasks(
@@ -75,7 +76,7 @@ def check_tasks(
     to_begin = [task for setup in some.values() for task in _spread(setup, max(1, begin // len(setups)))]
     to_build = [setup[0] for name, setup in setups.items() if name not in some]
     with start_blocking_portal() as portal:  # an event loop of its own: the caller may be in another one
-        portal.call(_build, to_build, Player(renderer, limits, make_env))
+        portal.call(_build, to_build, EpisodeRunner(renderer, limits, make_env))
         lengths = portal.call(_prompt_lengths, to_begin, renderer, limits, make_env)
     measured = [(task, length) for task, length in zip(to_begin, lengths, strict=True) if length is not None]
     too_long = [(task, length) for task, length in measured if limits.room(length) < 1]
@@ -126,12 +127,12 @@ def _spread(items: Sequence[T], count: int) -> Sequence[T]:
     return items[:: max(1, -(-len(items) // count))]
 
 
-async def _build(tasks: Sequence[Task], player: Player) -> None:
+async def _build(tasks: Sequence[Task], runner: EpisodeRunner) -> None:
     try:
         for task in tasks:
-            await player.build(task)
+            await runner.check_setup(task)
     finally:
-        await player.aclose()
+        await runner.aclose()
 
 
 async def _prompt_lengths(

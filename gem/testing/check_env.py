@@ -31,7 +31,7 @@ from functools import cached_property, partial
 from typing import Any, NoReturn
 
 from gem.core import Env, ResetNeeded
-from gem.envs.registration import EnvSpec, find_spec, make, register
+from gem.envs.registration import EnvSpec, find_spec, make, register_if_unknown
 from gem.faults import error_message, error_text, is_from_user
 from gem.testing.constant_answers import GUESSES, HEDGES, PARTIAL, answer_of, as_action, bound, combined, repeated
 from gem.testing.hostile_text import JUNK, ODD, mutations
@@ -211,10 +211,7 @@ def _run(check: Callable[[Subject], str | None], subject: Subject) -> CheckResul
 
 def _make_registered(spec: EnvSpec) -> Env:
     """Build the environment of an id, also in a process where nobody has registered it."""
-    try:
-        find_spec(spec.id)
-    except ValueError:
-        register(spec.id, spec.entry_point, **spec.kwargs)
+    register_if_unknown(spec)
     return make(spec.id)
 
 

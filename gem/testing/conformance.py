@@ -43,10 +43,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gem.rollout.driver import Limits, run_episodes
 from gem.rollout.episode import Episode
+from gem.rollout.limits import Limits
 from gem.rollout.rendering import ChatRenderer
 from gem.rollout.returns import discounted_returns, group_advantages, rebn
+from gem.rollout.runner import run_episodes
 from gem.testing.scenarios import Scenario, Script, scenarios
 
 TOLERANCE = 1e-6

@@ -310,10 +310,12 @@ class AsyncioVectorEnv(LocalVectorEnv):
             for slot in self._slots:
                 slot.close()
 
-    def _start(self, method: str, arguments: dict[int, Any]) -> None:
+    def start_calls(self, method: str, arguments: dict[int, Any]) -> None:
+        """Start calls; see :meth:`VectorEnv.start_calls`."""
         self._stage.loop.call_soon_threadsafe(self._stage.start, method, arguments)
 
-    def _wait(self, seconds: float | None) -> list[tuple[int, Row]]:
+    def finished_calls(self, seconds: float | None) -> list[tuple[int, Row]]:
+        """Return the rows of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
         stage = self._stage
         if not stage.rows:
             stage.wait(seconds)

@@ -239,7 +239,8 @@ class ProcessVectorEnv(VectorEnv):
         worker.begin(self._number, self._control)
         self._selector.register(worker.socket, selectors.EVENT_READ, worker)
 
-    def _start(self, method: str, arguments: dict[int, Any]) -> None:
+    def start_calls(self, method: str, arguments: dict[int, Any]) -> None:
+        """Start calls; see :meth:`VectorEnv.start_calls`."""
         batches: dict[int, list[Job]] = {}
         if method == "assign":
             method, arguments = "assign_pickled", {index: _pickle(build) for index, build in arguments.items()}
@@ -261,7 +262,8 @@ class ProcessVectorEnv(VectorEnv):
             if self._selector.get_key(worker.socket).events != waiting:
                 self._selector.modify(worker.socket, waiting, worker)
 
-    def _wait(self, seconds: float | None) -> list[tuple[int, Row]]:
+    def finished_calls(self, seconds: float | None) -> list[tuple[int, Row]]:
+        """Return the rows of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
         end = None if seconds is None else time.monotonic() + seconds
         while True:
             left = None if end is None else max(0.0, end - time.monotonic())

@@ -92,14 +92,16 @@ class RayVectorEnv(VectorEnv):
             self._ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
             self._stop()
 
-    def _start(self, method: str, arguments: dict[int, Any]) -> None:
+    def start_calls(self, method: str, arguments: dict[int, Any]) -> None:
+        """Start calls; see :meth:`VectorEnv.start_calls`."""
         for index, argument in arguments.items():
             if method == "reset" and argument is not None:
                 self._seeds_given[index] = argument
             call = self._actors[index].do.remote(method, argument)
             self._under[call] = index, method, time.monotonic()
 
-    def _wait(self, seconds: float | None) -> list[tuple[int, Row]]:
+    def finished_calls(self, seconds: float | None) -> list[tuple[int, Row]]:
+        """Return the rows of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
         end = None if seconds is None else time.monotonic() + seconds
         rows: list[tuple[int, Row]] = []
         while not rows:

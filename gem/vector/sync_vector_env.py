@@ -55,13 +55,15 @@ class SyncVectorEnv(LocalVectorEnv):
             list(infos),
         )
 
-    def _start(self, method: str, arguments: dict[int, Any]) -> None:
+    def start_calls(self, method: str, arguments: dict[int, Any]) -> None:
+        """Start calls; see :meth:`VectorEnv.start_calls`."""
         slots = self._slots
         if method == "step":
             self._rows += [(index, slots[index].step(action)) for index, action in arguments.items()]
         else:
             self._rows += [(index, getattr(slots[index], method)(value)) for index, value in arguments.items()]
 
-    def _wait(self, seconds: float | None) -> list[tuple[int, Row]]:
+    def finished_calls(self, seconds: float | None) -> list[tuple[int, Row]]:
+        """Return the rows of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
         rows, self._rows = self._rows, []
         return rows

@@ -123,8 +123,8 @@ class ThreadVectorEnv(LocalVectorEnv):
             if id(slot) not in hanging:
                 slot.close()
 
-    def drop_afterwards(self, index: int) -> None:
-        """Have the environment closed as soon as what is under way for it has ended, by the thread that does that."""
+    def close_after_call(self, index: int) -> None:
+        """Have the thread close the environment as soon as the call that is running has returned."""
         self._jobs[index].drop = True
 
     def _add_thread(self) -> None:
@@ -132,12 +132,14 @@ class ThreadVectorEnv(LocalVectorEnv):
         self._threads.append(thread)
         thread.start()
 
-    def _start(self, method: str, arguments: dict[int, Any]) -> None:
+    def start_calls(self, method: str, arguments: dict[int, Any]) -> None:
+        """Start calls; see :meth:`VectorEnv.start_calls`."""
         for index, argument in arguments.items():
             job = self._jobs[index] = _Job(index, self._slots[index], method, (argument,))
             self._todo.put(job)
 
-    def _wait(self, seconds: float | None) -> list[tuple[int, Row]]:
+    def finished_calls(self, seconds: float | None) -> list[tuple[int, Row]]:
+        """Return the rows of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
         end = None if seconds is None else time.monotonic() + seconds
         rows: list[tuple[int, Row]] = []
         while not rows:

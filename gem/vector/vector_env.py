@@ -159,7 +159,7 @@ class VectorEnv(abc.ABC):
         deadline = None if timeout is None else time.monotonic() + timeout
         while len(self._arrived) < wanted:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            self._arrived.update(self._wait(left))
+            self._arrived.update(self.finished_calls(left))
             if left == 0.0:
                 break
         return self._delivered(self._arrived)
@@ -208,25 +208,39 @@ class VectorEnv(abc.ABC):
         self.close()
 
     @abc.abstractmethod
-    def _start(self, method: str, arguments: dict[int, Any]) -> None:
-        """Start calling a method of slots with an argument each."""
+    def start_calls(self, method: str, arguments: dict[int, Any]) -> None:
+        """Start calling a method of environments' slots, each with an argument; for what builds on a back end.
+
+        Args:
+            method: ``"reset"``, ``"step"``, ``"call"`` or ``"assign"``, as in :class:`gem.vector.slot.Slot`.
+            arguments: by index; none of these slots is being called.
+        """
 
     @abc.abstractmethod
-    def _wait(self, seconds: float | None) -> list[tuple[int, Row]]:
-        """Return what is ready, waiting at most so long for the first of it."""
+    def finished_calls(self, seconds: float | None) -> list[tuple[int, Row]]:
+        """Return the indices and rows of calls that have returned, waiting at most so long for the first of them.
+
+        Calls that are past their deadline are given up here.
+        """
+
+    def close_after_call(self, index: int) -> None:  # noqa: B027 (most back ends need not do anything)
+        """Note that an environment is to be closed when the call that is running has returned.
+
+        The caller closes it then. A back end whose calls may outlive the caller does it itself.
+        """
 
     def _submit(self, method: str, arguments: dict[int, Any]) -> None:
         if not self._under_way.isdisjoint(arguments):
             busy = min(self._under_way.intersection(arguments))
             raise ValueError(f"environment {busy} is under way: receive its step first")
-        self._start(method, arguments)
+        self.start_calls(method, arguments)
         self._under_way.update(arguments)
 
     def _run(self, method: str, arguments: dict[int, Any]) -> Ready:
         self._submit(method, arguments)
         missing = set(arguments)
         while missing:
-            rows = self._wait(None)
+            rows = self.finished_calls(None)
             self._arrived.update(rows)
             missing.difference_update([index for index, _ in rows])
         return self._delivered(arguments)

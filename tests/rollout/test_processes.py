@@ -13,7 +13,7 @@ from processes import descendants
 
 import gem
 from gem.envs import registration
-from gem.rollout import ChatRenderer, Limits, Player, run_episodes
+from gem.rollout import ChatRenderer, EpisodeRunner, Limits, run_episodes
 from gem.tasks import Task, make_tasks
 from gem.testing import ScriptedEngine
 from gem.wrappers import TimeLimit
@@ -102,16 +102,16 @@ def limited(turns, task):
 
 
 @pytest.mark.parametrize("cpu_bound", [True, False])
-def test_a_player_can_play_in_one_event_loop_after_another(tokenizer, computes, monkeypatch, cpu_bound):
+def test_a_runner_can_play_in_one_event_loop_after_another(tokenizer, computes, monkeypatch, cpu_bound):
     monkeypatch.setattr(Told, "cpu_bound", cpu_bound)
     before, threads = descendants(), threading.active_count()
-    player = Player(ChatRenderer(tokenizer), Limits(max_threads=3))
+    runner = EpisodeRunner(ChatRenderer(tokenizer), Limits(max_threads=3))
     for _ in range(3):
-        episode = asyncio.run(player.play(Task(computes, 0), Says(tokenizer, ["go"])))
+        episode = asyncio.run(runner.run(Task(computes, 0), Says(tokenizer, ["go"])))
         assert (episode.error, len(episode.turns)) == (None, 5)
     assert (len(descendants()) > len(before)) == cpu_bound
     assert (threading.active_count() - threads == 3) == (not cpu_bound)  # those of the first two have ended
-    del player
+    del runner
     gc.collect()
     deadline = time.monotonic() + 5
     while (descendants() != before or threading.active_count() > threads) and time.monotonic() < deadline:

@@ -10,18 +10,19 @@ from processes import descendants
 from vector_envs import Told, Unbuildable
 
 import gem
-from gem.vector.places import EnvFailed, Places
+from gem.faults import EnvironmentFailed
+from gem.vector.env_pool import EnvPool
 
 
 @pytest.fixture(params=["thread", "process"])
 def run(request):
-    """Run a coroutine function in places."""
+    """Run a coroutine function with a pool."""
     others, threads = descendants(), threading.enumerate()  # those of other tests
 
     def runs(body, size=2, **kwargs):
         async def main():
-            async with Places(request.param, size, **kwargs) as places:
-                return await asyncio.wait_for(body(places), 30)
+            async with EnvPool(request.param, size, **kwargs) as pool:
+                return await asyncio.wait_for(body(pool), 30)
 
         return asyncio.run(main())
 
@@ -35,8 +36,8 @@ def run(request):
     assert descendants() == others
 
 
-async def episode(places, seed, actions=("x",) * 5):
-    async with await places.open(Told) as env:
+async def episode(pool, seed, actions=("x",) * 5):
+    async with await pool.open(Told) as env:
         said = [await env.reset(seed=seed)]
         return [*said, *[await env.step(action) for action in actions]]
 
@@ -47,8 +48,8 @@ def expected(seed):
 
 
 def test_any_number_of_episodes_takes_turns_in_the_places(run):
-    async def body(places):
-        return await asyncio.gather(*(episode(places, seed) for seed in range(9)))
+    async def body(pool):
+        return await asyncio.gather(*(episode(pool, seed) for seed in range(9)))
 
     assert run(body, size=2) == [expected(seed) for seed in range(9)]
 
@@ -60,50 +61,50 @@ def test_a_failure_is_its_own_environments(run, action, error):
     if action == "exit" and run.backend == "thread":
         pytest.skip("would end this process")
 
-    async def body(places):
-        fails = episode(places, 7, ("x", action))
-        return await asyncio.gather(episode(places, 0), fails, episode(places, 1), return_exceptions=True)
+    async def body(pool):
+        fails = episode(pool, 7, ("x", action))
+        return await asyncio.gather(episode(pool, 0), fails, episode(pool, 1), return_exceptions=True)
 
     first, failed, second = run(body, timeout=0.3)
     assert [first, second] == [expected(0), expected(1)]
-    assert isinstance(failed, EnvFailed)
+    assert isinstance(failed, EnvironmentFailed)
     assert str(failed).startswith(error)
 
 
-def test_what_building_raises_is_raised_and_the_place_is_free_again(run):
-    async def body(places):
+def test_what_building_raises_is_raised_and_the_slot_is_free_again(run):
+    async def body(pool):
         for _ in range(3):
             with pytest.raises(ValueError, match="no data"):
-                await places.open(Unbuildable)
-        return await episode(places, 3)
+                await pool.open(Unbuildable)
+        return await episode(pool, 3)
 
     assert run(body, size=1) == expected(3)
 
 
 def test_a_step_without_reset_raises(run):
-    async def body(places):
-        async with await places.open(Told) as env:
+    async def body(pool):
+        async with await pool.open(Told) as env:
             with pytest.raises(gem.ResetNeeded):
                 await env.step("x")
 
     run(body)
 
 
-def test_a_cancelled_episode_frees_its_place_when_its_step_ends(run):
-    async def body(places):
-        task = asyncio.ensure_future(episode(places, 0, ("sleep",)))
+def test_a_cancelled_episode_frees_its_slot_when_its_step_ends(run):
+    async def body(pool):
+        task = asyncio.ensure_future(episode(pool, 0, ("sleep",)))
         await asyncio.sleep(0.15)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        return await episode(places, 3)
+        return await episode(pool, 3)
 
     assert run(body, size=1) == expected(3)
 
 
 def test_a_closed_environment_takes_no_call(run):
-    async def body(places):
-        env = await places.open(Told)
+    async def body(pool):
+        env = await pool.open(Told)
         await env.close()
         with pytest.raises(RuntimeError, match="is closed"):
             await env.step("x")
@@ -116,11 +117,11 @@ def test_a_process_that_dies_brings_back_the_environments_that_came_later(run):
     if run.backend == "thread":
         pytest.skip("would end this process")
 
-    async def body(places):
-        async with await places.open(partial(Told, 9)) as env, await places.open(Told) as other:
+    async def body(pool):
+        async with await pool.open(partial(Told, 9)) as env, await pool.open(Told) as other:
             said = [await env.reset(seed=4), await env.step("x")]
             await other.reset(seed=1)
-            with pytest.raises(EnvFailed, match="ended with code 7"):
+            with pytest.raises(EnvironmentFailed, match="ended with code 7"):
                 await other.step("exit")
             return [*said, *[await env.step("x") for _ in range(4)]]
 
@@ -132,27 +133,27 @@ def test_what_cannot_be_sent_to_a_process_is_refused(run):
     if run.backend == "thread":
         pytest.skip("threads take anything")
 
-    async def body(places):
+    async def body(pool):
         with pytest.raises(TypeError, match="not by a lambda"):
-            await places.open(lambda: Told())
-        return await episode(places, 2)
+            await pool.open(lambda: Told())
+        return await episode(pool, 2)
 
     assert run(body, size=1) == expected(2)
 
 
-def test_closing_waits_for_nobody_and_is_quiet_where_steps_are_under_way(run):
-    """As after Ctrl-C, or an engine that failed: episodes are cancelled, their environments left, all is closed."""
+def test_closing_waits_for_nobody_and_is_quiet_where_steps_are_running(run):
+    """As after Ctrl-C, or an engine that failed: episodes are cancelled, their environments given up, all is closed."""
     noise = []
 
-    async def body(places):
+    async def body(pool):
         asyncio.get_running_loop().set_exception_handler(lambda _, context: noise.append(context))
-        env = await places.open(Told)
+        env = await pool.open(Told)
         await env.reset(seed=0)
         stepping = asyncio.ensure_future(env.step("sleep"))
         await asyncio.sleep(0.05)
         stepping.cancel()
-        env.leave()
-        await places.aclose()
+        env.close_when_idle()
+        await pool.aclose()
         await asyncio.sleep(0.4)  # the step ends
         await env.close()
 
@@ -161,9 +162,9 @@ def test_closing_waits_for_nobody_and_is_quiet_where_steps_are_under_way(run):
 
 
 def test_closed_places_take_no_call_and_can_be_left(run):
-    async def body(places):
-        env = await places.open(Told)
-        await places.aclose()
+    async def body(pool):
+        env = await pool.open(Told)
+        await pool.aclose()
         with pytest.raises(RuntimeError, match="is closed"):
             await env.reset()
         await env.close()
@@ -173,7 +174,7 @@ def test_closed_places_take_no_call_and_can_be_left(run):
 
 def test_other_back_ends_are_refused():
     async def main():
-        Places("sync", 2)
+        EnvPool("sync", 2)
 
-    with pytest.raises(ValueError, match="in threads or processes, not 'sync'"):
+    with pytest.raises(ValueError, match="of threads or processes, not 'sync'"):
         asyncio.run(main())

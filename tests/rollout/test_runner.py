@@ -19,13 +19,13 @@ from gem.envs.registration import ENV_REGISTRY, register
 from gem.rollout import (
     ChatRenderer,
     Engine,
+    EpisodeRunner,
     Limits,
-    Player,
     Response,
     run_episode,
     run_episodes,
     run_turns,
-    shared_player,
+    shared_runner,
 )
 from gem.tasks import Task, make_tasks
 from gem.testing import ScriptedEngine
@@ -549,8 +549,8 @@ def test_coroutines_that_are_none_end_their_own_episode_only(tokenizer, renderer
 FORKING = """
 import asyncio, os, sys
 sys.path[:0] = {path!r}
-import test_driver
-from test_driver import *
+import test_runner
+from test_runner import *
 
 def fork(env=None, action=None):
     pid = os.fork()
@@ -999,7 +999,7 @@ def test_a_limit_that_is_not_positive_is_refused(name):
         Limits(**{name: 0})
 
 
-def test_episodes_played_one_at_a_time_share_the_threads_of_their_player(tokenizer, renderer):
+def test_episodes_played_one_at_a_time_share_the_threads_of_their_runner(tokenizer, renderer):
     running, most, lock = 0, 0, threading.Lock()
 
     def work(env, action):
@@ -1019,8 +1019,8 @@ def test_episodes_played_one_at_a_time_share_the_threads_of_their_player(tokeniz
     engine = ScriptedEngine([say(tokenizer, "x")])
 
     async def run():
-        players = [shared_player(renderer, limits, make_env) for _ in range(12)]
-        return await asyncio.gather(*(player.play(TASK, engine) for player in players))
+        runners = [shared_runner(renderer, limits, make_env) for _ in range(12)]
+        return await asyncio.gather(*(runner.run(TASK, engine) for runner in runners))
 
     assert len(asyncio.run(run())) == 12
     assert most == 2
@@ -1028,8 +1028,8 @@ def test_episodes_played_one_at_a_time_share_the_threads_of_their_player(tokeniz
 
 def play_turns(tokenizer, renderer, tasks, wanted, width, make_env, **options):
     engine = ScriptedEngine([say(tokenizer, "x")])
-    player = Player(renderer, Limits(), make_env)
-    return asyncio.run(run_turns(iter(tasks), wanted, engine, player, width, **options))
+    runner = EpisodeRunner(renderer, Limits(), make_env)
+    return asyncio.run(run_turns(iter(tasks), wanted, engine, runner, width, **options))
 
 
 class OfLength(Plain):
