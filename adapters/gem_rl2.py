@@ -80,7 +80,7 @@ class Options(NamedTuple):
     Attributes:
         max_context: tokens of an episode. By default ``rollout.server_args.context_length`` or the longest sequence
             that RL2 trains on (``actor.max_length_per_device``), whichever is less.
-        max_turns: turns an episode. For rl-square 0.0.2 it is ``rollout.max_turns``, and this must not be given.
+        max_turns: turns per episode. For rl-square 0.0.2 it is ``rollout.max_turns``, and this must not be given.
         step_timeout: seconds that a step of a blocking environment may take.
         system: a system message.
         tool_role: whether a tool's observation is a message of the tool role; see :class:`gem.rollout.ChatRenderer`.
@@ -780,7 +780,7 @@ def rebn_advantages(tensor_dict: dict[str, Any], cu_seqs: Any, gamma: float = 1.
         tensor_dict: ``action_mask``, ``eos_mask`` and ``rewards``, (N, T) each: N sequences, of which a trajectory has
             one or more. A turn is a run of sampled tokens.
         cu_seqs: (B + 1,): the sequences of trajectory i are those from ``cu_seqs[i]`` to ``cu_seqs[i + 1]``.
-        gamma: discount a turn.
+        gamma: discount per turn.
 
     Returns:
         (N, T), float32: each sampled token has the advantage of its turn; 0 in sequences that were left out.

@@ -20,9 +20,9 @@ How GEM maps to verl:
 * A row of the data set is a task; ``rollout.n`` sessions of a row begin from one seed.
 * The ids of an episode reach the actor as they were sampled. They are the driver's, not those of verl's
   continuous-token builder, which agree with them on turns that end with the end token.
-* ``mode: concat`` gives one sample an episode; **every turn's reward is on its last sampled token** (``rm_scores``).
+* ``mode: concat`` gives one sample per episode; **every turn's reward is on its last sampled token** (``rm_scores``).
   GRPO sums them; GAE and ``gem_rebn`` use them where they are.
-* ``mode: turn`` gives one sample a turn, whose last token has the **discounted return from this turn on** (gamma is
+* ``mode: turn`` gives one sample per turn, whose last token has the **discounted return from this turn on** (gamma is
   ``algorithm.gamma``); with ``adv_estimator=grpo``, which compares whole sessions, and in validation it has the
   episode's return.
 * ``algorithm.adv_estimator=gem_rebn`` (with ``critic.enable=False``) is ReBN: one advantage per turn.
@@ -302,7 +302,7 @@ def _cached_renderer(
 
 
 class DenseOutput(AgentLoopOutput):
-    """verl's output with a reward a token: ``as_dict`` is the only place where ``rm_scores`` is made."""
+    """verl's output with one reward per token: ``as_dict`` is the only place where ``rm_scores`` is made."""
 
     token_rewards: list[float]
 
@@ -477,7 +477,7 @@ def compute_rebn_advantage(
     Args:
         token_level_rewards: (B, T).
         response_mask: (B, T), 1 where a token was sampled.
-        config: ``algorithm``; ``gamma`` discounts a turn.
+        config: ``algorithm``; ``gamma`` is the discount per turn.
 
     Returns:
         Advantages and returns, each (B, T): every sampled token has those of its turn.

@@ -162,8 +162,8 @@ def reasoning_gym(specs: list[EnvSpec], episodes: int, good: int) -> str:
         """
         ## reasoning_gym
 
-        One question an episode, made from the seed when it is asked; the answer is the last `\\boxed{...}`, graded from
-        0 to 1 by the data set's own scorer. A random action is the right answer to another question. *Partial* is above
+        One question per episode, made from the seed when it is asked; the answer is the last `\\boxed{...}`, graded
+        from 0 to 1 by the data set's own scorer. A random action is the right answer to another question. *Partial* is above
         which score partial credit counts; where there is none, only a right answer earns anything (`raw_scores=True`
         asks for the scorer's own numbers, which junk earns, too).
         Arguments of the data set are arguments of `gem.make`, such as `gem.make("rg:chain_sum", max_terms=3)`.

@@ -13,7 +13,7 @@ launchpad and a GPU; where there is none of these, ``ci/cpu/oat`` replaces them:
 transformers generates (or ``--engine vllm``: vLLM's build for CPUs), and torch's Adam takes the place of DeepSpeed's.
 On a machine with Oat's own installation and GPUs the same file uses no CPU shim; that has not been tried.
 
-In ``--out``: ``metrics.jsonl`` (a line a step), ``episodes.jsonl`` (the episodes of the first and the last step),
+In ``--out``: ``metrics.jsonl`` (one line per step), ``episodes.jsonl`` (the episodes of the first and the last step),
 ``curve.png``; and of Oat: ``oat.jsonl`` (its own metrics), ``oat.log`` (what it prints) and ``episodes/`` (all).
 """
 
@@ -178,7 +178,7 @@ def record_new_steps(log: TrainingLog, out: Path) -> None:
 
 
 def oat_metrics(out: Path) -> list[dict]:
-    """What Oat has logged: a row a step, and a row an evaluation."""
+    """What Oat has logged: one row per step, and one row per evaluation."""
     return read_rows(out / "oat.jsonl")
 
 

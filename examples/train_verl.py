@@ -16,7 +16,7 @@ validation. Without a GPU there are shims, in ``ci/cpu/verl``: transformers gene
 plug-in lets verl's workers run on the CPU, and the critic (of ppo) is loaded without flash attention. On GPUs the same
 file uses vLLM and no shim.
 
-In ``--out``: ``metrics.jsonl`` (a line a step), ``episodes.jsonl`` (the episodes of the first and the last step),
+In ``--out``: ``metrics.jsonl`` (one line per step), ``episodes.jsonl`` (the episodes of the first and the last step),
 ``curve.png``; and of verl: ``verl.jsonl`` (its own metrics), ``verl.log`` (what it prints) and ``episodes/`` (all).
 """
 

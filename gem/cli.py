@@ -89,7 +89,7 @@ def play(
 def check(
     env_ids: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="The environments.")] = None,
     all_envs: Annotated[bool, typer.Option("--all", help="Check every environment that needs no hub.")] = False,
-    jobs: Annotated[int | None, typer.Option(min=1, help="Processes that check; with --all, one a core.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes that check; with --all, one per core.")] = None,
 ) -> None:
     """Check that environments keep the contract: determinism, state, any text, rewards and more."""
     if bool(env_ids) == all_envs:
@@ -115,7 +115,7 @@ def bench(
     backends: Annotated[str, typer.Option(help="sync, thread, asyncio, process, ray; by default what fits.")] = "",
     seconds: Annotated[float, typer.Option(min=0.03, help="A measurement.")] = 1.0,
 ) -> None:
-    """Measure steps a second by back end and number of environments, with random legal actions."""
+    """Measure steps per second by back end and number of environments, with random legal actions."""
     from gem.vector.backends import BACKENDS
     from gem.vector.bench import throughput
 
@@ -129,7 +129,7 @@ def bench(
         numbers = [0]
     if min(numbers) < 1:
         _stop(f"--sizes takes whole numbers from 1, separated by commas, not {sizes!r}")
-    table = Table("steps a second", *map(str, numbers), box=box.SIMPLE_HEAD)
+    table = Table("steps per second", *map(str, numbers), box=box.SIMPLE_HEAD)
     measurements = list(itertools.product(names, numbers))
     bar = Console(stderr=True)
     try:

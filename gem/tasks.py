@@ -98,7 +98,7 @@ class Task:
 def make_tasks(
     env_id: str, seeds: Iterable[int], env_kwargs: dict[str, Any] | None = None, split: str = "train"
 ) -> list[Task]:
-    """Return a task a seed.
+    """Return one task per seed.
 
     >>> [task.seed for task in make_tasks("game:Mastermind-v0-easy", range(3))]
     [0, 1, 2]
@@ -116,7 +116,7 @@ def load_tasks(source: str | Path | Sequence[str | Path], split: str = "train") 
 
     Lists are JSON, as in ``tools=["python","search"]``; quote that on a command line.
 
-    A file is ``.jsonl`` (:meth:`Task.to_json`, a line a task) or ``.parquet`` (columns ``env_id`` and ``seed``, and
+    A file is ``.jsonl`` (:meth:`Task.to_json`, one line per task) or ``.parquet`` (columns ``env_id`` and ``seed``, and
     if need be ``env_kwargs``, as JSON text, and ``split``).
 
     Several sources, in a list or joined by ``;``, are mixed evenly and always in the same way: any stretch of the

@@ -21,17 +21,17 @@ class TrainingArgs:
     steps: int = 80
     """optimizer steps; each plays one batch of episodes and learns from it"""
     batch_size: int = 64
-    """episodes a step"""
+    """episodes per step"""
     group_size: int = 8
     """episodes that begin from the same seed; the batch size is a multiple of it"""
     lr: float | None = None
     """learning rate; by default 1e-3 for the embedded model, 1e-6 for any other"""
     max_turns: int | None = None
-    """turns an episode; by default as many as the environment allows"""
+    """turns per episode; by default as many as the environment allows"""
     max_new_tokens: int | None = None
-    """tokens a turn; by default 16 for the embedded model, 64 for any other"""
+    """tokens per turn; by default 16 for the embedded model, 64 for any other"""
     gamma: float = 1.0
-    """discount a turn"""
+    """discount per turn"""
     seed: int = 0
     """of the tasks that are played, of sampling, and of the trainer"""
     out: str = "out"

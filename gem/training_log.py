@@ -1,6 +1,6 @@
 """TrainingLog: what an agent did while it was trained, in three files that look the same for every trainer.
 
-* ``metrics.jsonl``: a line a step (:class:`StepMetrics`).
+* ``metrics.jsonl``: one line per step (:class:`StepMetrics`).
 * ``episodes.jsonl``: all episodes of the first and the last step.
 * ``curve.png``: success and return against steps.
 """
@@ -130,7 +130,8 @@ class TrainingLog:
         return (
             f"success rate: {before:.3f} in the first {window} steps, {after:.3f} in the last {window} "
             f"({after - before:+.3f})\n{failed}"
-            f"{len(self.metrics)} steps in {seconds:.0f} s, {tokens / max(seconds, 1e-9):.0f} sampled tokens a second; "
+            f"{len(self.metrics)} steps in {seconds:.0f} s, "
+            f"{tokens / max(seconds, 1e-9):.0f} sampled tokens per second; "
             f"results in {self.folder}"
         )
 

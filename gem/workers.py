@@ -280,7 +280,7 @@ class WorkerPool:
     """Workers that share the calls of any number of threads; each is started when it is first needed.
 
     Args:
-        size: how many calls may run at once; None: one a core, from 2 to 8.
+        size: how many calls may run at once; None: one per core, from 2 to 8.
         prepare: as in :class:`Worker`.
         variables: as in :class:`Worker`.
         fork: as in :class:`Worker`.

@@ -199,4 +199,4 @@ def test_summary_tells_sampled_tokens_a_second(tmp_path, monkeypatch):
     with TrainingLog(tmp_path, 2, "x") as log:
         log.record([episode(tokens=30)])
         log.record([episode(tokens=10)])
-    assert "2 steps in 4 s, 10 sampled tokens a second" in log.summary()
+    assert "2 steps in 4 s, 10 sampled tokens per second" in log.summary()

@@ -93,7 +93,7 @@ def size_of(game: str, env: Any) -> int:
 
 
 def time_steps(env_id: str, game: str, seconds: float, first_seed: int) -> float:
-    """Return the median of steps a second over episodes."""
+    """Return the median of steps per second over episodes."""
     import gem
 
     env = gem.make(env_id)

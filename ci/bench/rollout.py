@@ -208,7 +208,7 @@ def long_episodes(turns_in_all: int = 5000) -> Table:
         "append_only": lambda episodes: [episode.append_only for episode in episodes],
     }
     title = "Long episodes: us of CPU a turn, and memory"
-    table = Table("turns", "driver", *steps, "from_json", "bytes a token", title=title)
+    table = Table("turns", "driver", *steps, "from_json", "bytes per token", title=title)
     rows = []
     for turns in (10, 100, 1000):
         seconds = []

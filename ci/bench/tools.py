@@ -25,7 +25,7 @@ from pathlib import Path
 from sides import Side, install_theirs, resident, serve
 
 GOALS = {"latency": 4.0, "processor time": 4.0, "64 at once": 4.0}
-"""Ratios: how many times less, or more calls a second, than gem-llm."""
+"""Ratios: how many times less, or more calls per second, than gem-llm."""
 TIMEOUT = (1.0, 1.3)
 """Seconds that a hanging program with ``timeout=1`` may take."""
 SEARCH_SECONDS = 0.010
@@ -61,7 +61,7 @@ def one_at_a_time(count: int) -> dict[str, float]:
 
 
 def at_once(threads: int, count: int) -> float:
-    """Return calls a second."""
+    """Return calls per second."""
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda _: call(), range(threads)))
         begin = time.perf_counter()

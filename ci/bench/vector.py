@@ -182,7 +182,7 @@ def stepped(vec: Any, seconds: float) -> Iterator[Any]:
 
 
 def receive(backend: str, kind: Any, n: int, seconds: float, **kwargs: Any) -> float:
-    """Return steps a second without a barrier."""
+    """Return steps per second without a barrier."""
     from gem.vector.backends import load_backend
 
     with load_backend(backend)([""] * n, [kind] * n, **kwargs) as vec:
@@ -293,7 +293,7 @@ def straggler(n: int, seconds: float, slow: float) -> float:
 
 
 class Compute:
-    """Builds an environment that computes for about four milliseconds a step; other processes can import it."""
+    """Builds an environment that computes for about four milliseconds per step; other processes can import it."""
 
     def __call__(self) -> Any:
         import gem
@@ -380,7 +380,7 @@ class Report:
         self.console = Console(width=max(120, Console().width))
         self.rounds = rounds
         self.missed: list[str] = []
-        self.table = Table("what", "ours", "beside", "", "times", "goal", title="vector environments, steps a second")
+        self.table = Table("what", "ours", "beside", "", "times", "goal", title="vector environments, steps per second")
 
     def compare(
         self,

@@ -122,7 +122,7 @@ class Mirror:
 
 
 def run(vec: Any, steps: int, share: float, kinds: tuple[str, ...]) -> tuple[float, int, int]:
-    """Step; return steps a second, how many were not as they must be, and how many healthy ones were late."""
+    """Step; return steps per second, how many were not as they must be, and how many healthy ones were late."""
     rng = random.Random(0)
     observations, _ = vec.reset(seed=0)
     mirrors = [Mirror() for _ in range(vec.num_envs)]

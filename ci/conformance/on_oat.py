@@ -67,7 +67,7 @@ class OatHarness(Harness):
 
     name = "Oat"
     version = version("oat-llm")
-    differences = (Difference("a sample a turn, with its own prompt and reward", every_turn),)
+    differences = (Difference("one sample per turn, with its own prompt and reward", every_turn),)
     algorithms = ("reinforce", "rebn")
 
     def play(self, scenario: Scenario, script: Script) -> list[Record]:

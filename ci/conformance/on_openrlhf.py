@@ -44,7 +44,7 @@ from gem.testing.scenarios import Scenario, Script
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import train_openrlhf
 
-logging.disable(logging.INFO)  # OpenRLHF prints a sample a step
+logging.disable(logging.INFO)  # OpenRLHF prints one sample per step
 
 
 async def _all(calls: list[Coroutine[Any, Any, Any]]) -> list[Any]:
@@ -121,7 +121,7 @@ class OpenRLHFHarness(Harness):
             match="play without the wrapper that rewrites the history",
             only=frozenset({"a rewritten history"}),
         ),
-        Difference("one scalar an episode, on its last sampled token", one_scalar),
+        Difference("one scalar per episode, on its last sampled token", one_scalar),
     )
     algorithms = ("reinforce", "grpo", "rloo", "reinforce_baseline", "dr_grpo", "flash_reinforce")
 

@@ -45,7 +45,7 @@ class Recipe:
         context: positions.
         episodes: recorded episodes to learn from.
         steps: optimizer steps.
-        batch_size: episodes a step.
+        batch_size: episodes per step.
         learning_rate: at its highest; it rises for a tenth of the steps, then falls to zero.
         seed: of weights, play and order.
     """

@@ -41,7 +41,7 @@ def read_tests(value: Any) -> list[CodeTest]:
     """Return the tests that a column holds, in any of the usual forms, as data or as JSON text.
 
     * ``{"inputs": [...], "outputs": [...]}``: text, or lists of lines; with ``"fn_name"``, arguments and values;
-    * a list of ``{"input": ..., "output": ...}``; with ``"fn_name"``, values as JSON text, an argument a line.
+    * a list of ``{"input": ..., "output": ...}``; with ``"fn_name"``, values as JSON text, one argument per line.
 
     Raises:
         ValueError: it is in another form.
@@ -61,7 +61,7 @@ def read_tests(value: Any) -> list[CodeTest]:
 
 
 def _read_row(given: Any, expected: Any, function: str) -> CodeTest:
-    """Read a test of a list of them; the values of a function's are JSON text, an argument a line."""
+    """Read a test of a list of them; the values of a function's are JSON text, one argument per line."""
     if not function:
         return CodeTest(_text(given), _text(expected))
     if isinstance(given, str):
@@ -88,7 +88,7 @@ class CodeEnv(DatasetEnv):
         seed: question of the first ``reset()`` that is called without a seed.
         max_workers: tests that run at once.
         max_tests: tests that are run: those of the longest input.
-        timeout: seconds a test.
+        timeout: seconds per test.
         verbose: accepted, as published, and without effect.
         sandbox_type: what the program runs in: see :func:`gem.utils.sandbox.run_python`.
 

@@ -36,7 +36,7 @@ def load_rows(dataset_name: str, split: str | None = None) -> Rows:
     """Return the rows of a data set, loading it unless this process has done so before.
 
     Args:
-        dataset_name: a ``.jsonl`` or ``.parquet`` file; a folder of such files, one a split, or one that
+        dataset_name: a ``.jsonl`` or ``.parquet`` file; a folder of such files, one per split, or one that
             ``save_to_disk`` wrote; ``sample:`` and a name; or the id of a data set on a hub.
         split: which split; None if there is only one. A file has none.
 

@@ -1,4 +1,4 @@
-r"""The data sets of reasoning_gym (https://github.com/open-thought/reasoning-gym), one question an episode.
+r"""The data sets of reasoning_gym (https://github.com/open-thought/reasoning-gym), one question per episode.
 
 A question is made when it is asked, from its index alone; nothing is made beforehand. The latest questions are kept,
 since a group of episodes asks the same one, and some take seconds to make. The library itself runs in worker processes

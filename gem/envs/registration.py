@@ -158,7 +158,7 @@ def make_vec(
     """Build several environments that are stepped together.
 
     Args:
-        env_ids: an id an environment (one id alone gives one environment).
+        env_ids: one id per environment (one id alone gives one environment).
         wrappers: applied to each environment, in order: functions of an environment, as
             :func:`gem.wrappers.wrapper_factory.get_wrapper_fns` returns them.
         vec_kwargs: constructor arguments of each environment.

@@ -1,25 +1,25 @@
 """Rollouts: episodes in tokens, of any environment with any engine.
 
-An *engine* is what a trainer gives us: prompt ids in, sampled ids out. A *renderer* turns observations
-into ids with the tokenizer's own chat template. The driver plays *tasks* with both and returns
-*episodes*, whose ids, masks, rewards and log-probabilities every adapter hands on unchanged.
+An *engine* is what a trainer supplies: prompt ids in, sampled ids out. A *renderer* turns observations into ids
+with the tokenizer's own chat template. The *runner* runs one episode for each *task* with both, and returns
+*episodes*, whose ids, masks, rewards and log-probabilities every adapter passes on unchanged.
 
 ==========  =====================================================================================
-episode     what was played: :class:`Turn`, :class:`Episode`, its two views, JSON lines
+episode     :class:`Turn`, :class:`Episode`, its two views as training data, JSON lines
 tokens      ids that an episode stores once: read-only views, to be used like lists
-rendering   observations to ids: :class:`ChatRenderer`, and what a template would do differently
-engine      where tokens come from: :class:`Engine`
+rendering   observations to ids: :class:`ChatRenderer`; where a template rewrites earlier turns
+engine      :class:`Engine`: what samples the tokens
 limits      :class:`Limits`: what ends an episode from outside
 runner      :func:`run_episode`, :func:`run_episodes` and :class:`EpisodeRunner`
 execution   where an environment runs: inline, awaited, in a thread or in a process
 checks      :func:`check_tasks`, :func:`drop_overlong`: before training
 batching    :class:`GatheringEngine`, :class:`BatchedRollout`: generating a batch at a time
-stepped     :class:`SteppedEpisode`: an episode whose turns somebody else asks for
+stepped     :class:`SteppedEpisode`: an episode that the caller drives turn by turn
 returns     reference implementations of returns, ReBN, GAE and group advantages
 recorder    episodes in a folder, from many processes and runs
 metrics     means over a batch of episodes, and for each environment id
-replay      does an episode still hold against its environment?
-diff, atif  where episodes part; episodes in an interchange format
+replay      does the environment still return what an episode recorded?
+diff, atif  where two episodes differ; episodes in an interchange format
 ==========  =====================================================================================
 """
 

@@ -1,9 +1,9 @@
-"""Episodes against a generate function that takes a batch.
+"""Rollouts with a generate function that takes a batch.
 
 :class:`GatheringEngine` calls it with whatever requests are waiting, in a thread, while the event loop goes on.
 
 :class:`BatchedRollout` is for a function that only the caller's thread may call. Trainers such as TRL generate in
-their main thread. There the driver's event loop runs in a thread of its own, and hands the caller a batch whenever
+their main thread. There the runner's event loop runs in a thread of its own, and hands the caller a batch whenever
 *every* running episode waits for tokens. So batches are as large as they can be, in the order of the tasks, and the
 same in every run:
 
@@ -40,12 +40,12 @@ from gem.tasks import Task
 
 @dataclass
 class Request:
-    """One episode's wish for tokens.
+    """A generation request of one episode.
 
     Attributes:
         episode: the number of the task.
         prompt_ids: all that the model sees; to be taken as ``list(prompt_ids)``.
-        max_new_tokens: tokens to sample, at most; longer answers are cut.
+        max_new_tokens: tokens to sample, at most; longer answers are truncated.
     """
 
     episode: int
@@ -55,13 +55,13 @@ class Request:
 
 
 class BatchedRollout:
-    """Plays tasks; a context manager that yields batches of requests until every episode has ended.
+    """Runs the episodes of tasks; a context manager that returns batches of requests until every episode has ended.
 
     Args:
-        tasks: what to play, all at the same time.
+        tasks: one per episode; all run at the same time.
         renderer: turns observations into ids.
-        limits: turns, tokens and seconds.
-        make_env: builds a task's environment; wrappers go in here.
+        limits: of turns, tokens and seconds.
+        make_env: builds the environment of a task; wrappers go in here.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class BatchedRollout:
         self._exit = ExitStack()
 
     def __enter__(self) -> BatchedRollout:
-        """Begin to play."""
+        """Start the episodes."""
         self._portal: BlockingPortal = self._exit.enter_context(start_blocking_portal())
         self._episodes: Future[list[Episode]] = self._portal.start_task_soon(self._run)
         self._episodes.add_done_callback(lambda _: self._batches.put([]))
@@ -94,11 +94,11 @@ class BatchedRollout:
             return []
         batch = self._batches.get()
         if not batch:
-            self._episodes.result()  # raises what the driver raised
+            self._episodes.result()  # raises what the runner raised
         return batch
 
     def answer(self, batch: Sequence[Request], responses: Sequence[Response]) -> None:
-        """Give each request its response."""
+        """Return the response to each request."""
         self._portal.call(_set_results, batch, responses)
 
     @property
@@ -118,7 +118,7 @@ class GatheringEngine(Engine):
     An episode whose environment is slow holds up no other.
 
     Args:
-        generate: returns a response a request; called in a thread, once at a time.
+        generate: returns one response per request; called in a thread, one call at a time.
     """
 
     def __init__(self, generate: Callable[[list[Request]], Sequence[Response]]) -> None:
@@ -135,7 +135,7 @@ class GatheringEngine(Engine):
         return await future
 
     async def _serve(self) -> None:
-        await asyncio.sleep(0)  # whoever is ready to ask now is in this batch too
+        await asyncio.sleep(0)  # so that requests made in this round of the loop are in this batch too
         while self._waiting:
             batch = [request for request in self._waiting if not request.future.done()]  # the others were cancelled
             self._waiting = []
@@ -150,7 +150,7 @@ class GatheringEngine(Engine):
                         request.future.set_exception(error)
                 if not isinstance(error, Exception):
                     raise
-            await asyncio.sleep(0)  # those who got an answer step their environments, and may ask again
+            await asyncio.sleep(0)  # episodes that got an answer step their environments, and may request again
 
 
 class _Barrier(Engine):

@@ -1,7 +1,7 @@
-"""Before training: can these tasks be built and begun, and do their first prompts fit?
+"""Before training: can the environments of these tasks be built and reset, and do their first prompts fit?
 
 A wrong id or argument among good ones, or a prompt that is too long, would otherwise show in the middle of a run.
-Nothing is asked of the model.
+No token is sampled.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ def check_tasks(
     make_env: Callable[[Task], Env] = Task.make,
     begin: int = 64,
 ) -> None:
-    """Try out tasks before training; every adapter does so once.
+    """Check tasks before training; every adapter does so once.
 
-    The environment of every distinct id and arguments is built. Some tasks are begun, and their first prompts measured.
-    Environments that fail are logged: they may be well again when training begins.
+    One environment is built for every distinct pair of id and arguments. Some are reset, and their first prompts
+    measured. Environments that fail are logged: the failure may be gone when training begins.
 
     Args:
         tasks: of the whole training.
         renderer: turns observations into ids.
         limits: those of the training.
-        make_env: builds a task's environment.
-        begin: tasks to begin at most, spread evenly over the ids and arguments.
+        make_env: builds the environment of a task.
+        begin: environments to reset at most, spread evenly over the ids and arguments.
 
     Raises:
-        ContextTooSmall: of an environment id, no task that was begun fits.
+        ContextTooSmall: no task of an environment id that was tried fits.
         ValueError, TypeError, ImportError: see :func:`gem.rollout.run_episodes`.
         ValueError: a task is to run code without a sandbox: see :func:`gem.tasks.check_sandboxed`.
     """
@@ -86,7 +86,7 @@ def check_tasks(
             raise ContextTooSmall(task, length, limits)
     if too_long:
         logger.warning(
-            "%d of %d tasks that were begun are too long for the context of %d tokens: "
+            "%d of %d tasks that were tried are too long for the context of %d tokens: "
             "gem.rollout.drop_overlong leaves such tasks out",
             *(len(too_long), len(measured), limits.max_context),
         )
@@ -98,15 +98,15 @@ def drop_overlong(
     limits: Limits,
     make_env: Callable[[Task], Env] = Task.make,
 ) -> list[Task]:
-    """Begin all tasks, and return those whose first prompt leaves room for an answer; print how many do not.
+    """Return the tasks whose first prompt leaves room for an answer, and print how many do not; all are reset.
 
-    Tasks whose environment fails are kept, since nobody knows.
+    Tasks whose environment fails are kept, since the length of their prompt is unknown.
 
     Args:
         tasks: of the training.
         renderer: turns observations into ids.
         limits: those of the training.
-        make_env: builds a task's environment.
+        make_env: builds the environment of a task.
 
     Raises:
         ContextTooSmall: no task fits.
@@ -123,7 +123,7 @@ def drop_overlong(
 
 
 def _spread(items: Sequence[T], count: int) -> Sequence[T]:
-    """Return at most so many of the items, evenly spread."""
+    """Return at most ``count`` of the items, evenly spread."""
     return items[:: max(1, -(-len(items) // count))]
 
 
@@ -138,7 +138,7 @@ async def _build(tasks: Sequence[Task], runner: EpisodeRunner) -> None:
 async def _prompt_lengths(
     tasks: Sequence[Task], renderer: ChatRenderer, limits: Limits, make_env: Callable[[Task], Env]
 ) -> list[int | None]:
-    """Begin tasks; return the tokens of each one's first prompt, or None if its environment failed."""
+    """Return how many tokens the first prompt of each task has; None if its environment failed."""
     engine = _NoEngine()
     limits = replace(limits, max_context=None, retries=0)
     episodes = await run_episodes(tasks, engine, renderer, limits, make_env, max_concurrent=limits.max_threads)
@@ -146,7 +146,7 @@ async def _prompt_lengths(
 
 
 class _NoEngine(Engine):
-    """Takes note of the prompts, and samples nothing."""
+    """Records the lengths of the prompts, and samples nothing."""
 
     def __init__(self) -> None:
         self.prompt_lengths: dict[int, int] = {}

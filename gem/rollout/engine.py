@@ -1,4 +1,4 @@
-"""Engine: where sampled tokens come from."""
+"""Engine: what samples the tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Response(NamedTuple):
 
     Attributes:
         token_ids: the sampled ids, the end token included if it was sampled.
-        logprobs: a log-probability an id, under the distribution that was sampled from; None if unknown.
+        logprobs: one log-probability per id, under the distribution that was sampled from; None if unknown.
         finish_reason: ``"stop"`` at an end token, ``"length"`` at the limit, ``"abort"`` if the engine gave up.
     """
 
@@ -37,5 +37,5 @@ class Engine(abc.ABC):
         """
 
     def episode_ended(self) -> None:
-        """Hear that one of the episodes of the run asks for no more tokens."""
+        """Called when one of the episodes of the run will request no more tokens."""
         return None

@@ -1,8 +1,8 @@
-"""What was played, exactly: turns of token ids, and the views of them that trainers take.
+"""An episode, exactly as it was sampled: turns of token ids, and the two forms of training data that trainers take.
 
-An episode is *append-only* when every prompt is the previous prompt, what was sampled after it, and a
-bridge of tokens that were not sampled. Such an episode is one sequence. Any other (a wrapper rewrote the
-history) is one transition a turn.
+An episode is *append-only* when every prompt is the previous prompt, what was sampled after it, and a *bridge*: the
+tokens between two turns, which were not sampled. Such an episode is one sequence. Any other (a wrapper rewrote the
+history) is one transition per turn.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ def check_on_error(value: str) -> OnError:
 
 @dataclass
 class Turn:
-    """One answer of the model, and what the environment made of it.
+    """One answer of the model, and what the environment returned for it.
 
-    Ids and log-probabilities may be lists. The driver's and those of a file are read-only views of what is stored once
-    an episode (:mod:`gem.rollout.tokens`): take ``list(turn.prompt_ids)`` where a list is wanted.
+    Ids and log-probabilities may be lists. Those of the runner and of a file are read-only views of what the episode
+    stores once (:mod:`gem.rollout.tokens`): take ``list(turn.prompt_ids)`` where a list is needed.
 
     Attributes:
         prompt_ids: all that the model saw.
         response_ids: what it sampled, verbatim.
-        logprobs: a log-probability a sampled id, or None.
+        logprobs: one log-probability per sampled id, or None.
         finish_reason: why sampling ended.
-        action: what the environment was given: the answer in ``response_ids``, without special tokens.
-        observation: the environment's answer; empty if it was not asked (abort) or failed.
+        action: what was passed to ``step``: the answer in ``response_ids``, without special tokens.
+        observation: what ``step`` returned; empty if it was not called (abort) or failed.
         reward: the environment's reward for the action.
-        terminated: whether the environment said that the task ended.
-        truncated: whether the environment said that a limit ended it.
+        terminated: whether the environment ended the task.
+        truncated: whether a limit of the environment ended it.
         info: the environment's info.
         full_text: the whole text of ``response_ids`` where ``action`` is only a part of it, since the model also
             wrote thoughts or used other channels; None if the action is all.
@@ -95,9 +95,9 @@ class TokenSequence:
         prompt_ids: the first prompt, int64.
         completion_ids: all that follows, ending on the last sampled token; int64, length T.
         mask: 1 where a token was sampled, 0 on bridges; int64, length T.
-        logprobs: float64, length T, 0 on bridges; None if the engine gave none.
+        logprobs: float64, length T, 0 on bridges; None if the engine returned none.
         rewards: each turn's reward on its last sampled token, 0 elsewhere; float64, length T.
-        turn_ends: index of each turn's last sampled token in the completion; int64, an entry a turn.
+        turn_ends: index of each turn's last sampled token in the completion; int64, one entry per turn.
     """
 
     prompt_ids: np.ndarray
@@ -110,12 +110,12 @@ class TokenSequence:
 
 @dataclass
 class Transition:
-    """A turn as a row of training data, for trainers that learn a turn at a time.
+    """A turn as a row of training data, for trainers that learn from single turns.
 
     Attributes:
         prompt_ids: all that the model saw, int64.
         response_ids: what it sampled, int64.
-        logprobs: float64, an entry a sampled id, or None.
+        logprobs: float64, one entry per sampled id, or None.
         reward: the turn's reward.
         return_to_go: the discounted sum of this and the following turns' rewards.
         done: whether this is the episode's last turn.
@@ -134,15 +134,15 @@ class Episode:
     """A task, its turns, and how it ended.
 
     Attributes:
-        task: what was played.
+        task: which episode this is.
         first_observation: what ``reset`` returned.
         turns: at least one, unless the engine aborted the first.
         truncation: None if the task ended. ``"turns"`` and ``"context"`` are limits of the task. The others are
             :data:`INVALID`: ``"error"`` (the environment, a tool or a server failed), ``"abort"`` (the engine gave up,
             or sampled nothing) and ``"overlong"`` (the first observation does not fit into the context).
         error: what went wrong, if the environment failed or the first observation does not fit.
-        retries: how many attempts failed before the first token was sampled, and were begun again.
-        started: when it was begun, in seconds since the epoch; 0 if nobody knows. Not part of what is compared.
+        retries: how many attempts failed before the first token was sampled, and were started again.
+        started: when it was started, in seconds since the epoch; 0 if unknown. Not part of comparisons.
         ended: when it ended.
     """
 
@@ -158,12 +158,12 @@ class Episode:
 
     @property
     def valid(self) -> bool:
-        """Whether the episode shows what the model does: it was not ended by a failure that is not the model's."""
+        """Whether no failure of the environment, the engine or the set-up ended the episode."""
         return self.truncation not in INVALID
 
     @property
     def rewards(self) -> list[float]:
-        """A reward a turn."""
+        """One reward per turn."""
         return [turn.reward for turn in self.turns]
 
     @property
@@ -187,9 +187,9 @@ class Episode:
     def metrics(self) -> dict[str, float]:
         """Return what there is to log of the episode, under the names that all adapters use.
 
-        The means of these over a batch are its mean return, its success rate, its turns and sampled tokens an
-        episode, the shares of its episodes that ended for each reason other than the end of the task, the retries an
-        episode, and the share of invalid episodes (``left_out``).
+        The means of these over a batch are its mean return, its success rate, the turns and sampled tokens per
+        episode, the shares of its episodes that ended for each reason other than the end of the task, the retries
+        per episode, and the share of invalid episodes (``left_out``).
         """
         return {
             "return": self.total_reward,
@@ -211,7 +211,7 @@ class Episode:
         return all(bridge_after(before, after) is not None for before, after in self._pairs())
 
     def as_sequence(self) -> TokenSequence:
-        """Return the episode as one row: prompt, completion, mask, log-probabilities, rewards a token.
+        """Return the episode as one row: prompt, completion, mask, log-probabilities, one reward per token.
 
         Raises:
             ValueError: the episode is not append-only, or has no turn.
@@ -228,8 +228,8 @@ class Episode:
             if bridge is None:
                 raise ValueError(
                     f"turn {len(ends) + 1} of {self.task.env_id} does not extend the turn before it, so the episode is "
-                    "not one sequence. Take as_transitions() (a row a turn), or play without the wrapper that rewrites "
-                    "the history."
+                    "not one sequence. Take as_transitions() (one row per turn), or leave out the wrapper that "
+                    "rewrites the history."
                 )
             completion += bridge
             completion.extend(turn.response_ids)
@@ -251,10 +251,10 @@ class Episode:
         )
 
     def as_transitions(self, gamma: float = 1.0) -> list[Transition]:
-        """Return the episode as a row a turn.
+        """Return the episode as one row per turn.
 
         Args:
-            gamma: discount a turn.
+            gamma: discount per turn.
         """
         returns = discounted_returns(self.rewards, gamma)
         return [
@@ -323,7 +323,7 @@ class Episode:
 
 
 def write_jsonl(path: str | Path, episodes: Iterable[Episode], append: bool = False) -> None:
-    """Write a line an episode: all of them, or, if that fails, none.
+    """Write one line per episode: all of them, or, if that fails, none.
 
     Raises:
         OSError: the file cannot be written; it is as it was.

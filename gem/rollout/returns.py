@@ -21,7 +21,7 @@ def check_gamma(gamma: float) -> float:
         ValueError: it is not from 0 to 1.
     """
     if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma, the discount a turn, is from 0 to 1, got {gamma}")
+        raise ValueError(f"gamma, the discount per turn, is from 0 to 1, got {gamma}")
     return gamma
 
 
@@ -32,8 +32,8 @@ def discounted_returns(rewards: Sequence[float], gamma: float = 1.0) -> np.ndarr
     [0.5, 1.0, 1.0]
 
     Args:
-        rewards: a reward a turn, length T.
-        gamma: discount a turn.
+        rewards: one reward per turn, length T.
+        gamma: discount per turn.
 
     Returns:
         float64, length T.
@@ -48,14 +48,14 @@ def discounted_returns(rewards: Sequence[float], gamma: float = 1.0) -> np.ndarr
 def rebn(rewards: Sequence[Sequence[float]], gamma: float = 1.0, eps: float = 1e-8) -> list[np.ndarray]:
     """Return batch normalisation: each turn's return, normalised over every turn of the batch.
 
-    The advantage of "GEM: A Gym for Agentic LLMs" (Liu et al., 2025): no group and no critic, credit a turn.
+    The advantage of "GEM: A Gym for Agentic LLMs" (Liu et al., 2025): no group and no critic, credit per turn.
 
     >>> [a.round(6).tolist() for a in rebn([[0.0, 1.0], [0.0, -1.0]])]
     [[1.0, 1.0], [-1.0, -1.0]]
 
     Args:
-        rewards: for each episode of the batch, a reward a turn.
-        gamma: discount a turn.
+        rewards: for each episode of the batch, one reward per turn.
+        gamma: discount per turn.
         eps: added to the (population) standard deviation.
 
     Returns:
@@ -75,15 +75,15 @@ def gae(
     lam: float = 1.0,
     last_value: float = 0.0,
 ) -> np.ndarray:
-    """Return generalised advantage estimates a turn (Schulman et al., 2016, equation 16).
+    """Return generalised advantage estimates per turn (Schulman et al., 2016, equation 16).
 
     >>> gae([0.0, 1.0], [0.5, 0.5], gamma=1.0, lam=0.5).tolist()
     [0.25, 0.5]
 
     Args:
-        rewards: a reward a turn, length T.
+        rewards: one reward per turn, length T.
         values: the critic's value of each turn's prompt, length T.
-        gamma: discount a turn.
+        gamma: discount per turn.
         lam: 0 trusts the critic, 1 the returns.
         last_value: the value after the last turn: 0 if the task ended.
 
@@ -116,8 +116,8 @@ def group_advantages(
     [0.5, -0.5, 0.0, 0.0]
 
     Args:
-        episode_returns: a return an episode; the episodes of a group stand together. Length B.
-        group_size: episodes a group, at least 2; divides B.
+        episode_returns: one return per episode; the episodes of a group stand together. Length B.
+        group_size: episodes per group, at least 2; divides B.
         scale: divide by the group's standard deviation.
         eps: added to the standard deviation.
         ddof: 1 for the sample standard deviation, 0 for the population's.
@@ -161,7 +161,7 @@ def spread_over_tokens(
     [[1.0, 2.0, 2.0, 0.0]]
 
     Args:
-        values: for each of B episodes, a value a turn.
+        values: for each of B episodes, one value per turn.
         turn_ends: for each, the index of every turn's last sampled token.
         length: T, tokens of the longest episode or more.
 

@@ -75,7 +75,7 @@ ENDLESS = 1_000
 
 
 class CheckFailed(AssertionError):
-    """What an environment does, against the contract: a line a check."""
+    """What an environment does, against the contract: one line per check."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Subject:
 
     @cached_property
     def recordings(self) -> list[Recording]:
-        """An episode a seed."""
+        """One episode per seed."""
         return [record(self.make, seed) for seed in self.seeds]
 
     @cached_property
@@ -165,7 +165,7 @@ def check_env(
         The names of the checks that the environment passed: all of them.
 
     Raises:
-        CheckFailed: the environment fails; a line a check.
+        CheckFailed: the environment fails; one line per check.
         ValueError: there is no environment of this id.
     """
     results = list(run_checks(make_env, seeds, solver))

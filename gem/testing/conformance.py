@@ -112,7 +112,7 @@ class Lowered:
     """The advantages that a trainer computed in a scenario.
 
     Attributes:
-        advantages: for each sequence its ids, and an advantage a sampled token.
+        advantages: for each sequence its ids, and one advantage per sampled token.
         expected: a reference: from all episodes, group after group, to an advantage for each turn. What it gives for
             an episode that is not valid is not looked at.
         tolerance: how exact the trainer's own numbers are.
@@ -200,7 +200,7 @@ def records_of(episode: Episode) -> list[Record]:
 
 
 def turns_of(episode: Episode, worth: Sequence[float] | None = None) -> list[Record]:
-    """Return a record a turn.
+    """Return one record per turn.
 
     Args:
         episode: of any kind.
@@ -249,8 +249,8 @@ class Report:
     Attributes:
         trainer: its name.
         version: its version.
-        cells: one a scenario.
-        lowering: one an algorithm.
+        cells: one per scenario.
+        lowering: one per algorithm.
     """
 
     trainer: str

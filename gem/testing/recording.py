@@ -107,7 +107,7 @@ def record(make: Callable[[], Env], seed: int) -> Recording:
 
 
 def play(env: Env, actions: Iterable[str]) -> list[str]:
-    """Step until the episode or the actions end; return a line a turn."""
+    """Step until the episode or the actions end; return one line per turn."""
     lines = []
     for action in actions:
         turn = Turn(*env.step(action))

@@ -105,7 +105,7 @@ class Scenario:
         name: what it is about.
         tasks: different ones; each is played by a group of ``copies`` episodes.
         answers: what the engine samples, before it is cut at a limit.
-        copies: episodes a task; 2 or more, since some trainers know groups only.
+        copies: episodes per task; 2 or more, since some trainers know groups only.
         max_new_tokens: of a turn.
         max_context: tokens of an episode.
         max_turns: of an episode; None for as many as the environment allows.
@@ -131,7 +131,7 @@ class Scenario:
 
     @property
     def rows(self) -> list[Task]:
-        """A task an episode, group after group."""
+        """One task per episode, group after group."""
         return [task for task in self.tasks for _ in range(self.copies)]
 
     def make_env(self, tokenizer: Any) -> Callable[[Task], Env]:

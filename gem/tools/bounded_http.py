@@ -1,7 +1,7 @@
 """HTTP requests whose answers are bounded in time and length, whatever the server does.
 
 The timeout of the standard library, like that of most others, is for each piece of an answer: a server that sends a
-byte a second is read for ever.
+byte per second is read for ever.
 """
 
 from __future__ import annotations

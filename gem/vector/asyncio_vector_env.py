@@ -281,7 +281,7 @@ class AsyncioVectorEnv(LocalVectorEnv):
     """Steps environments in an event loop.
 
     Args:
-        env_ids: an id an environment, for people.
+        env_ids: one id per environment, for people.
         env_fns: functions that build the environments, which have ``reset_async`` and ``step_async`` if they are
             ``asynchronous``.
         autoreset_mode: a mode, or its value.

@@ -16,7 +16,7 @@ BACKENDS = {
     "process": "gem.vector.process_vector_env:ProcessVectorEnv",
     "ray": "gem.vector.ray_vector_env:RayVectorEnv",
 }
-"""A module and a class a name."""
+"""For each name, the module and the class."""
 
 
 def load_backend(name: str) -> Callable[..., VectorEnv]:
@@ -39,7 +39,7 @@ def choose_backend(env_ids: Sequence[str], env_fns: Sequence[Callable[[], Env]],
     has; else ``sync``.
 
     Args:
-        env_ids: an id an environment; one of each is built, asked, and closed.
+        env_ids: one id per environment; one of each is built, asked, and closed.
         env_fns: build the environments.
         deadline: whether steps have a timeout, which ``sync`` cannot keep.
     """

@@ -15,7 +15,7 @@ _ROUNDS = 3
 
 
 def throughput(env_id: str, backend: str, size: int, seconds: float = 1.0, **backend_kwargs: Any) -> float:
-    """Return steps a second, with ``send`` and ``recv``: the best of three rounds.
+    """Return steps per second, with ``send`` and ``recv``: the best of three rounds.
 
     Args:
         env_id: of the environments.

@@ -17,7 +17,7 @@ class Collected:
         env: index of the environment.
         observations: texts, the last one included: one more than there are actions.
         actions: texts.
-        rewards: one an action.
+        rewards: one per action.
         terminated: whether the task ended; else a limit or a failure ended the episode.
         error: why the environment failed; None if it did not.
     """

@@ -149,12 +149,12 @@ class ProcessVectorEnv(VectorEnv):
     """Steps environments in other processes.
 
     Args:
-        env_ids: an id an environment, for people.
+        env_ids: one id per environment, for people.
         env_fns: functions that build the environments; ``pickle`` must take them. Where they are defined in the script
             itself, it is imported by the other processes, as by :mod:`multiprocessing`.
         autoreset_mode: a mode, or its value.
         timeout: seconds that a step (with the reset that follows it) or a reset may take; None for no limit.
-        workers: processes; None for one a core.
+        workers: processes; None for one per core.
         memory_limit: bytes of address space that a process may take; None for no limit.
 
     Raises:

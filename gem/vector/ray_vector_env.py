@@ -45,10 +45,10 @@ class _Actor:
 
 
 class RayVectorEnv(VectorEnv):
-    """Steps environments in Ray actors, one an environment.
+    """Steps environments in Ray actors, one per environment.
 
     Args:
-        env_ids: an id an environment, for people.
+        env_ids: one id per environment, for people.
         env_fns: functions that build the environments, which Ray sends to the actors.
         autoreset_mode: a mode, or its value.
         timeout: seconds that a step (with the reset that follows it) or a reset may take; None for no limit.

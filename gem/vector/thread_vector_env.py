@@ -76,11 +76,11 @@ class ThreadVectorEnv(LocalVectorEnv):
     """Steps environments in threads.
 
     Args:
-        env_ids: an id an environment, for people.
+        env_ids: one id per environment, for people.
         env_fns: functions that build the environments.
         autoreset_mode: a mode, or its value.
         timeout: seconds that a step (with the reset that follows it) or a reset may take; None for no limit.
-        workers: threads, which is how many environments can be stepped at the same time; None for one an environment,
+        workers: threads, which is how many environments can be stepped at the same time; None for one per environment,
             up to 1,024.
         on_ready: called in one of the threads whenever a step is ready.
     """

@@ -65,7 +65,7 @@ class VectorEnv(abc.ABC):
     A vector environment belongs to one thread.
 
     Args:
-        env_ids: an id an environment, for people.
+        env_ids: one id per environment, for people.
         env_fns: functions that build the environments.
         autoreset_mode: a mode, or its value.
 

@@ -1,6 +1,6 @@
 """ObservationWrapper: the history of the episode as one observation.
 
-For agents that are given one text a turn. Agents that work on token ids need no such wrapper:
+For agents that are given one text per turn. Agents that work on token ids need no such wrapper:
 :mod:`gem.rollout` keeps the ids of the history as they were sampled.
 """
 

@@ -734,7 +734,7 @@ def test_control_tokens_in_observations(make_actor, own_tokenizer, tmp_path, all
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"gamma": 2.0}, "gamma, the discount a turn, is from 0 to 1"),
+        ({"gamma": 2.0}, "gamma, the discount per turn, is from 0 to 1"),
         ({"gamma": -1.0}, "gamma"),
         ({"on_error": "skip"}, "on_error is 'mask' or 'keep'"),
         ({"training_steps": 0}, "training_steps must be positive"),

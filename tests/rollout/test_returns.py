@@ -132,7 +132,7 @@ def test_returns_that_differ_have_advantages_whatever_their_size(value):
 
 @pytest.mark.parametrize("gamma", [-1, -1e-9, 1 + 1e-9, 2.0, float("nan"), float("inf")])
 def test_a_discount_outside_of_0_to_1_is_refused(gamma):
-    with pytest.raises(ValueError, match=f"gamma, the discount a turn, is from 0 to 1, got {gamma}"):
+    with pytest.raises(ValueError, match=f"gamma, the discount per turn, is from 0 to 1, got {gamma}"):
         check_gamma(gamma)
 
 

@@ -195,7 +195,7 @@ def test_an_episode_stores_every_token_once(tokenizer):
     text = sum(len(turn.action) + len(turn.observation) for turn in episode.turns)
     sampled = episode.sampled_tokens
     for held_bytes in (size, size_read):
-        # 8 bytes an id and a log-probability, and the objects of a turn.
+        # 8 bytes per id and a log-probability, and the objects of a turn.
         assert held_bytes < 8 * (tokens_of(episode) + sampled) + text + 1500 * len(episode.turns)
 
 

@@ -11,7 +11,7 @@ _CLUE = re.compile(r"^\d+ (across|down), from row (\d+), column (\d+), (\d+) let
 
 
 def solve(observation: str) -> Generator[str, str, None]:
-    """Write the words of the clues, a letter a turn."""
+    """Write the words of the clues, one letter per turn."""
     known = {clue.text: clue.word for hardcore in (False, True) for clue in clues(hardcore)}
     letters: dict[tuple[int, int], str] = {}
     for direction, row, col, length, text in _CLUE.findall(observation):
