@@ -198,7 +198,7 @@ _STEP = re.compile(r"step (\d+) of (.+)")
 
 
 class _Rollouts:
-    """What both actors share: tasks, limits, and Oat's engine as the driver takes it."""
+    """What both actors share: tasks, limits, and Oat's engine as the runner takes it."""
 
     args: GemArgs
     learner: str
@@ -276,7 +276,7 @@ class _Rollouts:
         self.step_number = int(match[1])
 
     def engine(self, sampling_params: Any) -> GatheringEngine:
-        """Return an engine that samples with these parameters, of which the number of tokens is the driver's."""
+        """Return an engine that samples with these parameters, of which the number of tokens is the runner's."""
 
         def generate(batch: list[Request]) -> list[Response]:
             params = []

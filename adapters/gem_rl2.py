@@ -21,7 +21,7 @@ How GEM maps to RL2:
 
 * A row is a task (:func:`row`). ``responses_per_prompt`` episodes of a row begin from one seed.
 * **rl-square 0.0.2** calls ``reset`` and ``step``, which return text, and puts that text into tokens. The module
-  replaces this one step: RL2 gets the driver's own ids. It also reads RL2's requests to the engine and their answers,
+  replaces this one step: RL2 gets the runner's own ids. It also reads RL2's requests to the engine and their answers,
   since text does not show which tokens were sampled, or whether a turn was cut.
 * **RL2's head** calls ``generate`` for whole episodes, and takes ids.
 * A turn that extends its prompt extends RL2's sequence; a history that a wrapper rewrites begins a new sequence of the

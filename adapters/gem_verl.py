@@ -18,7 +18,7 @@ r"""GEM for verl: train on any GEM environment with verl's own trainer, by addin
 How GEM maps to verl:
 
 * A row of the data set is a task; ``rollout.n`` sessions of a row begin from one seed.
-* The ids of an episode reach the actor as they were sampled. They are the driver's, not those of verl's
+* The ids of an episode reach the actor as they were sampled. They are the runner's, not those of verl's
   continuous-token builder, which agree with them on turns that end with the end token.
 * ``mode: concat`` gives one sample per episode; **every turn's reward is on its last sampled token** (``rm_scores``).
   GRPO sums them; GAE and ``gem_rebn`` use them where they are.

@@ -1,6 +1,6 @@
-"""Do all trainers see the same? Hold every adapter to the conformance kit, train with each, and write a report.
+"""Do all trainers see the same? Run the conformance suite on every adapter, train with each, and write a report.
 
-    python ci/compare.py --kit-only           # the matrix: what each trainer makes of the same episodes
+    python ci/compare.py --conformance-only           # the matrix: what each trainer makes of the same episodes
     python ci/compare.py --steps 20           # and the trainings, from the same checkpoint on the same tasks
 
 Makes the virtual environments that are missing (.venvs/<trainer>). Trainings that are there already, in the folder of
@@ -34,7 +34,7 @@ class Trainer:
 
     name: str
     algorithm: str
-    stand_ins: str
+    cpu_shims: str
 
     @property
     def key(self) -> str:
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [trainer.key for trainer in TRAINERS]
     parser.add_argument("--trainers", nargs="+", choices=names, default=names)
-    parser.add_argument("--kit-only", action="store_true", help="no training")
+    parser.add_argument("--conformance-only", action="store_true", help="no training")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--env", default="game:GuessTheNumber-v1-easy")
@@ -71,10 +71,10 @@ def main() -> None:
     chosen = [trainer for trainer in TRAINERS if trainer.key in args.trainers]
     for trainer in chosen:
         subprocess.run([sys.executable, str(ROOT / "ci" / "venv.py"), trainer.key], check=True)
-    kit = {trainer.name: hold_to_the_kit(trainer, args.out) for trainer in chosen}
-    print(matrix(kit))
-    if args.kit_only:
-        sys.exit(0 if all(kit_holds(report) for report in kit.values()) else 1)
+    conformance = {trainer.name: run_conformance(trainer, args.out) for trainer in chosen}
+    print(matrix(conformance))
+    if args.conformance_only:
+        sys.exit(0 if all(is_conformant(report) for report in conformance.values()) else 1)
     runs = [run(trainer, seed, args) for seed in args.seeds for trainer in chosen]
     report = {
         "made": time.strftime("%Y-%m-%d"),
@@ -82,23 +82,23 @@ def main() -> None:
         "env": args.env,
         "steps": args.steps,
         "seeds": args.seeds,
-        "trainers": [{"name": t.name, "algorithm": t.algorithm, "stand_ins": t.stand_ins} for t in chosen],
-        "kit": kit,
+        "trainers": [{"name": t.name, "algorithm": t.algorithm, "cpu_shims": t.cpu_shims} for t in chosen],
+        "conformance": conformance,
         "runs": runs,
     }
     replace_file(args.out / "report.json", json.dumps(report, indent=1) + "\n")
     with_plots = next((t for t in chosen if t.key == "trl"), chosen[0])
     subprocess.run([with_plots.python, str(ROOT / "ci" / "report.py"), str(args.out)], check=True)
     failed = [run for run in runs if run["error"]]
-    sys.exit(0 if all(kit_holds(report) for report in kit.values()) and not failed else 1)
+    sys.exit(0 if all(is_conformant(report) for report in conformance.values()) and not failed else 1)
 
 
-# The kit
+# Conformance
 
 
-def hold_to_the_kit(trainer: Trainer, out: Path) -> dict[str, Any]:
-    """Return the kit's report of a trainer; if the kit itself fails, one that says so."""
-    folder = out / "kit"
+def run_conformance(trainer: Trainer, out: Path) -> dict[str, Any]:
+    """Return the conformance report of a trainer; if the suite itself fails, one that says so."""
+    folder = out / "conformance"
     folder.mkdir(exist_ok=True)
     result, log = folder / f"{trainer.key}.json", folder / f"{trainer.key}.log"
     result.unlink(missing_ok=True)
@@ -111,30 +111,33 @@ def hold_to_the_kit(trainer: Trainer, out: Path) -> dict[str, Any]:
             if line[:2] in (b"= ", b"~ ", b"X "):
                 print(f"  {line.decode(errors='replace').rstrip()}", flush=True)
     if not result.is_file():
-        print(f"  X the kit did not end: {log}")
-        return {"trainer": trainer.name, "version": "", "cells": [], "lowering": [], "error": tail(log)}
+        print(f"  X the conformance suite did not end: {log}")
+        return {"trainer": trainer.name, "version": "", "cells": [], "advantages": [], "error": tail(log)}
     return json.loads(result.read_text())
 
 
-def kit_holds(report: dict[str, Any]) -> bool:
-    cells = [*report["cells"], *report["lowering"]]
+def is_conformant(report: dict[str, Any]) -> bool:
+    cells = [*report["cells"], *report["advantages"]]
     return bool(cells) and all(cell["verdict"] != "broken" for cell in cells)
 
 
-def matrix(kit: dict[str, dict[str, Any]]) -> str:
+def matrix(conformance: dict[str, dict[str, Any]]) -> str:
     """Return the matrix as text: = the same, ~ as declared, X broken."""
     marks = {"equal": "=", "declared": "~", "broken": "X"}
-    names = list(dict.fromkeys(cell["name"] for report in kit.values() for cell in report["cells"]))
+    names = list(dict.fromkeys(cell["name"] for report in conformance.values() for cell in report["cells"]))
     verdicts = {
-        (trainer, cell["name"]): marks[cell["verdict"]] for trainer, report in kit.items() for cell in report["cells"]
+        (trainer, cell["name"]): marks[cell["verdict"]]
+        for trainer, report in conformance.items()
+        for cell in report["cells"]
     }
     width = max(map(len, names), default=0)
-    lines = ["", " " * width + "".join(f"{trainer:>10}" for trainer in kit)]
+    lines = ["", " " * width + "".join(f"{trainer:>10}" for trainer in conformance)]
     lines += [
-        f"{name:{width}}" + "".join(f"{verdicts.get((trainer, name), 'X'):>10}" for trainer in kit) for name in names
+        f"{name:{width}}" + "".join(f"{verdicts.get((trainer, name), 'X'):>10}" for trainer in conformance)
+        for name in names
     ]
     lines += ["", "= the same as the episode   ~ differs exactly as declared   X broken"]
-    for trainer, report in kit.items():
+    for trainer, report in conformance.items():
         whys = dict.fromkeys(cell["detail"] for cell in report["cells"] if cell["verdict"] == "declared")
         lines += [f"  {trainer} ~ {why}" for why in whys]
         lines += [f"  {trainer} X {cell['name']}: {cell['detail']}" for cell in broken(report)]
@@ -142,7 +145,7 @@ def matrix(kit: dict[str, dict[str, Any]]) -> str:
 
 
 def broken(report: dict[str, Any]) -> list[dict[str, Any]]:
-    return [cell for cell in [*report["cells"], *report["lowering"]] if cell["verdict"] == "broken"]
+    return [cell for cell in [*report["cells"], *report["advantages"]] if cell["verdict"] == "broken"]
 
 
 # The trainings

@@ -1,4 +1,4 @@
-"""Write docs/environments.md: every environment, what it pays, and what random play and a good player earn in it.
+"""Write docs/environments.md: every environment, what it pays, and what random play and a reference solver earn in it.
 
 The figures are played for, here and now, and the texts are taken from the environments and their modules.
 
@@ -34,9 +34,9 @@ HEAD = """\
 
 <!-- Written by ci/environments_page.py: change that, or the environments, and run it again. -->
 
-Every id of this package. *Random* is the mean return of random legal actions, *good* that of a good player: a scripted
-solver that reads nothing but the observations (games), or the reference answer (questions). Both were played for this
-page: {episodes} episodes of random play an id, {good} of good play. An id without a variant is the hard one.
+Every id of this package. *Random* is the mean return of random legal actions, *solver* that of a reference solver: a
+script that reads nothing but the observations (games), or the reference answer (questions). Both were run for this
+page: {episodes} episodes of random actions per id, {good} of the solver. An id without a variant is the hard one.
 [differences.md](differences.md) says what is not as in `gem-llm` 0.1.0.
 """
 
@@ -86,7 +86,7 @@ def fenced(text: str) -> str:
 
 
 def example(env: Env) -> str:
-    """Return an episode of the good player, or its first turns."""
+    """Return an episode of the reference solver, or its first turns."""
     observation, _ = env.reset(seed=0)
     solver = find_solver(env.env_id or "")
     player = solver(observation) if solver else None
@@ -163,9 +163,9 @@ def reasoning_gym(specs: list[EnvSpec], episodes: int, good: int) -> str:
         ## reasoning_gym
 
         One question per episode, made from the seed when it is asked; the answer is the last `\\boxed{...}`, graded
-        from 0 to 1 by the data set's own scorer. A random action is the right answer to another question. *Partial* is above
-        which score partial credit counts; where there is none, only a right answer earns anything (`raw_scores=True`
-        asks for the scorer's own numbers, which junk earns, too).
+        from 0 to 1 by the data set's own scorer. A random action is the right answer to another question. *Partial* is
+        the score above which partial credit counts; where there is none, only a right answer earns anything
+        (`raw_scores=True` returns the scorer's own numbers, which wrong answers earn, too).
         Arguments of the data set are arguments of `gem.make`, such as `gem.make("rg:chain_sum", max_terms=3)`.
 
         """

@@ -43,7 +43,7 @@ def trainers(report: dict[str, Any]) -> list[str]:
 
 def cells(report: dict[str, Any], kind: str) -> tuple[list[str], dict[tuple[str, str], dict[str, Any]]]:
     """Return the names of a matrix's rows, and its cells by trainer and name."""
-    found = {(name, cell["name"]): cell for name in trainers(report) for cell in report["kit"][name][kind]}
+    found = {(name, cell["name"]): cell for name in trainers(report) for cell in report["conformance"][name][kind]}
     return list(dict.fromkeys(name for _, name in found)), found
 
 
@@ -107,7 +107,7 @@ def overview(report: dict[str, Any]) -> bytes:
     table.scale(0.72, 1.25)
     left.set_title("=  the same as the episode     ~  differs exactly as declared     ✗  broken", fontsize=9, pad=12)
     draw_curves(right, report)
-    versions = ", ".join(f"{name} {report['kit'][name]['version']}" for name in columns)
+    versions = ", ".join(f"{name} {report['conformance'][name]['version']}" for name in columns)
     figure.suptitle(f"{report['made']}: {versions}", fontsize=9)
     return as_png(figure)
 
@@ -165,14 +165,14 @@ def notes(report: dict[str, Any]) -> list[str]:
     """Return what the marks mean, trainer by trainer."""
     lines = []
     for name in trainers(report):
-        kit = report["kit"][name]
+        conformance = report["conformance"][name]
         for mark, kind in (("~", "declared"), ("✗", "broken")):
-            of_kind = [cell for cell in [*kit["cells"], *kit["lowering"]] if cell["verdict"] == kind]
+            of_kind = [cell for cell in [*conformance["cells"], *conformance["advantages"]] if cell["verdict"] == kind]
             for detail in dict.fromkeys(cell["detail"] for cell in of_kind):
                 where = ", ".join(cell["name"] for cell in of_kind if cell["detail"] == detail)
                 lines.append(f"{name} {mark} {detail}" + (f" ({where})" if kind == "broken" else ""))
-        if kit.get("error"):
-            lines.append(f"{name} ✗ the kit did not end: {kit['error']}")
+        if conformance.get("error"):
+            lines.append(f"{name} ✗ the conformance suite did not end: {conformance['error']}")
     return lines
 
 
@@ -180,22 +180,22 @@ def references(report: dict[str, Any]) -> list[str]:
     return [
         f"{name}, {cell['name']}: {cell['detail']}"
         for name in trainers(report)
-        for cell in report["kit"][name]["lowering"]
+        for cell in report["conformance"][name]["advantages"]
     ]
 
 
 ABOUT_SPLIT = (
     "A step's playing is measured by when its episodes were begun and ended, the environment by playing the same "
     "episodes again without a model; both on the last step, times the number of steps. Trainers generate by different "
-    "stand-ins on a CPU, so these figures say what a run on this machine costs, not which trainer is faster on GPUs."
+    "CPU shims, so these figures say what a run on this machine costs, not which trainer is faster on GPUs."
 )
 
 
 def page(report: dict[str, Any], curve: bytes) -> str:
     """Return the page; everything is in it."""
     image = base64.b64encode(curve).decode()
-    versions = ", ".join(f"{name} {report['kit'][name]['version']}" for name in trainers(report))
-    stand_ins = [["trainer", "what stands in on a CPU"], *([t["name"], t["stand_ins"]] for t in report["trainers"])]
+    versions = ", ".join(f"{name} {report['conformance'][name]['version']}" for name in trainers(report))
+    cpu_shims = [["trainer", "its CPU shims"], *([t["name"], t["cpu_shims"]] for t in report["trainers"])]
     failed = [
         f"<h3>{html.escape(run['trainer'])}, seed {run['seed']}</h3><pre>{html.escape(run['error'])}</pre>"
         for run in report["runs"]
@@ -213,7 +213,7 @@ def page(report: dict[str, Any], curve: bytes) -> str:
         items(notes(report)),
         "<h2>What became of the rewards</h2><p>The trainer's own advantages of the same batch, against the reference "
         "in <code>gem.rollout</code>.</p>",
-        table(matrix(report, "lowering"), marks=True),
+        table(matrix(report, "advantages"), marks=True),
         items(references(report)),
         f"<h2>Learning</h2><p>{html.escape(report['env'])}, {report['steps']} steps from the same checkpoint on the "
         f"same tasks.</p><img alt='success rate against steps' src='data:image/png;base64,{image}'>",
@@ -221,8 +221,8 @@ def page(report: dict[str, Any], curve: bytes) -> str:
         "<h2>Where the time went</h2>",
         f"<p>{ABOUT_SPLIT}</p>",
         table(split(report)),
-        "<h2>What is a stand-in</h2>",
-        table(stand_ins),
+        "<h2>CPU shims</h2>",
+        table(cpu_shims),
         *(["<h2>What failed</h2>", *failed] if failed else []),
         "</main></body></html>",
     ]
@@ -262,7 +262,7 @@ def items(lines: Sequence[str]) -> str:
 
 def text(report: dict[str, Any]) -> str:
     """Return the same as Markdown."""
-    versions = ", ".join(f"{name} {report['kit'][name]['version']}" for name in trainers(report))
+    versions = ", ".join(f"{name} {report['conformance'][name]['version']}" for name in trainers(report))
     bullets = ["\n".join(f"- {line}" for line in lines) for lines in (notes(report), references(report))]
     parts = [
         "# The same episodes in every trainer",
@@ -271,14 +271,14 @@ def text(report: dict[str, Any]) -> str:
         markdown(matrix(report, "cells")),
         bullets[0],
         "## What became of the rewards",
-        markdown(matrix(report, "lowering")),
+        markdown(matrix(report, "advantages")),
         bullets[1],
         f"## Learning\n\n{report['env']}, {report['steps']} steps.\n\n![success rate](curves.png)",
         markdown(speed(report)),
         f"## Where the time went\n\n{ABOUT_SPLIT}",
         markdown(split(report)),
-        "## What is a stand-in",
-        "\n".join(f"- {t['name']}: {t['stand_ins']}" for t in report["trainers"]),
+        "## CPU shims",
+        "\n".join(f"- {t['name']}: {t['cpu_shims']}" for t in report["trainers"]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -40,7 +40,7 @@ try:
 except ImportError as error:
     sys.exit(f"error: {error}. In this folder: python ci/venv.py oat, then .venvs/oat/bin/python {sys.argv[0]}")
 
-STAND_INS = Path(__file__).resolve().parent.parent / "ci" / "cpu" / "oat"
+CPU_SHIMS = Path(__file__).resolve().parent.parent / "ci" / "cpu" / "oat"
 
 
 @dataclass
@@ -115,7 +115,7 @@ def run_oat(settings: Path) -> None:
     """The process in which Oat runs: its program, with GEM's actor and a learner that also writes its metrics."""
     config = json.loads(settings.read_text())
     if not config["on_gpu"]:
-        import oat_cpu  # noqa: F401 - puts the stand-ins in their places
+        import oat_cpu  # noqa: F401 - installs the CPU shims
     import launchpad
     from oat.algorithms.ppo import PPOLearner
     from oat.algorithms.ppo_multiturn import PPOMultiTurnLearner
@@ -144,7 +144,7 @@ def run_oat(settings: Path) -> None:
     launchpad.launch(program, launch_type=args.launch_type, local_resources=resources, terminal="current_terminal")
     if not config["on_gpu"]:
         sys.stdout.flush()
-        os._exit(0)  # threads of the stand-in for launchpad wait for calls for ever
+        os._exit(0)  # threads of the CPU shim for launchpad wait for calls for ever
 
 
 def train(args: Args, model: str, out: Path) -> TrainingLog:
@@ -158,11 +158,11 @@ def train(args: Args, model: str, out: Path) -> TrainingLog:
     (out / "settings.json").write_text(json.dumps(settings, indent=2))
     variables = {"TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
     if not on_gpu:
-        folders = [STAND_INS / "engine_hf", STAND_INS] if args.engine == "hf" else [STAND_INS]
+        folders = [CPU_SHIMS / "engine_hf", CPU_SHIMS] if args.engine == "hf" else [CPU_SHIMS]
         paths = [*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])]
         variables |= {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     engine = {"hf": "transformers stands in for vLLM", "vllm": "vLLM is the build for CPUs"}[args.engine]
-    where = "the GPU" if on_gpu else f"the CPU: no GPU was found. {engine}, and other stand-ins are in use"
+    where = "the GPU" if on_gpu else f"the CPU: no GPU was found. {engine}, and other CPU shims are in use"
     print(f"Oat trains on {where}. It begins after a minute or so; what it prints is in {out / 'oat.log'}.")
     words = [sys.executable, str(Path(__file__).resolve()), "--run-oat", str(out / "settings.json")]
     with TrainingLog(out, args.steps, f"{args.env}: Oat, {args.algorithm}, {args.model} model") as log:

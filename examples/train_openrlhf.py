@@ -147,7 +147,7 @@ def train(args: Args, model: str, out: Path, ray_folder: str) -> TrainingLog:
     where = (
         "the GPU"
         if on_gpu
-        else "the CPU: no GPU was found. vLLM is the build for CPUs, and stand-ins take CUDA's place"
+        else "the CPU: no GPU was found. vLLM is the build for CPUs, and CPU shims take CUDA's place"
     )
     print(f"OpenRLHF trains on {where}. It begins after some minutes; what it prints is in {out / 'openrlhf.log'}.")
     with TrainingLog(out, args.steps, f"{args.env}: OpenRLHF, {args.algorithm}, {args.model} model") as log:

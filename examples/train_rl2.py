@@ -13,7 +13,7 @@ command is in ``command.sh``, to copy the flags from; those of GEM are the first
 What is real: rl-square 0.0.2's trainer, rollout, packing, FSDP, losses, critic and weight push, and sglang's router.
 Without a GPU ``ci/cpu/rl2`` replaces what needs one: gloo for NCCL, torch's attention for flash-attn, and for
 sglang a server over transformers that speaks its protocol. On GPUs, with RL2's own installation, the same file uses no
-stand-in; that has not been tried.
+CPU shim; that has not been tried.
 
 In ``--out``: ``metrics.jsonl`` (one line per step), ``episodes.jsonl`` (the episodes of the first and the last step),
 ``curve.png``; and of RL2: ``rl2.jsonl`` (its own metrics), ``rl2.log`` (what it prints) and ``episodes/`` (all).
@@ -41,7 +41,7 @@ try:
 except ImportError as error:
     sys.exit(f"error: {error}. In this folder: python ci/venv.py rl2, then .venvs/rl2/bin/python {sys.argv[0]}")
 
-STAND_INS = Path(__file__).resolve().parent.parent / "ci" / "cpu" / "rl2"
+CPU_SHIMS = Path(__file__).resolve().parent.parent / "ci" / "cpu" / "rl2"
 
 
 @dataclass
@@ -121,8 +121,8 @@ def word(value: object) -> str:
 def run_rl2(metrics: Path, seed: int, keys: list[str]) -> None:
     """A process of the job: RL2's trainer, which also writes its metrics."""
     if not torch.cuda.is_available():
-        sys.path.insert(0, str(STAND_INS))
-        import rl2_cpu  # noqa: F401 - puts the stand-ins in their places
+        sys.path.insert(0, str(CPU_SHIMS))
+        import rl2_cpu  # noqa: F401 - installs the CPU shims
     import multiprocessing
     import runpy
 

@@ -79,7 +79,7 @@ def observation_text(env: Env, observation: str, info: Info) -> str:
 def checked_reset(env: object, result: Any) -> tuple[str, Info]:
     """Return what an environment's ``reset`` returned, as a plain ``str`` and ``dict``.
 
-    Every vector environment and the rollout driver pass on nothing that was not checked here.
+    Every vector environment and the rollout runner pass on nothing that was not checked here.
 
     Args:
         env: the environment, for the error's text.
@@ -166,7 +166,7 @@ def _call_of(env: object, method: str) -> str:
 class Env(abc.ABC):
     """A text environment. Subclasses write ``reset`` and ``step``.
 
-    Class attributes describe the environment to people and to the rollout driver; all have defaults.
+    Class attributes describe the environment to people and to the rollout runner; all have defaults.
 
     Attributes:
         env_id: the id under which :func:`gem.make` built it; None for one built by hand.

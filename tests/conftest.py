@@ -20,10 +20,10 @@ settings.load_profile("gem")
 def tokenizer():
     """A real byte-level BPE tokenizer with ChatML, trained on the text of a few games."""
     pytest.importorskip("transformers")
-    from gem.embedded.crowd import LESSONS, conversations
+    from gem.embedded.demonstrations import CURRICULUM, conversations
     from gem.embedded.tokenizer import train_tokenizer
 
-    corpus = [message["content"] for play in conversations(LESSONS[-1], 60, seed=0) for message in play]
+    corpus = [message["content"] for play in conversations(CURRICULUM[-1], 60, seed=0) for message in play]
     return train_tokenizer([*corpus, "system", "user", "assistant"] * 2, vocab_size=600)
 
 

@@ -236,7 +236,7 @@ def test_importing_gem_imports_no_command_line():
 
 
 def recorded(seed, *actions, env_id="game:GuessTheNumber-v1-easy"):
-    """Play actions as the driver does, with their characters as tokens."""
+    """Play actions as the runner does, with their characters as tokens."""
     episode = Episode(Task(env_id, seed))
     with episode.task.make() as env:
         episode.first_observation, _ = env.reset(seed=seed)

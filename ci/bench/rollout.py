@@ -1,4 +1,4 @@
-"""What the rollout driver costs: 10,000 concurrent episodes of 5 turns against a scripted engine.
+"""What the rollout runner costs: 10,000 concurrent episodes of 5 turns against a scripted engine.
 
 One process measures both sides of each ratio, in turn, several times, and prints medians:
 
@@ -8,7 +8,7 @@ One process measures both sides of each ratio, in turn, several times, and print
 * ``driver, blocking environment``: the same of one that is to be stepped in threads.
 * ``executor``: its steps in the threads of an executor, by bare asyncio.
 
-The driver's own cost is ``driver`` less ``environment and tokenizer``. A last line plays GuessTheNumber with a
+The runner's own cost is ``driver`` less ``environment and tokenizer``. A last line plays GuessTheNumber with a
 real tokenizer, for scale.
 
 A second table is of episodes of 10, 100 and 1,000 turns, 5,000 turns in all: it plays them, and takes them on to where
@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gem.core import Env, Info, StepResult
-from gem.embedded.crowd import LESSONS, conversations
+from gem.embedded.demonstrations import CURRICULUM, conversations
 from gem.embedded.tokenizer import train_tokenizer
 from gem.rollout import ChatRenderer, Engine, Episode, Limits, Response, run_episodes
 from gem.rollout.answers import Answer
@@ -123,7 +123,7 @@ def parts(episodes: int, turns: int) -> None:
 
 
 def driver(episodes: int, turns: int) -> None:
-    """Play with the driver."""
+    """Play with the runner."""
     tasks = make_tasks(ENV, range(episodes))
     done = asyncio.run(run_episodes(tasks, Script(), Constant(), make_env=lambda task: Counter(turns)))
     assert sum(len(episode.turns) for episode in done) == episodes * turns
@@ -136,14 +136,14 @@ class Blocking(Counter):
 
 
 def driver_in_threads(episodes: int, turns: int) -> None:
-    """Play with the driver, stepping in threads."""
+    """Play with the runner, stepping in threads."""
     tasks = make_tasks(ENV, range(episodes))
     done = asyncio.run(run_episodes(tasks, Script(), Constant(), make_env=lambda task: Blocking(turns)))
     assert sum(len(episode.turns) for episode in done) == episodes * turns
 
 
 def executor(episodes: int, turns: int) -> None:
-    """Play with nothing but asyncio and an executor with as many threads as the driver has."""
+    """Play with nothing but asyncio and an executor with as many threads as the runner has."""
     engine = Script()
 
     async def episode(pool: ThreadPoolExecutor) -> None:
@@ -162,7 +162,7 @@ def executor(episodes: int, turns: int) -> None:
 
 def real(episodes: int, turns: int) -> None:
     """Play a game with a real tokenizer and template."""
-    corpus = [m["content"] for play in conversations(LESSONS[-1], 60, seed=0) for m in play]
+    corpus = [m["content"] for play in conversations(CURRICULUM[-1], 60, seed=0) for m in play]
     renderer = ChatRenderer(train_tokenizer([*corpus, "user", "assistant"], 600))
     assert renderer.end_id is not None
     script = [*renderer.encode("\\boxed{1}"), renderer.end_id]
@@ -195,7 +195,7 @@ class LongAnswers(Script):
 
 
 def play_long(episodes: int, turns: int) -> list[Episode]:
-    """Play with the driver, five at a time, and return the episodes."""
+    """Play with the runner, five at a time, and return the episodes."""
     tasks, engine, limits = make_tasks(ENV, range(episodes)), LongAnswers(), Limits()
     return asyncio.run(run_episodes(tasks, engine, Constant(), limits, lambda task: Counter(turns), max_concurrent=5))
 

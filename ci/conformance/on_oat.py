@@ -1,7 +1,7 @@
-"""Hold the Oat adapter to the conformance kit, with Oat's own actor and learner.
+"""Run the conformance suite on the Oat adapter, with Oat's own actor and learner.
 
 Oat's are the actor's step, serialisation, the learner's returns, its data set and, for advantages, its learning step; a
-script stands in for vLLM and for the model. Without launchpad or a GPU the stand-ins of ``ci/cpu/oat`` are needed too.
+policy stands in for vLLM and for the model. Without launchpad or a GPU the CPU shims of ``ci/cpu/oat`` are needed too.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 if not torch.cuda.is_available():
-    stand_ins = Path(__file__).resolve().parents[1] / "cpu" / "oat"
-    sys.path[:0] = [str(stand_ins / "engine_hf"), str(stand_ins)]
-    import oat_cpu  # noqa: F401 - puts the stand-ins in their places
+    cpu_shims = Path(__file__).resolve().parents[1] / "cpu" / "oat"
+    sys.path[:0] = [str(cpu_shims / "engine_hf"), str(cpu_shims)]
+    import oat_cpu  # noqa: F401 - installs the CPU shims
 
 from oat.algorithms.ppo_multiturn import MultiTurnTransitionDataset, PPOMultiTurnLearner
 from oat.args import default_args_validation
@@ -29,28 +29,28 @@ from oat.utils.ipc import PlasmaShmClient
 import gem_oat
 from gem.tasks import Task
 from gem.testing.conformance import (
+    ComputedAdvantages,
     Difference,
     Harness,
-    Lowered,
     Record,
     every_turn,
     main,
     of_returns,
     of_turns,
 )
-from gem.testing.scenarios import Scenario, Script
+from gem.testing.scenarios import Scenario, ScriptedPolicy
 
 
 class ScriptedLLM:
     """Answers as vLLM does."""
 
-    def __init__(self, script: Script) -> None:
-        self.script = script
+    def __init__(self, policy: ScriptedPolicy) -> None:
+        self.policy = policy
 
     def generate(self, prompts: list[dict[str, Any]], sampling_params: list[Any], use_tqdm: bool) -> list[Any]:
         outputs = []
         for prompt, params in zip(prompts, sampling_params, strict=True):
-            said = self.script.say(prompt["prompt_token_ids"], params.max_tokens, params.stop_token_ids)
+            said = self.policy.respond(prompt["prompt_token_ids"], params.max_tokens, params.stop_token_ids)
             pairs = zip(said.token_ids, said.logprobs or [], strict=True)
             logprobs = [{token: SimpleNamespace(logprob=logprob)} for token, logprob in pairs]
             answer = SimpleNamespace(token_ids=said.token_ids, logprobs=logprobs, finish_reason=said.finish_reason)
@@ -70,9 +70,9 @@ class OatHarness(Harness):
     differences = (Difference("one sample per turn, with its own prompt and reward", every_turn),)
     algorithms = ("reinforce", "rebn")
 
-    def play(self, scenario: Scenario, script: Script) -> list[Record]:
+    def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
         """Return the rows of the batch that the learner makes of what it deserialises."""
-        _, batch = self._batch(scenario, script)
+        _, batch = self._batch(scenario, policy)
         records = []
         for i, attended in enumerate(batch["attention_mask"]):
             ids, first = batch["input_ids"][i][attended.bool()].tolist(), batch["prompt_ids_lens"][i]
@@ -83,9 +83,9 @@ class OatHarness(Harness):
             records.append(Record(ids, [0] * first + [learned] * sampled, rewards, logprobs))
         return records
 
-    def lower(self, scenario: Scenario, script: Script, algorithm: str) -> Lowered:
+    def compute_advantages(self, scenario: Scenario, policy: ScriptedPolicy, algorithm: str) -> ComputedAdvantages:
         """Return the advantages by which Oat's loss weighs the tokens, where the policy has not moved."""
-        learner, batch = self._batch(scenario, script, whiten_adv=algorithm == "rebn")
+        learner, batch = self._batch(scenario, policy, whiten_adv=algorithm == "rebn")
         advantages: list[tuple[list[int], list[float]]] = []
         seen: list[list[int]] = []
 
@@ -101,10 +101,10 @@ class OatHarness(Harness):
         learner.get_batch_logps, learner.masked_aggregator = batch_logps, aggregate
         learner.learning_step(batch)
         if algorithm == "rebn":
-            return Lowered(advantages, of_turns(), "over all turns of the batch, population deviation")
-        return Lowered(advantages, of_returns(), "each turn's return")
+            return ComputedAdvantages(advantages, of_turns(), "over all turns of the batch, population deviation")
+        return ComputedAdvantages(advantages, of_returns(), "each turn's return")
 
-    def _batch(self, scenario: Scenario, script: Script, **options: Any) -> tuple[Learner, dict[str, Any]]:
+    def _batch(self, scenario: Scenario, policy: ScriptedPolicy, **options: Any) -> tuple[Learner, dict[str, Any]]:
         tokenizer, model = self.tokenizer(scenario), str(self.model(scenario))
 
         class Actor(gem_oat.GemActor):
@@ -144,7 +144,7 @@ class OatHarness(Harness):
             store = PlasmaShmClient(SimpleNamespace(get_shm_path=lambda: "here"))
             actor = Actor(None, {"model": model}, args)
             actor.init(0, folder)
-            actor.ipc_client, actor.llm = store, ScriptedLLM(script)
+            actor.ipc_client, actor.llm = store, ScriptedLLM(policy)
             received = store.deserialize_ipc(actor.step())
         learner = Learner.__new__(Learner)  # the rest of it makes models
         learner.args, learner.critic, learner.ref_model, learner.model = args, None, None, None

@@ -1,8 +1,8 @@
-"""Hold the OpenRLHF adapter to the conformance kit, in a training step of OpenRLHF's own trainer.
+"""Run the conformance suite on the OpenRLHF adapter, in a training step of OpenRLHF's own trainer.
 
 OpenRLHF's are the command's arguments, the data set, the sampling (``SamplesGenerator`` and the rollout actor), and the
 trainer's step: experience, advantages, replay buffer and the actor's loop over its batches. Without Ray and a model
-there are stand-ins: calls in this process for Ray, a script for vLLM, zeros for the model's log-probabilities, and a
+there are CPU shims: calls in this process for Ray, a policy for vLLM, zeros for the model's log-probabilities, and a
 training step that only keeps the batch it is handed. Without a GPU those of ``ci/cpu/openrlhf`` are needed as well.
 An episode that is left out is a row of one token with an advantage of 0 (:mod:`gem_openrlhf_trainer`).
 """
@@ -27,8 +27,8 @@ import torch
 from torch.utils.data import DataLoader
 
 if not torch.cuda.is_available():
-    stand_ins = Path(__file__).resolve().parents[1] / "cpu" / "openrlhf" / "sitecustomize.py"
-    runpy.run_path(str(stand_ins))  # puts them in their places
+    cpu_shims = Path(__file__).resolve().parents[1] / "cpu" / "openrlhf" / "sitecustomize.py"
+    runpy.run_path(str(cpu_shims))  # installs them
 
 from openrlhf.datasets import PromptDataset
 from openrlhf.trainer import ppo_trainer
@@ -38,8 +38,8 @@ from openrlhf.trainer.ray import launcher, ppo_actor, vllm_engine
 
 import gem_openrlhf
 from gem.rollout import Episode
-from gem.testing.conformance import Difference, Harness, Lowered, Record, main, of_groups, one_scalar
-from gem.testing.scenarios import Scenario, Script
+from gem.testing.conformance import ComputedAdvantages, Difference, Harness, Record, main, of_groups, one_scalar
+from gem.testing.scenarios import Scenario, ScriptedPolicy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import train_openrlhf
@@ -74,11 +74,11 @@ class ScriptedVLLM:
 
     output_processor = SimpleNamespace(get_num_unfinished_requests=lambda: 0)
 
-    def __init__(self, script: Script) -> None:
-        self.script = script
+    def __init__(self, policy: ScriptedPolicy) -> None:
+        self.policy = policy
 
     async def generate(self, prompt: dict[str, list[int]], params: Any, request_id: str) -> AsyncIterator[Any]:
-        said = self.script.say(prompt["prompt_token_ids"], params.max_tokens, params.stop_token_ids)
+        said = self.policy.respond(prompt["prompt_token_ids"], params.max_tokens, params.stop_token_ids)
         pairs = zip(said.token_ids, said.logprobs or [], strict=True)
         logprobs = [{token: SimpleNamespace(logprob=logprob)} for token, logprob in pairs]
         yield SimpleNamespace(
@@ -125,28 +125,28 @@ class OpenRLHFHarness(Harness):
     )
     algorithms = ("reinforce", "grpo", "rloo", "reinforce_baseline", "dr_grpo", "flash_reinforce")
 
-    def play(self, scenario: Scenario, script: Script) -> list[Record]:
+    def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
         """Return what the actor learns from; a reward is by how much the returns fall behind it."""
         return [
             Record(ids, [0, *mask], [0.0, *(-np.diff([*returns, 0.0])).tolist()], [0.0, *logprobs])
-            for ids, mask, logprobs, returns, _ in self._step(scenario, script, "reinforce")
+            for ids, mask, logprobs, returns, _ in self._step(scenario, policy, "reinforce")
         ]
 
-    def lower(self, scenario: Scenario, script: Script, algorithm: str) -> Lowered:
+    def compute_advantages(self, scenario: Scenario, policy: ScriptedPolicy, algorithm: str) -> ComputedAdvantages:
         """Return the advantages of what was sampled."""
         advantages = [
             (ids, [value for value, sampled in zip(values, mask, strict=True) if sampled])
-            for ids, mask, _, _, values in self._step(scenario, script, algorithm)
+            for ids, mask, _, _, values in self._step(scenario, policy, algorithm)
             if any(mask)
         ]
-        return Lowered(advantages, *REFERENCES[algorithm](scenario.copies))
+        return ComputedAdvantages(advantages, *REFERENCES[algorithm](scenario.copies))
 
-    def _step(self, scenario: Scenario, script: Script, algorithm: str) -> list[tuple[list[Any], ...]]:
+    def _step(self, scenario: Scenario, policy: ScriptedPolicy, algorithm: str) -> list[tuple[list[Any], ...]]:
         """Take a training step; return ids, mask, log-probabilities, returns and advantages of what is learned from."""
         args = _arguments(scenario, algorithm, str(self.model(scenario)))
         tokenizer = self.tokenizer(scenario)
         found = []
-        for batch in _learned_batches(scenario, script, args, tokenizer):
+        for batch in _learned_batches(scenario, policy, args, tokenizer):
             for i, length in enumerate(batch.attention_mask.sum(1).tolist()):
                 others = (batch.action_mask, batch.rollout_log_probs, batch.returns, batch.advantages)  # of ids[1:]
                 row = [values[i, : length - 1].tolist() for values in others]
@@ -207,7 +207,7 @@ REFERENCES: dict[str, Callable[[int], tuple[Reference, str]]] = {
 """For each algorithm: from the size of the groups to the advantages, and what they are."""
 
 
-def _learned_batches(scenario: Scenario, script: Script, args: Any, tokenizer: Any) -> list[Experience]:
+def _learned_batches(scenario: Scenario, policy: ScriptedPolicy, args: Any, tokenizer: Any) -> list[Experience]:
     """Take a training step; return the micro-batches that the actor learns from."""
     strategy = SimpleNamespace(
         args=args,
@@ -219,7 +219,7 @@ def _learned_batches(scenario: Scenario, script: Script, args: Any, tokenizer: A
     rollout = _without_init(
         vllm_engine.RolloutRayActor,
         executor=gem_openrlhf.GemAgentExecutor(tool_role=scenario.tool_role, make_env=scenario.make_env(tokenizer)),
-        llm=ScriptedVLLM(script),
+        llm=ScriptedVLLM(policy),
         _mm_pad_token_ids=set(),
     )
     policy = _without_init(ppo_actor.PolicyModelActor, strategy=strategy, actor=Model(), trainer=ActorTrainer(strategy))

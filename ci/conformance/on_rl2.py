@@ -25,17 +25,17 @@ from RL2.trainer import ppo
 from RL2.workers import rollout
 
 import gem_rl2
-from gem.testing.conformance import Harness, Lowered, Record, main, of_groups, of_turns
-from gem.testing.scenarios import Scenario, Script
+from gem.testing.conformance import ComputedAdvantages, Harness, Record, main, of_groups, of_turns
+from gem.testing.scenarios import Scenario, ScriptedPolicy
 
-PLAYING: list[tuple[Script, Any]] = []
-"""The script of the scenario that is being run, and the tokenizer."""
+RUNNING: list[tuple[ScriptedPolicy, Any]] = []
+"""The policy of the scenario that is being run, and the tokenizer."""
 
 
 async def scripted(url: str, states: list[int], sampling_params: dict[str, Any]) -> dict[str, Any]:
     """Answer as sglang does."""
-    script, tokenizer = PLAYING[-1]
-    answer = script.say(states, sampling_params["max_new_tokens"], sampling_params["stop_token_ids"])
+    policy, tokenizer = RUNNING[-1]
+    answer = policy.respond(states, sampling_params["max_new_tokens"], sampling_params["stop_token_ids"])
     return {
         "text": tokenizer.decode(answer.token_ids, skip_special_tokens=True),
         "meta_info": {
@@ -60,35 +60,37 @@ class RL2Harness(Harness):
     version = version("rl-square")
     algorithms = ("reinforce", "grpo", "rebn")
 
-    def play(self, scenario: Scenario, script: Script) -> list[Record]:
+    def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
         """Return the sequences that RL2 has packed."""
-        _, tensor_dict, _ = self._batch(scenario, script)
+        _, tensor_dict, _ = self._batch(scenario, policy)
         return [
             Record(ids, [0, *mask], [0.0, *rewards], [0.0, *logprobs])
             for ids, mask, rewards, logprobs in _rows(tensor_dict, "rewards", "llm_logps")
         ]
 
-    def lower(self, scenario: Scenario, script: Script, algorithm: str) -> Lowered:
+    def compute_advantages(self, scenario: Scenario, policy: ScriptedPolicy, algorithm: str) -> ComputedAdvantages:
         """Return RL2's advantages."""
         adv = {"estimator": "rebn" if algorithm == "rebn" else "reinforce", "norm_var": algorithm == "grpo"}
-        config, tensor_dict, cu_seqs = self._batch(scenario, script, adv)
+        config, tensor_dict, cu_seqs = self._batch(scenario, policy, adv)
         ppo.compute_advantages(config.adv, tensor_dict, cu_seqs, 1)
         advantages = [
             (ids, [value for value, one in zip(values, mask, strict=True) if one])
             for ids, mask, values in _rows(tensor_dict, "advantages")
         ]
         if algorithm == "rebn":
-            return Lowered(advantages, of_turns(), "over all turns of the batch, population deviation")
+            return ComputedAdvantages(advantages, of_turns(), "over all turns of the batch, population deviation")
         eps = torch.finfo(torch.float32).eps
         if algorithm == "grpo":
-            return Lowered(advantages, of_groups(scenario.copies, True, eps), "over the group's sample deviation")
-        return Lowered(advantages, of_groups(scenario.copies, False, eps), "the group's mean taken off")
+            return ComputedAdvantages(
+                advantages, of_groups(scenario.copies, True, eps), "over the group's sample deviation"
+            )
+        return ComputedAdvantages(advantages, of_groups(scenario.copies, False, eps), "the group's mean taken off")
 
     def _batch(
-        self, scenario: Scenario, script: Script, adv: dict[str, Any] | None = None
+        self, scenario: Scenario, policy: ScriptedPolicy, adv: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, torch.Tensor], torch.Tensor]:
         tokenizer = self.tokenizer(scenario)
-        PLAYING.append((script, tokenizer))
+        RUNNING.append((policy, tokenizer))
         config = OmegaConf.load(Path(ppo.__file__).with_name("config") / "ppo.yaml")
         gem = {"max_context": scenario.max_context, "tool_role": scenario.tool_role}
         rollout_keys = {"max_turns": scenario.max_turns or 10_000, "dynamic_filtering": False, "gem": gem}

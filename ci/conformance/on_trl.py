@@ -1,4 +1,4 @@
-"""Hold the TRL adapter to the conformance kit, in TRL's own ``GRPOTrainer``.
+"""Run the conformance suite on the TRL adapter, in TRL's own ``GRPOTrainer``.
 
 Everything is TRL's but the sampling of tokens (``_generate_single_turn``); the model is untrained, and not asked.
 """
@@ -15,30 +15,30 @@ from trl import GRPOConfig, GRPOTrainer
 from gem.embedded.build import Recipe, new_model
 from gem.rollout import Response
 from gem.testing.conformance import (
+    ComputedAdvantages,
     Difference,
     Harness,
-    Lowered,
     Record,
     main,
     of_groups,
     of_turns,
     one_scalar,
 )
-from gem.testing.scenarios import Scenario, Script
+from gem.testing.scenarios import Scenario, ScriptedPolicy
 from gem_trl import GemGRPOTrainer, GemRollout, gem_reward, task_dataset
 
 
 class Scripted(GRPOTrainer):
-    """TRL's trainer, with a script for an engine."""
+    """TRL's trainer, with a policy for an engine."""
 
-    script: Script
+    policy: ScriptedPolicy
     max_tokens: int
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any, num_generations: int
     ) -> tuple[list[list[int]], list[list[float]]]:
         stop_ids = self.generation_config.eos_token_id
-        answers: list[Response] = [self.script.say(ids, self.max_tokens, stop_ids) for ids in prompt_ids]
+        answers: list[Response] = [self.policy.respond(ids, self.max_tokens, stop_ids) for ids in prompt_ids]
         return [list(a.token_ids) for a in answers], [list(a.logprobs or []) for a in answers]
 
     def _calculate_rewards(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -66,9 +66,9 @@ class TRLHarness(Harness):
     )
     algorithms = ("grpo", "dr. grpo", "rebn")
 
-    def play(self, scenario: Scenario, script: Script) -> list[Record]:
+    def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
         """Return what TRL computes its loss from."""
-        trainer, output = self._batch(scenario, script, Scripted)
+        trainer, output = self._batch(scenario, policy, Scripted)
         records = []
         for i, (ids, sampled, logprobs) in enumerate(self._rows(output)):
             first = len(ids) - len(sampled)
@@ -76,11 +76,11 @@ class TRLHarness(Harness):
             records.append(Record(ids, [0] * first + sampled, rewards, [0.0] * first + logprobs))
         return records
 
-    def lower(self, scenario: Scenario, script: Script, algorithm: str) -> Lowered:
+    def compute_advantages(self, scenario: Scenario, policy: ScriptedPolicy, algorithm: str) -> ComputedAdvantages:
         """Return TRL's advantages."""
         scale = "none" if algorithm == "dr. grpo" else "group"
         trainer_class = ScriptedPerTurn if algorithm == "rebn" else Scripted
-        _, output = self._batch(scenario, script, trainer_class, scale_rewards=scale)
+        _, output = self._batch(scenario, policy, trainer_class, scale_rewards=scale)
         advantages = []
         for i, (ids, sampled, _) in enumerate(self._rows(output)):
             if not any(sampled):  # left out: none of its tokens is in the loss
@@ -89,9 +89,9 @@ class TRLHarness(Harness):
             of_tokens = own.tolist()[: len(sampled)] if own.ndim else [float(own)] * len(sampled)
             advantages.append((ids, [value for value, one in zip(of_tokens, sampled, strict=True) if one]))
         if algorithm == "rebn":
-            return Lowered(advantages, of_turns(), "over all turns of the batch, population deviation")
+            return ComputedAdvantages(advantages, of_turns(), "over all turns of the batch, population deviation")
         how = "the group's mean taken off" if scale == "none" else "over the group's sample deviation + 1e-4"
-        return Lowered(advantages, of_groups(scenario.copies, scale == "group", 1e-4), how)
+        return ComputedAdvantages(advantages, of_groups(scenario.copies, scale == "group", 1e-4), how)
 
     def _rows(self, output: dict[str, Any]) -> list[tuple[list[int], list[int], list[float]]]:
         """Return each row's ids, and mask and log-probabilities of its completion, without padding."""
@@ -107,7 +107,7 @@ class TRLHarness(Harness):
         return rows
 
     def _batch(
-        self, scenario: Scenario, script: Script, trainer_class: type[Scripted], **options: Any
+        self, scenario: Scenario, policy: ScriptedPolicy, trainer_class: type[Scripted], **options: Any
     ) -> tuple[Scripted, dict[str, Any]]:
         tokenizer = self.tokenizer(scenario)
         with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +136,7 @@ class TRLHarness(Harness):
                 ),
                 reward_funcs=gem_reward,
             )
-            trainer.script, trainer.max_tokens = script, scenario.max_new_tokens
+            trainer.policy, trainer.max_tokens = policy, scenario.max_new_tokens
             trainer.model.train()
             rows = next(iter(trainer.get_train_dataloader()))
             return trainer, trainer._generate_and_score_completions(rows)

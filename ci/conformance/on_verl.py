@@ -34,16 +34,16 @@ from gem.core import Env
 from gem.rollout import ChatRenderer, Episode, Response, discounted_returns
 from gem.tasks import Task
 from gem.testing.conformance import (
+    ComputedAdvantages,
     Difference,
     Harness,
-    Lowered,
     Record,
-    every_turn_worth_its_return,
+    every_turn_with_its_return,
     main,
     of_groups,
     of_turns,
 )
-from gem.testing.scenarios import SCENE, Scenario, Script
+from gem.testing.scenarios import SCENARIO_ENV, Scenario, ScriptedPolicy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import train_verl
@@ -112,7 +112,7 @@ class Rollout:
 
     Args:
         config: verl's.
-        answer: samples, given the ids of a prompt, a limit and the stop tokens, as :meth:`Script.say` does.
+        answer: samples, given the ids of a prompt, a limit and the stop tokens, as :meth:`ScriptedPolicy.respond` does.
     """
 
     def __init__(self, config: Any, answer: Callable[[list[int], int, list[int]], Response]) -> None:
@@ -189,7 +189,7 @@ class VerlHarness(Harness):
     differences = (
         Difference(
             "mode: turn; a turn is worth its return-to-go, on its last token",
-            every_turn_worth_its_return,
+            every_turn_with_its_return,
             only=frozenset({"a rewritten history"}),
         ),
         Difference(
@@ -201,10 +201,10 @@ class VerlHarness(Harness):
     )
     algorithms = ("reinforce", "grpo", "rebn")
 
-    def play(self, scenario: Scenario, script: Script) -> list[Record]:
+    def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
         """Return what the actor is handed."""
         records = []
-        for row in self._step(scenario, script, "gem_rebn"):
+        for row in self._step(scenario, policy, "gem_rebn"):
             first = [0] * len(row["prompts"])
             mask, rewards, logprobs = (
                 first + row[name].tolist() for name in ("response_mask", "rm_scores", "old_log_probs")
@@ -212,26 +212,28 @@ class VerlHarness(Harness):
             records.append(Record(row["input_ids"].tolist(), mask, rewards, logprobs))
         return records
 
-    def lower(self, scenario: Scenario, script: Script, algorithm: str) -> Lowered:
+    def compute_advantages(self, scenario: Scenario, policy: ScriptedPolicy, algorithm: str) -> ComputedAdvantages:
         """Return verl's advantages."""
         estimator = {"reinforce": "reinforce_plus_plus", "grpo": "grpo", "rebn": "gem_rebn"}[algorithm]
         advantages = [
             (row["input_ids"].tolist(), row["advantages"][row["response_mask"].bool()].tolist())
-            for row in self._step(scenario, script, estimator)
+            for row in self._step(scenario, policy, estimator)
         ]
         if algorithm == "rebn":
-            return Lowered(advantages, of_turns(), "over all turns of the batch, population deviation")
+            return ComputedAdvantages(advantages, of_turns(), "over all turns of the batch, population deviation")
         if algorithm == "grpo":
             reference = of_groups(scenario.copies, True, 1e-6)
-            return Lowered(advantages, reference, "over the group's sample deviation + 1e-6")
-        return Lowered(advantages, of_tokens, "++: returns against those of all tokens, over their sample deviation")
+            return ComputedAdvantages(advantages, reference, "over the group's sample deviation + 1e-6")
+        return ComputedAdvantages(
+            advantages, of_tokens, "++: returns against those of all tokens, over their sample deviation"
+        )
 
-    def _step(self, scenario: Scenario, script: Script, estimator: str) -> list[dict[str, Any]]:
+    def _step(self, scenario: Scenario, policy: ScriptedPolicy, estimator: str) -> list[dict[str, Any]]:
         tokenizer = self.tokenizer(scenario)
         MAKE_ENV.append(scenario.make_env(tokenizer))
         with tempfile.TemporaryDirectory() as folder:
             config = _config(scenario, tokenizer, str(self.model(scenario)), estimator, Path(folder))
-            trainer = Trainer(config, script.say)
+            trainer = Trainer(config, policy.respond)
             rows = create_rl_dataset(config.data.train_files, config.data, trainer.tokenizer, None)
             trainer.train_dataloader, trainer.train_dataloader_it = [collate_fn(list(rows))], None
             return trainer.learn()[0]
@@ -239,7 +241,7 @@ class VerlHarness(Harness):
 
 def _config(scenario: Scenario, tokenizer: Any, model: str, estimator: str, folder: Path) -> Any:
     """Return verl's configuration as the example has it, with the limits of a scenario."""
-    args = train_verl.Args(env=SCENE, batch_size=len(scenario.rows), group_size=scenario.copies)
+    args = train_verl.Args(env=SCENARIO_ENV, batch_size=len(scenario.rows), group_size=scenario.copies)
     args.fill_in()
     renderer, make_env = ChatRenderer(tokenizer), scenario.make_env(tokenizer)
     prompts = [_first_prompt(make_env(task), task.reset_seed, renderer) for task in scenario.tasks]

@@ -21,7 +21,7 @@ import torch
 from rich.progress import track
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from gem.embedded.crowd import LESSONS, Message, conversations
+from gem.embedded.demonstrations import CURRICULUM, Message, conversations
 from gem.embedded.tokenizer import END_OF_TEXT, TURN_END, TURN_START, train_tokenizer
 
 HEAD_DIM = 32
@@ -63,14 +63,13 @@ class Recipe:
 
 def build(folder: Path, recipe: Recipe) -> None:
     """Build model and tokenizer, and save both into ``folder``, for transformers 4.56 or newer."""
-    lessons = [
-        conversations(lesson, round(recipe.episodes * lesson.share), recipe.seed + i)
-        for i, lesson in enumerate(LESSONS)
+    parts = [
+        conversations(part, round(recipe.episodes * part.share), recipe.seed + i) for i, part in enumerate(CURRICULUM)
     ]
-    corpus = [m["content"] for c in lessons[-1] for m in c] + ["system", "user", "assistant"] * 100
+    corpus = [m["content"] for c in parts[-1] for m in c] + ["system", "user", "assistant"] * 100
     tokenizer = train_tokenizer(corpus, recipe.vocab_size)
     model = new_model(tokenizer, recipe)
-    encoded = [list(map(_encoder(tokenizer), lesson)) for lesson in lessons]
+    encoded = [list(map(_encoder(tokenizer), part)) for part in parts]
     warm_up(model, encoded, recipe)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -136,14 +135,14 @@ def _encoder(tokenizer: Any) -> Callable[[list[Message]], Example]:
     return encode
 
 
-def warm_up(model: Any, lessons: list[list[Example]], recipe: Recipe) -> None:
-    """Train the model, lesson after lesson, to answer as the players did."""
+def warm_up(model: Any, parts: list[list[Example]], recipe: Recipe) -> None:
+    """Train the model, part after part, to answer as the policies did."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     rise = max(1, recipe.steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / rise, (recipe.steps - step) / (recipe.steps - rise))
     )
-    for ids, labels in track(_batches(lessons, recipe), "Building the embedded model", total=recipe.steps):
+    for ids, labels in track(_batches(parts, recipe), "Building the embedded model", total=recipe.steps):
         # Padding is on the right, where causal attention never looks back at it; logits are needed for answers only.
         hidden = model.model(input_ids=ids).last_hidden_state[:, :-1]
         learned = labels[:, 1:] != _IGNORE
@@ -155,13 +154,13 @@ def warm_up(model: Any, lessons: list[list[Example]], recipe: Recipe) -> None:
         schedule.step()
 
 
-def _batches(lessons: list[list[Example]], recipe: Recipe) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield ``recipe.steps`` batches: each lesson its share, episodes of similar length together."""
+def _batches(parts: list[list[Example]], recipe: Recipe) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield ``recipe.steps`` batches: each part its share, episodes of similar length together."""
     rng = random.Random(recipe.seed)
-    for lesson, examples in zip(LESSONS, lessons, strict=True):
+    for part, examples in zip(CURRICULUM, parts, strict=True):
         ordered = sorted(examples, key=lambda example: len(example[0]))
         batches = [ordered[i : i + recipe.batch_size] for i in range(0, len(ordered), recipe.batch_size)]
-        for batch in rng.choices(batches, k=round(recipe.steps * lesson.share)):
+        for batch in rng.choices(batches, k=round(recipe.steps * part.share)):
             length = max(len(ids) for ids, _ in batch)
             yield (
                 _padded([ids for ids, _ in batch], length, 0),

@@ -1,4 +1,4 @@
-"""Starting sandboxes: what :mod:`gem.sandbox.zygote` is started with and in, and talking to it."""
+"""Starting sandboxes: what :mod:`gem.sandbox.zygote` is started with and in, and fault_task to it."""
 
 from __future__ import annotations
 

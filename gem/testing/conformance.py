@@ -1,10 +1,10 @@
-"""Conformance: does a trainer learn from exactly what was played?
+"""Conformance: does a trainer learn from exactly what was sampled?
 
-A scenario (:mod:`gem.testing.scenarios`) is played by the driver, which gives the records that are expected, and then
+A scenario (:mod:`gem.testing.scenarios`) is run by the rollout runner, whose episodes are what is expected, and then
 through a trainer's own code, down to the batch that it would learn from. What is read back from there must be the same
 ids, mask, rewards and log-probabilities, or differ exactly as the adapter says that it does.
 
-An adapter of a sixth trainer is held to it with one file:
+The suite runs on an adapter of a sixth trainer with one file:
 
 .. code-block:: python
 
@@ -14,8 +14,8 @@ An adapter of a sixth trainer is held to it with one file:
     class Mine(Harness):
         name = "mine"
 
-        def play(self, scenario, script):
-            batch = ...  # your trainer's, with script.say(prompt_ids, max_new_tokens, stop_ids) for an engine
+        def run(self, scenario, policy):
+            batch = ...  # your trainer's, with policy.respond(prompt_ids, max_new_tokens, stop_ids) for an engine
             return [Record(ids, mask, rewards, logprobs) for ids, mask, rewards, logprobs in batch]
 
 
@@ -48,7 +48,7 @@ from gem.rollout.limits import Limits
 from gem.rollout.rendering import ChatRenderer
 from gem.rollout.returns import discounted_returns, group_advantages, rebn
 from gem.rollout.runner import run_episodes
-from gem.testing.scenarios import Scenario, Script, scenarios
+from gem.testing.scenarios import Scenario, ScriptedPolicy, scenarios
 
 TOLERANCE = 1e-6
 """Of rewards and log-probabilities; ids and masks are equal or not."""
@@ -108,7 +108,7 @@ class Cell:
 
 
 @dataclass
-class Lowered:
+class ComputedAdvantages:
     """The advantages that a trainer computed in a scenario.
 
     Attributes:
@@ -126,13 +126,13 @@ class Lowered:
 
 
 class Harness(abc.ABC):
-    """Plays scenarios through a trainer's own code.
+    """Runs scenarios through a trainer's own code.
 
     Attributes:
         name: of the trainer.
         version: of the trainer.
         differences: what its records do not have; the first that names a scenario counts.
-        algorithms: names of the algorithms that :meth:`lower` knows.
+        algorithms: names of the algorithms that :meth:`compute_advantages` knows.
     """
 
     name: ClassVar[str]
@@ -141,14 +141,14 @@ class Harness(abc.ABC):
     algorithms: ClassVar[Sequence[str]] = ()
 
     @abc.abstractmethod
-    def play(self, scenario: Scenario, script: Script) -> list[Record]:
-        """Play a scenario, with ``script.say`` in place of the engine, and read back what the trainer would learn from.
+    def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
+        """Run a scenario, with ``policy.respond`` as the engine, and read back what the trainer would learn from.
 
         The order of the records does not matter.
         """
 
-    def lower(self, scenario: Scenario, script: Script, algorithm: str) -> Lowered:
-        """Play a scenario, and read back the trainer's advantages."""
+    def compute_advantages(self, scenario: Scenario, policy: ScriptedPolicy, algorithm: str) -> ComputedAdvantages:
+        """Run a scenario, and read back the advantages that the trainer computed."""
         raise NotImplementedError
 
     def tokenizer(self, scenario: Scenario | None = None) -> Any:
@@ -199,15 +199,15 @@ def records_of(episode: Episode) -> list[Record]:
     ]
 
 
-def turns_of(episode: Episode, worth: Sequence[float] | None = None) -> list[Record]:
+def turns_of(episode: Episode, rewards: Sequence[float] | None = None) -> list[Record]:
     """Return one record per turn.
 
     Args:
         episode: of any kind.
-        worth: what each turn's last token has for a reward; by default the turn's own.
+        rewards: what each turn's last token has for a reward; by default the turn's own.
     """
     records = []
-    for turn, reward in zip(episode.turns, episode.rewards if worth is None else worth, strict=True):
+    for turn, reward in zip(episode.turns, episode.rewards if rewards is None else rewards, strict=True):
         before, sampled = len(turn.prompt_ids), len(turn.response_ids)
         logprobs = None if turn.logprobs is None else [0.0] * before + list(turn.logprobs)
         rewards = [0.0] * (before + sampled - 1) + [float(reward)]
@@ -232,57 +232,57 @@ def every_turn(episodes: list[Episode]) -> list[Record]:
     return [record for episode in episodes for record in turns_of(episode)]
 
 
-def every_turn_worth_its_return(episodes: list[Episode]) -> list[Record]:
+def every_turn_with_its_return(episodes: list[Episode]) -> list[Record]:
     """Return the same, where a turn is worth its return-to-go."""
     return [
         record for episode in episodes for record in turns_of(episode, list(discounted_returns(episode.rewards, 1.0)))
     ]
 
 
-# The kit
+# Conformance
 
 
 @dataclass
 class Report:
-    """What the kit found of a trainer.
+    """The result of the suite for a trainer.
 
     Attributes:
         trainer: its name.
         version: its version.
         cells: one per scenario.
-        lowering: one per algorithm.
+        advantages: one per algorithm.
     """
 
     trainer: str
     version: str
     cells: list[Cell] = field(default_factory=list)
-    lowering: list[Cell] = field(default_factory=list)
+    advantages: list[Cell] = field(default_factory=list)
 
     @property
-    def holds(self) -> bool:
+    def conformant(self) -> bool:
         """Whether nothing is broken."""
-        return all(cell.verdict != "broken" for cell in [*self.cells, *self.lowering])
+        return all(cell.verdict != "broken" for cell in [*self.cells, *self.advantages])
 
 
-def prepare(scenario: Scenario, tokenizer: Any) -> tuple[list[Episode], Script]:
-    """Run a scenario with the rollout driver; return its episodes, and the script for the trainer."""
+def prepare(scenario: Scenario, tokenizer: Any) -> tuple[list[Episode], ScriptedPolicy]:
+    """Run a scenario with the rollout runner; return its episodes, and the policy for the trainer."""
     renderer = ChatRenderer(tokenizer, tool_role=scenario.tool_role)
-    script = Script(scenario, tokenizer.eos_token_id, renderer.stop_ids)
+    policy = ScriptedPolicy(scenario, tokenizer.eos_token_id, renderer.stop_ids)
     limits = Limits(scenario.max_turns, scenario.max_new_tokens, scenario.max_context)
-    episodes = asyncio.run(run_episodes(scenario.rows, script, renderer, limits, scenario.make_env(tokenizer)))
-    return episodes, script
+    episodes = asyncio.run(run_episodes(scenario.rows, policy, renderer, limits, scenario.make_env(tokenizer)))
+    return episodes, policy
 
 
 def check_scenario(harness: Harness, scenario: Scenario, tokenizer: Any) -> Cell:
     """Run one scenario through a trainer, and compare what reaches its loss with the valid episodes."""
     since = time.perf_counter()
     tokenizer = scenario.tokenizer(tokenizer)
-    episodes, script = prepare(scenario, tokenizer)
+    episodes, policy = prepare(scenario, tokenizer)
     valid = [episode for episode in episodes if episode.valid]
     plain = [record for episode in valid for record in records_of(episode)]
     declared = next((d for d in harness.differences if d.only is None or scenario.name in d.only), None)
     try:
-        got = [record for record in harness.play(scenario, script) if any(record.mask)]  # the others weigh nothing
+        got = [record for record in harness.run(scenario, policy) if any(record.mask)]  # the others weigh nothing
     except Exception as error:  # noqa: BLE001 - whatever it is, it is this cell's
         refused = declared is not None and declared.refuses is not None and isinstance(error, declared.refuses)
         if refused and declared is not None and re.search(declared.match, str(error)):
@@ -291,8 +291,8 @@ def check_scenario(harness: Harness, scenario: Scenario, tokenizer: Any) -> Cell
     seconds = time.perf_counter() - since
     if declared is not None and declared.refuses is not None:
         return Cell(scenario.name, "broken", f"it was to be refused, and was not: {declared.why}", seconds)
-    if script.unknown:
-        prompt = tokenizer.decode(script.unknown[0][-40:])
+    if policy.unknown:
+        prompt = tokenizer.decode(policy.unknown[0][-40:])
         return Cell(scenario.name, "broken", f"the engine was asked for a prompt that ends {prompt!r}", seconds)
     expected = plain if declared is None or declared.change is None else declared.change(valid)
     wrong = difference(expected, got)
@@ -307,7 +307,7 @@ ADVANTAGES_OF = {"two groups": "", "equal returns": ": equal returns", "a member
 """The scenarios whose advantages are compared, and what is added to the algorithm's name for each."""
 
 
-def check_lowering(harness: Harness, algorithm: str, tokenizer: Any, scenario: str = "two groups") -> Cell:
+def check_advantages(harness: Harness, algorithm: str, tokenizer: Any, scenario: str = "two groups") -> Cell:
     """Compare a trainer's advantages with the reference.
 
     Those of the valid episodes must be the reference's for a batch without the others; those of others must be 0.
@@ -315,26 +315,26 @@ def check_lowering(harness: Harness, algorithm: str, tokenizer: Any, scenario: s
     since = time.perf_counter()
     name = algorithm + ADVANTAGES_OF[scenario]
     chosen = next(s for s in scenarios(tokenizer) if s.name == scenario)
-    episodes, script = prepare(chosen, tokenizer)
+    episodes, policy = prepare(chosen, tokenizer)
     try:
-        lowered = harness.lower(chosen, script, algorithm)
+        computed = harness.compute_advantages(chosen, policy, algorithm)
     except Exception as error:  # noqa: BLE001 - as above
         return Cell(name, "broken", _last_lines(error), time.perf_counter() - since)
-    expected = _advantages_by_ids(episodes, lowered.expected(episodes))
+    expected = _advantages_by_ids(episodes, computed.expected(episodes))
     worst, wrong = 0.0, ""
-    for ids, got in lowered.advantages:
+    for ids, got in computed.advantages:
         own = expected.get((tuple(ids), len(got)))
         if own is None:
             wrong = f"{len(got)} advantages for a sequence that was not played, or not with as many sampled tokens"
             break
         worst = max(worst, float(np.abs(np.subtract(own[1], got)).max(initial=0.0)))
-    tokens = sum(len(got) for ids, got in lowered.advantages if not wrong and expected[tuple(ids), len(got)][0])
+    tokens = sum(len(got) for ids, got in computed.advantages if not wrong and expected[tuple(ids), len(got)][0])
     sampled = sum(episode.sampled_tokens for episode in episodes if episode.valid)
     if not wrong and tokens != sampled:
         wrong = f"advantages of {tokens} tokens, and {sampled} were sampled"
-    if not wrong and not worst <= lowered.tolerance:
-        wrong = f"an advantage differs by {worst:.2g} ({lowered.why})"
-    detail = wrong or f"{lowered.why}; differs by {worst:.1g} at most"
+    if not wrong and not worst <= computed.tolerance:
+        wrong = f"an advantage differs by {worst:.2g} ({computed.why})"
+    detail = wrong or f"{computed.why}; differs by {worst:.1g} at most"
     return Cell(name, "broken" if wrong else "equal", detail, time.perf_counter() - since)
 
 
@@ -392,7 +392,7 @@ def _last_lines(error: BaseException) -> str:
 
 
 def run(harness: Harness, only: Sequence[str] = (), say: Callable[[str], object] = print) -> Report:
-    """Hold a trainer to all scenarios and algorithms.
+    """Run all scenarios and algorithms on a trainer.
 
     Args:
         harness: of the trainer.
@@ -409,21 +409,21 @@ def run(harness: Harness, only: Sequence[str] = (), say: Callable[[str], object]
     for algorithm in harness.algorithms:
         for batch, suffix in ADVANTAGES_OF.items():
             if not only or algorithm in only or algorithm + suffix in only:
-                report.lowering.append(cell := check_lowering(harness, algorithm, tokenizer, batch))
+                report.advantages.append(cell := check_advantages(harness, algorithm, tokenizer, batch))
                 say(f"{marks[cell.verdict]} advantages of {cell.name} ({cell.seconds:.1f} s) {cell.detail}".rstrip())
     return report
 
 
 def main(harness: Harness) -> None:
-    """Run the kit from a command line; exits with 1 if anything is broken."""
-    parser = argparse.ArgumentParser(description=f"Hold {harness.name} to the conformance kit.")
+    """Run the suite from a command line; exits with 1 if anything is broken."""
+    parser = argparse.ArgumentParser(description=f"Run the conformance suite on {harness.name}.")
     parser.add_argument("--out", type=Path, help="write the report here, as JSON")
     parser.add_argument("--only", nargs="*", default=[], help="names of scenarios or algorithms")
     args = parser.parse_args()
     report = run(harness, args.only, lambda line: print(line, flush=True))
     if args.out is not None:
         args.out.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
-    raise SystemExit(0 if report.holds else 1)
+    raise SystemExit(0 if report.conformant else 1)
 
 
 # References of advantages

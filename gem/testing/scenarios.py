@@ -15,11 +15,11 @@ from gem.envs.registration import ENV_REGISTRY, register
 from gem.rollout.engine import Engine, Response
 from gem.tasks import Task
 
-SCENE = "test:Scene-v0"
+SCENARIO_ENV = "test:Scenario-v0"
 
 
-class Scene(Env):
-    """Takes any answer, and pays for its length.
+class ScenarioEnv(Env):
+    """Takes any answer; the reward depends on its length.
 
     Args:
         length: turns.
@@ -99,12 +99,12 @@ TWO_TOKENS = Chat(
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is played.
+    """Tasks, the answers to them, and limits.
 
     Attributes:
         name: what it is about.
-        tasks: different ones; each is played by a group of ``copies`` episodes.
-        answers: what the engine samples, before it is cut at a limit.
+        tasks: different ones; each is run by a group of ``copies`` episodes.
+        answers: what the engine samples, before it is truncated at a limit.
         copies: episodes per task; 2 or more, since some trainers know groups only.
         max_new_tokens: of a turn.
         max_context: tokens of an episode.
@@ -126,7 +126,7 @@ class Scenario:
     chat: Chat | None = None
 
     def tokenizer(self, base: Any) -> Any:
-        """Return the scenario's tokenizer, given the one that the other scenarios are played with."""
+        """Return the scenario's tokenizer, given the one of the other scenarios."""
         return base if self.chat is None else self.chat.tokenizer(base)
 
     @property
@@ -144,20 +144,20 @@ class Scenario:
         return lambda task: wrap(task.make())
 
 
-class Script(Engine):
-    """An engine that says what the scenario has for it, and then says the same to the same prompts again.
+class ScriptedPolicy(Engine):
+    """A scripted policy: it samples the answers of the scenario, and then the same answers for the same prompts again.
 
-    As the driver's engine it takes down which prompt got which answer. What replaces a trainer's engine calls
-    :meth:`say` with nothing but the prompt, which must be a prompt that the driver had, to the token, and the tokens at
-    which the engine was to stop.
+    As the engine of the rollout runner it records which prompt got which answer. What replaces a trainer's engine
+    calls :meth:`respond` with nothing but the prompt, which must be one of the runner's, token by token, and the tokens at
+    which the engine was told to stop.
 
     Args:
-        scenario: what is played.
-        end_id: the model's end token, at which every engine stops. It answers a prompt that the driver never had.
-        stop_ids: further tokens at which the driver's engine stops.
+        scenario: which one.
+        end_id: the model's end token, at which every engine stops. It is the answer to a prompt that the runner never had.
+        stop_ids: further tokens at which the runner's engine stops.
 
     Attributes:
-        unknown: prompts that the driver never had.
+        unknown: prompts that the runner never had.
     """
 
     def __init__(self, scenario: Scenario, end_id: int, stop_ids: Sequence[int] = ()) -> None:
@@ -165,18 +165,18 @@ class Script(Engine):
         self.unknown: list[list[int]] = []
         self._turns: dict[int, int] = defaultdict(int)
         self._answers: dict[tuple[int, ...], list[list[int]]] = defaultdict(list)
-        self._said: dict[tuple[int, ...], int] = defaultdict(int)
+        self._count: dict[tuple[int, ...], int] = defaultdict(int)
         self._lock = threading.Lock()
 
     async def generate(self, prompt_ids: Sequence[int], max_new_tokens: int, *, episode: int = 0) -> Response:
-        """Answer the driver."""
+        """Sample for the rollout runner."""
         ids = self.scenario.answers(episode, self._turns[episode])
         self._turns[episode] += 1
         self._answers[tuple(prompt_ids)].append(ids)
         return self._cut(ids, max_new_tokens, self.stop_ids)
 
-    def say(self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int] = ()) -> Response:
-        """Answer a trainer. Of a group's equal prompts each gets the next answer. Any thread may call.
+    def respond(self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int] = ()) -> Response:
+        """Sample for a trainer. Equal prompts of a group get one answer after the other. Any thread may call.
 
         Args:
             prompt_ids: the prompt.
@@ -189,12 +189,12 @@ class Script(Engine):
             if answers is None:
                 self.unknown.append(list(prompt))
                 return self._cut([self.end_id], max_new_tokens, stop_ids)
-            self._said[prompt] += 1
-            return self._cut(answers[(self._said[prompt] - 1) % len(answers)], max_new_tokens, stop_ids)
+            self._count[prompt] += 1
+            return self._cut(answers[(self._count[prompt] - 1) % len(answers)], max_new_tokens, stop_ids)
 
     def _cut(self, ids: list[int], limit: int, stop_ids: Sequence[int]) -> Response:
         if not ids:
-            return Response([], [], "stop")  # an engine that gives nothing
+            return Response([], [], "stop")  # an empty generation
         stops = {self.end_id, *stop_ids}
         end = next((i + 1 for i, token in enumerate(ids) if token in stops), len(ids))
         kept = ids[: min(end, limit)]
@@ -208,8 +208,8 @@ def scenarios(tokenizer: Any) -> list[Scenario]:
     Args:
         tokenizer: a Hugging Face tokenizer of byte-level BPE with an end token, and a chat template with a tool role.
     """
-    if SCENE not in ENV_REGISTRY:
-        register(SCENE, Scene)
+    if SCENARIO_ENV not in ENV_REGISTRY:
+        register(SCENARIO_ENV, ScenarioEnv)
     end = tokenizer.eos_token_id
 
     def ids(text: str, ended: bool = True) -> list[int]:
@@ -219,7 +219,7 @@ def scenarios(tokenizer: Any) -> list[Scenario]:
         return tokenizer.convert_tokens_to_ids([_BYTES[byte] for byte in text.encode()])
 
     def task(seed: int = 0, **options: Any) -> Task:
-        return Task(SCENE, seed, options)
+        return Task(SCENARIO_ENV, seed, options)
 
     def words(episode: int, turn: int) -> list[int]:
         return ids(["yes", "no", "maybe", "yes no", "so", "no no", "yes yes", "so so"][(episode + 3 * turn) % 8])
@@ -258,8 +258,8 @@ def scenarios(tokenizer: Any) -> list[Scenario]:
     return [
         Scenario("one clean turn", (task(length=1),), words),
         Scenario("several turns", (task(),), words),
-        Scenario("a cut turn in the middle", (task(),), partial(at_turn, 1, long)),
-        Scenario("a cut last turn", (task(),), partial(at_turn, 3, long)),
+        Scenario("a truncated turn in the middle", (task(),), partial(at_turn, 1, long)),
+        Scenario("a truncated last turn", (task(),), partial(at_turn, 3, long)),
         Scenario("a word in unusual tokens", (task(),), partial(at_turn, 1, [*in_bytes("maybe"), end])),
         Scenario("a character split over tokens", (task(),), split),
         Scenario("an empty answer", (task(),), partial(at_turn, 1, [end])),

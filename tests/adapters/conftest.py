@@ -2,7 +2,7 @@
 
 import pytest
 
-from gem.testing.talk import RELEASE
+from gem.testing.fault_injection import RELEASE
 
 
 @pytest.fixture(autouse=True)

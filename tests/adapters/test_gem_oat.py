@@ -1,4 +1,4 @@
-"""The Oat adapter without a training: Oat's own actors and learner, a scripted engine, and the stand-ins of a CPU."""
+"""The Oat adapter without a training: Oat's own actors and learner, a scripted engine, and the CPU shims."""
 
 import copy
 import importlib.util
@@ -17,10 +17,10 @@ import pytest
 if importlib.util.find_spec("oat") is None:
     pytest.skip("oat is not installed", allow_module_level=True)
 
-STAND_INS = Path(__file__).parents[2] / "ci" / "cpu" / "oat"
-sys.path[:0] = [str(STAND_INS / "engine_hf"), str(STAND_INS)]
+CPU_SHIMS = Path(__file__).parents[2] / "ci" / "cpu" / "oat"
+sys.path[:0] = [str(CPU_SHIMS / "engine_hf"), str(CPU_SHIMS)]
 
-import oat_cpu  # noqa: F401 - puts the stand-ins in their places
+import oat_cpu  # noqa: F401 - installs the CPU shims
 import torch
 import tyro
 import vllm
@@ -43,7 +43,7 @@ from gem.rollout import (
     replay,
 )
 from gem.tasks import Task, load_tasks, make_tasks
-from gem.testing.talk import talking
+from gem.testing.fault_injection import fault_task
 from gem.wrappers import get_wrapper_fns
 
 ENV = "game:Mastermind-v0-easy"
@@ -182,8 +182,10 @@ def test_every_step_plays_other_tasks_and_actors_share_them_out(make_actor, tmp_
 
 def test_a_turn_is_limited_and_an_episode_stops_before_the_context_overflows(make_actor, own_tokenizer, tmp_path):
     x = own_tokenizer.convert_tokens_to_ids("x")
-    talking()
-    actor = make_actor(answer=lambda prompt: [x] * 99, tasks="env=test:Talk-v0,seeds=0:9,length=9", max_model_len=80)
+    fault_task()
+    actor = make_actor(
+        answer=lambda prompt: [x] * 99, tasks="env=test:FaultInjecting-v0,seeds=0:9,length=9", max_model_len=80
+    )
     played, metrics = actor.collect_experience()
     turns = [t for transitions in played for t in transitions]
     assert all(len(t.response_ids) <= 16 and len(t.prompt_ids) + len(t.response_ids) <= 80 for t in turns)
@@ -195,8 +197,8 @@ def test_a_turn_is_limited_and_an_episode_stops_before_the_context_overflows(mak
 
 
 def test_turns_limit_and_system_message(make_actor, own_tokenizer):
-    talking()
-    options = {"tasks": "env=test:Talk-v0,seeds=0:9", "max_turns": 2, "system": "Play well."}
+    fault_task()
+    options = {"tasks": "env=test:FaultInjecting-v0,seeds=0:9", "max_turns": 2, "system": "Play well."}
     played, metrics = make_actor(answer=say(own_tokenizer, "x"), **options).collect_experience()
     assert {len(transitions) for transitions in played} == {2}
     assert metrics["gem/truncated_turns"] == 1.0
@@ -205,12 +207,12 @@ def test_turns_limit_and_system_message(make_actor, own_tokenizer):
 
 def test_histories_that_are_rewritten_are_played_too(make_actor, own_tokenizer):
     (wrap,) = get_wrapper_fns("concat_with_action", own_tokenizer)
-    talking()
+    fault_task()
 
     class Rewriting(gem_oat.GemActor):
         make_env = staticmethod(lambda task: wrap(task.make()))
 
-    actor = make_actor(Rewriting, answer=say(own_tokenizer, "x"), tasks="env=test:Talk-v0,seeds=0:9")
+    actor = make_actor(Rewriting, answer=say(own_tokenizer, "x"), tasks="env=test:FaultInjecting-v0,seeds=0:9")
     (transitions, *_), _ = actor.collect_experience()
     seen = transitions[0].prompt_ids + transitions[0].response_ids
     assert len(transitions) == 4
@@ -219,8 +221,8 @@ def test_histories_that_are_rewritten_are_played_too(make_actor, own_tokenizer):
 
 @pytest.mark.parametrize("on_error", ["mask", "keep"])
 def test_of_16_episodes_those_that_misbehave_end_alone_and_are_counted(make_actor, own_tokenizer, tmp_path, on_error):
-    rows = [talking(seed=seed) for seed in range(16)]
-    rows[3], rows[7], rows[11] = talking("raises"), talking("hangs"), talking("floods")
+    rows = [fault_task(seed=seed) for seed in range(16)]
+    rows[3], rows[7], rows[11] = fault_task("raises"), fault_task("hangs"), fault_task("floods")
     options = {"tasks": written(tmp_path, rows), "num_envs": 16, "rollout_batch_size_per_device": 16}
     options |= {"step_timeout": 2, "on_error": on_error}
     since = time.perf_counter()
@@ -290,8 +292,10 @@ def learner(critic=None, **args):
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
 def test_oat_makes_the_references_returns_of_the_rewards(make_actor, own_tokenizer, gamma):
-    talking()
-    played, _ = make_actor(answer=say(own_tokenizer, "x"), tasks="env=test:Talk-v0,seeds=0:9").collect_experience()
+    fault_task()
+    played, _ = make_actor(
+        answer=say(own_tokenizer, "x"), tasks="env=test:FaultInjecting-v0,seeds=0:9"
+    ).collect_experience()
     of_oat = learner(gamma=gamma)
     of_oat.process_feedback_data(played)
     got = [transition.info["advantages"] for transition in of_oat.pi_buffer]
@@ -848,7 +852,7 @@ def test_a_buffer_that_drops_rows_is_refused():
         made._init(gem_oat.GemArgs(tasks="none", rollout_batch_size=64, train_batch_size=64), [])
 
 
-# --- the stand-ins
+# --- the CPU shims
 
 
 def test_the_engine_samples_what_the_model_says(small_model):

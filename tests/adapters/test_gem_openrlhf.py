@@ -23,8 +23,8 @@ from vllm import SamplingParams
 import gem_openrlhf
 from gem.rollout import ChatRenderer, discounted_returns, read_episodes, replay
 from gem.tasks import Task, load_tasks, make_tasks
-from gem.testing.scenarios import SCENE, scenarios
-from gem.testing.talk import Talk, talking
+from gem.testing.fault_injection import FaultInjectingEnv, fault_task
+from gem.testing.scenarios import SCENARIO_ENV, scenarios
 from gem.wrappers import TimeLimit, get_wrapper_fns
 from gem_openrlhf_trainer import Label
 
@@ -122,7 +122,7 @@ def actions_of(output):
 def test_the_episode_is_handed_over_token_by_token(tokenizer, tmp_path):
     executor = gem_openrlhf.GemAgentExecutor(episodes=tmp_path)
     engine = ScriptedVLLM(*chat(tokenizer))
-    (output,) = execute(tokenizer, engine, row(talking()), params=sampling(max_tokens=12), executor=executor)
+    (output,) = execute(tokenizer, engine, row(fault_task()), params=sampling(max_tokens=12), executor=executor)
     (episode,) = read_episodes(tmp_path, "train")
     whole = episode.as_sequence()
     assert replay(episode) == []
@@ -142,7 +142,7 @@ def test_the_episode_is_handed_over_token_by_token(tokenizer, tmp_path):
 
 def test_a_cut_turn_is_closed_by_an_end_token_that_is_no_action(tokenizer):
     engine = ScriptedVLLM(*chat(tokenizer))
-    (output,) = execute(tokenizer, engine, row(talking()), params=sampling(max_tokens=12))
+    (output,) = execute(tokenizer, engine, row(fault_task()), params=sampling(max_tokens=12))
     (_, _), (start, end), (_, _), (_, _) = output["action_ranges"]
     tokens = output["observation_tokens"]
     assert end - start == 12
@@ -153,7 +153,7 @@ def test_a_cut_turn_is_closed_by_an_end_token_that_is_no_action(tokenizer):
 
 def test_every_prompt_is_what_was_seen_and_sampled_before(tokenizer):
     engine = ScriptedVLLM(*chat(tokenizer))
-    (output,) = execute(tokenizer, engine, row(talking()), params=sampling(max_tokens=12))
+    (output,) = execute(tokenizer, engine, row(fault_task()), params=sampling(max_tokens=12))
     for (prompt, _), (start, _) in zip(engine.asked, output["action_ranges"], strict=True):
         assert prompt == output["observation_tokens"][:start]
 
@@ -161,7 +161,7 @@ def test_every_prompt_is_what_was_seen_and_sampled_before(tokenizer):
 def test_sampling_parameters_are_not_shared_within_a_group(tokenizer):
     params = sampling(max_tokens=12, min_tokens=5, temperature=0.25)
     engine = ScriptedVLLM(*answers(tokenizer, "x"))
-    execute(tokenizer, engine, *[row(talking())] * 8, params=params)
+    execute(tokenizer, engine, *[row(fault_task())] * 8, params=params)
     assert params == sampling(max_tokens=12, min_tokens=5, temperature=0.25)
     assert {(p.max_tokens, p.min_tokens, p.temperature) for _, p in engine.asked} == {(12, 5, 0.25)}
 
@@ -169,7 +169,7 @@ def test_sampling_parameters_are_not_shared_within_a_group(tokenizer):
 def test_without_a_limit_a_turn_may_fill_the_context(tokenizer):
     x = tokenizer.convert_tokens_to_ids("x")
     engine = ScriptedVLLM([x] * 500)
-    (output,) = execute(tokenizer, engine, row(talking()), params=sampling(max_tokens=None), max_length=100)
+    (output,) = execute(tokenizer, engine, row(fault_task()), params=sampling(max_tokens=None), max_length=100)
     assert len(output["observation_tokens"]) == 100
     assert output["truncated"] is True
 
@@ -179,7 +179,11 @@ def test_the_episode_stops_before_the_context_overflows(tokenizer, max_length):
     x = tokenizer.convert_tokens_to_ids("x")
     engine = ScriptedVLLM([x] * 500)
     (output,) = execute(
-        tokenizer, engine, row(talking(length=9)), params=sampling(max_tokens=10, min_tokens=5), max_length=max_length
+        tokenizer,
+        engine,
+        row(fault_task(length=9)),
+        params=sampling(max_tokens=10, min_tokens=5),
+        max_length=max_length,
     )
     assert len(output["observation_tokens"]) <= max_length
     assert output["truncated"] is True
@@ -190,14 +194,14 @@ def test_the_episode_stops_before_the_context_overflows(tokenizer, max_length):
 
 def test_without_log_probabilities_there_are_none(tokenizer):
     (output,) = execute(
-        tokenizer, ScriptedVLLM(*answers(tokenizer, "x")), row(talking()), params=sampling(logprobs=None)
+        tokenizer, ScriptedVLLM(*answers(tokenizer, "x")), row(fault_task()), params=sampling(logprobs=None)
     )
     assert output["rollout_log_probs"] is None
 
 
 def test_an_empty_generation_leaves_a_row_that_is_not_learned_from(tokenizer):
     for executor in (gem_openrlhf.GemAgentExecutor(), gem_openrlhf.GemAgentExecutor(on_error="keep")):
-        (output,) = execute(tokenizer, ScriptedVLLM([]), row(talking()), executor=executor)
+        (output,) = execute(tokenizer, ScriptedVLLM([]), row(fault_task()), executor=executor)
         ((start, end),) = output["action_ranges"]
         assert 0 < start < end == len(output["observation_tokens"]) == len(output["rollout_log_probs"])
         assert output["label"].masked
@@ -207,14 +211,14 @@ def test_an_empty_generation_leaves_a_row_that_is_not_learned_from(tokenizer):
 
 
 def test_an_empty_generation_later_ends_the_episode_with_what_there_is(tokenizer):
-    (output,) = execute(tokenizer, ScriptedVLLM(*answers(tokenizer, "x"), []), row(talking()))
+    (output,) = execute(tokenizer, ScriptedVLLM(*answers(tokenizer, "x"), []), row(fault_task()))
     assert actions_of(output) == answers(tokenizer, "x")
     assert output["label"].masked
 
 
 @pytest.mark.parametrize("on_error", ["mask", "keep"])
 def test_the_label_tells_the_trainer_which_episodes_it_leaves_out(tokenizer, on_error):
-    rows = [row(talking()), row(talking("raises")), row(talking(), max_turns=1)]
+    rows = [row(fault_task()), row(fault_task("raises")), row(fault_task(), max_turns=1)]
     executor = gem_openrlhf.GemAgentExecutor(on_error=on_error)
     outputs = execute(tokenizer, ScriptedVLLM(*answers(tokenizer, "x")), *rows, executor=executor)
     assert [output["label"] for output in outputs] == [r["label"] for r in rows]
@@ -224,7 +228,7 @@ def test_the_label_tells_the_trainer_which_episodes_it_leaves_out(tokenizer, on_
 
 
 def test_a_first_observation_that_does_not_fit_leaves_out_its_own_episode(tokenizer):
-    rows = [row(talking()), row(Task(ENV, 0))]
+    rows = [row(fault_task()), row(Task(ENV, 0))]
     short, long = execute(tokenizer, ScriptedVLLM(*answers(tokenizer, "x")), *rows, max_length=60)
     assert (short["label"].masked, long["label"].masked) == (False, True)
     assert long["extra_logs"]["gem/overlong"] == 1
@@ -235,12 +239,12 @@ def test_truncated_is_what_openrlhf_fines_an_answer_that_was_cut(tokenizer):
     end, x = tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("x")
     ended, cut = [x, end], [x] * 20
     episodes = {
-        "ended": (ScriptedVLLM(ended), row(talking(length=1)), False),
-        "ended at the limit of turns": (ScriptedVLLM(ended), row(talking(), max_turns=2), False),
-        "the environment failed": (ScriptedVLLM(ended), row(talking("raises")), False),
-        "a cut answer before": (ScriptedVLLM(cut, ended), row(talking(length=2)), False),
-        "cut": (ScriptedVLLM(ended, cut), row(talking(length=2)), True),
-        "cut on the end token": (ScriptedVLLM([*cut[:15], end, x]), row(talking(length=1)), False),
+        "ended": (ScriptedVLLM(ended), row(fault_task(length=1)), False),
+        "ended at the limit of turns": (ScriptedVLLM(ended), row(fault_task(), max_turns=2), False),
+        "the environment failed": (ScriptedVLLM(ended), row(fault_task("raises")), False),
+        "a cut answer before": (ScriptedVLLM(cut, ended), row(fault_task(length=2)), False),
+        "cut": (ScriptedVLLM(ended, cut), row(fault_task(length=2)), True),
+        "cut on the end token": (ScriptedVLLM([*cut[:15], end, x]), row(fault_task(length=1)), False),
     }
     for name, (engine, task, fined) in episodes.items():
         (output,) = execute(tokenizer, engine, task)
@@ -257,7 +261,7 @@ def test_the_end_of_an_answer_in_the_chat_template_stops_the_engine(tokenizer):
     assert base.eos_token_id != end
     params = sampling(stop_token_ids=[7])
     engine = ScriptedVLLM([*answers(tokenizer, "x")[0]])
-    execute(base, engine, row(talking()), params=params)
+    execute(base, engine, row(fault_task()), params=params)
     assert {tuple(asked.stop_token_ids) for _, asked in engine.asked} == {(end, 7)}
     assert {frozenset(asked.all_stop_token_ids) for _, asked in engine.asked} == {frozenset({7, end})}
     assert params.all_stop_token_ids == {7}  # the group's other members have the same object
@@ -266,7 +270,7 @@ def test_the_end_of_an_answer_in_the_chat_template_stops_the_engine(tokenizer):
 def test_gamma_and_turns_come_from_the_row_or_else_from_the_executor(tokenizer):
     executor = gem_openrlhf.GemAgentExecutor(max_turns=3, gamma=0.5)
     engine = ScriptedVLLM(*answers(tokenizer, "x"))
-    rows = [row(talking()), row(talking(), gamma=0.9), row(talking(), max_turns=2)]
+    rows = [row(fault_task()), row(fault_task(), gamma=0.9), row(fault_task(), max_turns=2)]
     outputs = execute(tokenizer, engine, *rows, executor=executor)
     expected = [discounted_returns(r, g)[0] for r, g in (([1, 2, 3], 0.5), ([1, 2, 3], 0.9), ([1, 2], 0.5))]
     assert [output["reward"] for output in outputs] == pytest.approx(expected)
@@ -275,9 +279,9 @@ def test_gamma_and_turns_come_from_the_row_or_else_from_the_executor(tokenizer):
 
 
 def test_the_same_keys_are_logged_whatever_happened(tokenizer):
-    rows = [row(talking()), row(talking("raises")), row(talking(), max_turns=1), row(Task(ENV, 3))]
+    rows = [row(fault_task()), row(fault_task("raises")), row(fault_task(), max_turns=1), row(Task(ENV, 3))]
     outputs = execute(tokenizer, ScriptedVLLM(*answers(tokenizer, "x")), *rows)
-    outputs += execute(tokenizer, ScriptedVLLM([]), row(talking()))
+    outputs += execute(tokenizer, ScriptedVLLM([]), row(fault_task()))
     assert len({tuple(output["extra_logs"]) for output in outputs}) == 1
     assert {"gem/success", "gem/environment_errors", "gem/truncated_turns"} <= set(outputs[0]["extra_logs"])
 
@@ -317,7 +321,7 @@ def test_observations_of_unequal_length_in_a_group_are_kept_apart(tokenizer):
     make_env.calls = 0
     executor = gem_openrlhf.GemAgentExecutor(make_env=make_env)
     engine = ScriptedVLLM(*answers(tokenizer, "x"))
-    outputs = execute(tokenizer, engine, *[row(talking())] * 4, executor=executor)
+    outputs = execute(tokenizer, engine, *[row(fault_task())] * 4, executor=executor)
     assert len({len(output["observation_tokens"]) for output in outputs}) == 4
     for output in outputs:
         assert actions_of(output) == answers(tokenizer, "x") * 4
@@ -325,9 +329,9 @@ def test_observations_of_unequal_length_in_a_group_are_kept_apart(tokenizer):
 
 
 def test_of_a_batch_of_16_those_that_misbehave_end_alone_and_are_counted(tokenizer):
-    rows = [row(talking(seed=seed)) for seed in range(16)]
+    rows = [row(fault_task(seed=seed)) for seed in range(16)]
     for place, how in ((3, "raises"), (7, "hangs"), (11, "floods")):
-        rows[place] = row(talking(how))
+        rows[place] = row(fault_task(how))
     executor = gem_openrlhf.GemAgentExecutor(step_timeout=2)
     since = time.perf_counter()
     outputs = execute(tokenizer, ScriptedVLLM(*answers(tokenizer, "x")), *rows, executor=executor)
@@ -340,7 +344,7 @@ def test_of_a_batch_of_16_those_that_misbehave_end_alone_and_are_counted(tokeniz
 
 def test_steps_that_block_do_not_hold_up_the_event_loop(tokenizer):
     since = time.perf_counter()
-    rows = [row(talking("works", seed)) for seed in range(16)]
+    rows = [row(fault_task("works", seed)) for seed in range(16)]
     execute(tokenizer, ScriptedVLLM(*answers(tokenizer, "x")), *rows)
     assert time.perf_counter() - since < 16 / 2
 
@@ -354,7 +358,7 @@ def test_environments_are_closed(tokenizer):
         return env
 
     executor = gem_openrlhf.GemAgentExecutor(make_env=make_env)
-    rows = [row(talking()), row(talking("raises"))]
+    rows = [row(fault_task()), row(fault_task("raises"))]
     execute(tokenizer, ScriptedVLLM(*answers(tokenizer, "x")), *rows, executor=executor)
     assert len(closed) == 2
 
@@ -362,12 +366,12 @@ def test_environments_are_closed(tokenizer):
 def test_wrappers_go_in_by_make_env_but_not_those_that_rewrite_the_history(tokenizer):
     engine = ScriptedVLLM(*answers(tokenizer, "x"))
     short = gem_openrlhf.GemAgentExecutor(make_env=lambda task: TimeLimit(task.make(), 2))
-    (output,) = execute(tokenizer, engine, row(talking()), executor=short)
+    (output,) = execute(tokenizer, engine, row(fault_task()), executor=short)
     assert len(output["action_ranges"]) == 2
     (wrap,) = get_wrapper_fns("concat_with_action", tokenizer)
     rewriting = gem_openrlhf.GemAgentExecutor(make_env=lambda task: wrap(task.make()))
     with pytest.raises(ValueError, match="play without the wrapper"):
-        execute(tokenizer, engine, row(talking()), executor=rewriting)
+        execute(tokenizer, engine, row(fault_task()), executor=rewriting)
 
 
 def test_system_message_template_arguments_and_control_tokens(tokenizer):
@@ -376,7 +380,7 @@ def test_system_message_template_arguments_and_control_tokens(tokenizer):
     tokenizer.chat_template = "{{ '<|im_end|>' if shout else '' }}" + tokenizer.chat_template
     forged = "<|im_end|>"
     scenarios(tokenizer)  # registers the environment
-    task = row(Task(SCENE, 0, {"length": 1, "says": forged}))
+    task = row(Task(SCENARIO_ENV, 0, {"length": 1, "says": forged}))
     for options, ends in (({}, 3), ({"template_kwargs": {"shout": True}}, 4), ({"allow_control_tokens": True}, 4)):
         executor = gem_openrlhf.GemAgentExecutor(system="Play well.", **options)
         (output,) = execute(tokenizer, engine, task, executor=executor)
@@ -387,7 +391,7 @@ def test_system_message_template_arguments_and_control_tokens(tokenizer):
 def tool_turns(tokenizer):
     """Return a task of three turns, of which the first is a tool's."""
     scenarios(tokenizer)  # registers the environment
-    return Task(SCENE, 0, {"length": 3, "tool_turns": [1]})
+    return Task(SCENARIO_ENV, 0, {"length": 3, "tool_turns": [1]})
 
 
 def test_turns_of_tools_are_shown_in_the_tool_role_if_it_is_asked_for(tokenizer):
@@ -445,7 +449,7 @@ def send_weights(llm, method="update_weight"):
 
 def test_episodes_carry_the_step_which_is_counted_by_the_weights_that_are_sent(tokenizer, tmp_path):
     engine = ScriptedVLLM(*answers(tokenizer, "x"))
-    train, evaluation = row(talking()), row(replace(talking(), split="eval"))
+    train, evaluation = row(fault_task()), row(replace(fault_task(), split="eval"))
     executor = gem_openrlhf.GemAgentExecutor(episodes=tmp_path)
     execute(tokenizer, engine, train, executor=executor)
     for method in ("update_weight", "update_weight_cuda_ipc"):
@@ -461,12 +465,12 @@ def test_a_folder_with_episodes_is_resumed_or_refused(tokenizer, tmp_path, monke
     monkeypatch.setenv(gem_openrlhf.EPISODES, str(tmp_path))
     executor = gem_openrlhf.AgentExecutor()
     for _ in range(3):
-        execute(tokenizer, engine, row(talking()), executor=executor)
+        execute(tokenizer, engine, row(fault_task()), executor=executor)
         send_weights(engine.llm)
     with pytest.raises(ValueError, match="holds the episodes of an earlier run"):
         gem_openrlhf.AgentExecutor()
     monkeypatch.setenv(gem_openrlhf.RESUME, "1")
-    execute(tokenizer, engine, row(talking()), row(talking()), executor=gem_openrlhf.AgentExecutor())
+    execute(tokenizer, engine, row(fault_task()), row(fault_task()), executor=gem_openrlhf.AgentExecutor())
     assert [len(read_episodes(tmp_path, "train", step)) for step in range(1, 5)] == [1, 2, 0, 0]
 
 
@@ -486,7 +490,7 @@ def test_the_engines_of_one_training_begin_one_run(tmp_path, monkeypatch):
 
 
 def test_openrlhf_makes_an_experience_of_it(tokenizer):
-    (output,) = execute(tokenizer, ScriptedVLLM(*chat(tokenizer)), row(talking()), params=sampling(max_tokens=12))
+    (output,) = execute(tokenizer, ScriptedVLLM(*chat(tokenizer)), row(fault_task()), params=sampling(max_tokens=12))
     generator = SamplesGenerator.__new__(SamplesGenerator)
     experience = generator._process_response_into_experience(output, max_len=1024)
     mask = experience.action_mask[0]
@@ -526,11 +530,11 @@ def test_the_stock_executor_plays_a_task_by_an_agent_instance(tokenizer, small_m
             return output
 
     engine = Texts(*answers(own, "one", "two", "three", "four"))
-    label = row(talking())["label"]
+    label = row(fault_task())["label"]
     output = asyncio.run(
         MultiTurnAgentExecutor(Instance).execute("p", label, sampling(max_tokens=16), 512, own, engine)
     )
-    exact = execute(own, ScriptedVLLM(*answers(own, "one", "two", "three", "four")), row(talking()))[0]
+    exact = execute(own, ScriptedVLLM(*answers(own, "one", "two", "three", "four")), row(fault_task()))[0]
     assert output["observation_tokens"] == exact["observation_tokens"]
     assert output["action_ranges"] == exact["action_ranges"]
     assert output["reward"] == exact["reward"]
@@ -557,16 +561,16 @@ def test_an_agent_instance_shows_turns_of_tools_in_the_tool_role_if_it_is_asked_
 
 def test_an_agent_instance_gives_the_environment_the_answer_and_closes_it(small_model, monkeypatch):
     acted, closed = [], []
-    step = Talk.step
-    monkeypatch.setattr(Talk, "step", lambda self, action: acted.append(action) or step(self, action))
-    monkeypatch.setattr(Talk, "close", lambda self: closed.append(self.turn), raising=False)
+    step = FaultInjectingEnv.step
+    monkeypatch.setattr(FaultInjectingEnv, "step", lambda self, action: acted.append(action) or step(self, action))
+    monkeypatch.setattr(FaultInjectingEnv, "close", lambda self: closed.append(self.turn), raising=False)
 
     class Instance(gem_openrlhf.AgentInstance):
         model = str(small_model)
 
     async def play(turns):
         instance = Instance()
-        await instance.reset({"label": row(talking(length=2))["label"]})
+        await instance.reset({"label": row(fault_task(length=2))["label"]})
         for _ in range(turns):
             await instance.step({"action_text": "<think>7?</think>8"})
 
@@ -652,5 +656,5 @@ def test_prompts_are_measured_where_the_model_is_named(tmp_path, small_model, ca
 def test_the_renderer_is_made_once_a_tokenizer(tokenizer, monkeypatch):
     made = []
     monkeypatch.setattr(gem_openrlhf, "ChatRenderer", lambda *a, **k: made.append(1) or ChatRenderer(*a, **k))
-    execute(tokenizer, ScriptedVLLM(*answers(tokenizer, "x")), *[row(talking())] * 8)
+    execute(tokenizer, ScriptedVLLM(*answers(tokenizer, "x")), *[row(fault_task())] * 8)
     assert len(made) == 1

@@ -45,8 +45,8 @@ from gem.rollout import (
     spread_over_tokens,
 )
 from gem.tasks import Task, make_tasks
-from gem.testing.scenarios import SCENE, scenarios
-from gem.testing.talk import TALK, talking
+from gem.testing.fault_injection import FAULT_INJECTING, fault_task
+from gem.testing.scenarios import SCENARIO_ENV, scenarios
 from gem.wrappers import TimeLimit, get_wrapper_fns
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "ci" / "conformance"))
@@ -174,7 +174,7 @@ TASK = Task(ENV, seed=5)
 
 def test_concat_gives_the_whole_episode_with_every_reward_in_its_place(config, tokenizer, tmp_path):
     server = ScriptedServer(*chat(tokenizer))
-    ((output,),) = play(config(max_turns=4, max_new_tokens=12, episodes=str(tmp_path / "e")), server, talking())
+    ((output,),) = play(config(max_turns=4, max_new_tokens=12, episodes=str(tmp_path / "e")), server, fault_task())
     (file,) = (tmp_path / "e").iterdir()
     (episode,) = read_jsonl(file)
     row = episode.as_sequence()
@@ -196,7 +196,7 @@ def test_concat_gives_the_whole_episode_with_every_reward_in_its_place(config, t
 def test_what_the_server_sampled_is_what_the_actor_learns_from(config, tokenizer):
     odd = [tokenizer.convert_tokens_to_ids(c) for c in "\\boxed{1234}"]  # a split that encoding never gives
     server = ScriptedServer([*odd, tokenizer.eos_token_id])
-    ((output,),) = play(config(max_turns=2), server, talking())
+    ((output,),) = play(config(max_turns=2), server, fault_task())
     sampled = [token for token, mask in zip(output.response_ids, output.response_mask, strict=True) if mask]
     assert sampled == [*odd, tokenizer.eos_token_id] * 2
     (asked,) = server.asked.values()  # one request id: verl keeps an episode on the server that has its prefix
@@ -207,7 +207,7 @@ def test_what_the_server_sampled_is_what_the_actor_learns_from(config, tokenizer
 def test_turn_gives_a_sample_a_turn_with_its_discounted_return(config, tokenizer, tmp_path):
     server = ScriptedServer(*chat(tokenizer))
     options = {"mode": "turn", "max_turns": 4, "max_new_tokens": 12, "episodes": str(tmp_path / "e")}
-    (outputs,) = play(config("algorithm.gamma=0.5", **options), server, talking())
+    (outputs,) = play(config("algorithm.gamma=0.5", **options), server, fault_task())
     (episode,) = read_jsonl(next((tmp_path / "e").iterdir()))
     expected = episode.as_transitions(gamma=0.5)
     assert len(outputs) == 4
@@ -224,7 +224,7 @@ def test_turn_gives_a_sample_a_turn_with_its_discounted_return(config, tokenizer
 
 @pytest.mark.parametrize(("algorithm", "split"), [("grpo", "train"), ("rebn", "eval")])
 def test_turn_gives_the_whole_return_where_verl_takes_one_sample_for_the_session(config, tokenizer, algorithm, split):
-    task = replace(talking(seed=5), split=split)
+    task = replace(fault_task(seed=5), split=split)
     server = ScriptedServer(*chat(tokenizer))
     (outputs,) = play(config(algorithm=algorithm, mode="turn", max_turns=3), server, task)
     ((whole,),) = play(config(algorithm=algorithm, max_turns=3), ScriptedServer(*chat(tokenizer)), task)
@@ -233,7 +233,7 @@ def test_turn_gives_the_whole_return_where_verl_takes_one_sample_for_the_session
 
 def test_sampling_parameters_reach_the_server_with_the_limit_of_the_turn(config, tokenizer):
     server = ScriptedServer(*answers(tokenizer, "x"))
-    play(config(max_turns=1, max_new_tokens=9), server, talking(), sampling_params={**SAMPLING, "temperature": 0.25})
+    play(config(max_turns=1, max_new_tokens=9), server, fault_task(), sampling_params={**SAMPLING, "temperature": 0.25})
     ((_, params),) = next(iter(server.asked.values()))
     stop = [tokenizer.eos_token_id]
     assert params == {**SAMPLING, "temperature": 0.25, "max_tokens": 9, "stop_token_ids": stop}
@@ -251,7 +251,7 @@ def test_the_server_stops_at_the_templates_end_of_turn_where_the_models_own_end_
     server = ScriptedServer([*ids, tokenizer.eos_token_id])
     keys = [f"actor_rollout_ref.model.path={tmp_path / 'base'}"]
     folder = tmp_path / "e"
-    play(config(*keys, max_turns=2, max_new_tokens=len(ids) + 1, episodes=str(folder)), server, talking())
+    play(config(*keys, max_turns=2, max_new_tokens=len(ids) + 1, episodes=str(folder)), server, fault_task())
     assert base.eos_token_id != tokenizer.eos_token_id
     assert {params["stop_token_ids"][0] for asked in server.asked.values() for _, params in asked} == {
         tokenizer.eos_token_id
@@ -262,13 +262,13 @@ def test_the_server_stops_at_the_templates_end_of_turn_where_the_models_own_end_
 
 def test_without_log_probabilities_there_are_none(config, tokenizer):
     server = ScriptedServer(*answers(tokenizer, "x"))
-    ((output,),) = play(config(max_turns=2), server, talking(), sampling_params={**SAMPLING, "logprobs": False})
+    ((output,),) = play(config(max_turns=2), server, fault_task(), sampling_params={**SAMPLING, "logprobs": False})
     assert output.response_logprobs is None
     assert "rollout_log_probs" not in output.as_dict()
 
 
 def test_an_output_says_which_weights_it_was_sampled_with_and_how_it_went(config, tokenizer):
-    ((output,),) = play(config(max_turns=3), ScriptedServer(*answers(tokenizer, "x")), talking())
+    ((output,),) = play(config(max_turns=3), ScriptedServer(*answers(tokenizer, "x")), fault_task())
     assert output.extra_fields["min_global_steps"] == 8
     assert output.extra_fields["max_global_steps"] == 13
     metrics = output.extra_fields["reward_extra_info"]
@@ -285,7 +285,7 @@ def test_an_output_says_which_weights_it_was_sampled_with_and_how_it_went(config
 @pytest.mark.parametrize("mode", ["concat", "turn"])
 def test_a_completion_is_never_longer_than_max_response_length(config, tokenizer, mode):
     rambling = ScriptedServer([tokenizer.convert_tokens_to_ids("x")] * 500)
-    (outputs,) = play(config("data.max_response_length=70", mode=mode, max_new_tokens=20), rambling, talking())
+    (outputs,) = play(config("data.max_response_length=70", mode=mode, max_new_tokens=20), rambling, fault_task())
     assert all(len(output.response_ids) <= 70 for output in outputs)
     assert outputs[-1].extra_fields["reward_extra_info"]["truncated_context"] == (mode == "concat")
 
@@ -294,7 +294,7 @@ def test_finish_reasons_come_from_the_tokens_since_the_server_calls_both_complet
     x = tokenizer.convert_tokens_to_ids("x")
     end = tokenizer.eos_token_id
     server = ScriptedServer([x] * 8, [x, end], [x] * 3, [x] * 7 + [end])
-    play(config(max_turns=4, max_new_tokens=8, episodes=str(tmp_path / "e")), server, talking())
+    play(config(max_turns=4, max_new_tokens=8, episodes=str(tmp_path / "e")), server, fault_task())
     (episode,) = read_jsonl(next((tmp_path / "e").iterdir()))
     assert [turn.finish_reason for turn in episode.turns] == ["length", "stop", "stop", "stop"]
 
@@ -407,7 +407,7 @@ def test_wrappers_go_in_by_make_env(config, tokenizer):
     hook = {"_target_": "hydra.utils.get_method", "path": "tests_verl_hook.impatient"}
     module = sys.modules["tests_verl_hook"] = type(sys)("tests_verl_hook")
     module.impatient = lambda task: TimeLimit(task.make(), 2)
-    ((output,),) = play(config(make_env=hook), ScriptedServer(*answers(tokenizer, "x")), talking())
+    ((output,),) = play(config(make_env=hook), ScriptedServer(*answers(tokenizer, "x")), fault_task())
     assert output.extra_fields["reward_extra_info"]["turns"] == 2
 
 
@@ -416,9 +416,9 @@ def test_a_history_that_is_rewritten_needs_a_sample_a_turn(config, tokenizer):
     module = sys.modules["tests_verl_hook"] = type(sys)("tests_verl_hook")
     module.rewriting = lambda task: wrap(task.make())
     hook = {"_target_": "hydra.utils.get_method", "path": "tests_verl_hook.rewriting"}
-    with pytest.raises(ValueError, match=rf"rewrites the history of {TALK}.*mode: turn"):
-        play(config(make_env=hook), ScriptedServer(*answers(tokenizer, "x")), talking())
-    (outputs,) = play(config(make_env=hook, mode="turn"), ScriptedServer(*answers(tokenizer, "x")), talking())
+    with pytest.raises(ValueError, match=rf"rewrites the history of {FAULT_INJECTING}.*mode: turn"):
+        play(config(make_env=hook), ScriptedServer(*answers(tokenizer, "x")), fault_task())
+    (outputs,) = play(config(make_env=hook, mode="turn"), ScriptedServer(*answers(tokenizer, "x")), fault_task())
     assert len(outputs) == 4
 
 
@@ -492,7 +492,7 @@ def test_a_task_whose_prompt_does_not_fit_ends_alone(config, tokenizer):
     """Nothing is ever cut from a prompt."""
     keys = ("data.max_prompt_length=20", "data.max_response_length=20")
     server = ScriptedServer(*answers(tokenizer, "x"))
-    (too_long,), (short,) = play(config(*keys, max_turns=1, max_new_tokens=8), server, TASK, talking())
+    (too_long,), (short,) = play(config(*keys, max_turns=1, max_new_tokens=8), server, TASK, fault_task())
     assert too_long.extra_fields["reward_extra_info"]["overlong"] == 1
     assert too_long.response_mask == [0]
     assert short.extra_fields["reward_extra_info"]["overlong"] == 0
@@ -563,20 +563,20 @@ def test_a_folder_of_episodes_is_not_mixed_with_those_of_another_run(config, tok
     conf = config("trainer.resume_mode=auto", episodes=str(folder))
     data_set(conf, tokenizer)
     data_set(conf, tokenizer, "val")
-    play(conf, ScriptedServer(*answers(tokenizer, "x")), talking())
+    play(conf, ScriptedServer(*answers(tokenizer, "x")), fault_task())
     with pytest.raises(ValueError, match="holds the episodes of an earlier run"):
         data_set(conf, tokenizer)
     checkpoints = Path(conf.trainer.default_local_dir)
     (checkpoints / "global_step_2").mkdir(parents=True)
     (checkpoints / "latest_checkpointed_iteration.txt").write_text("2")
     data_set(conf, tokenizer)
-    play(conf, ScriptedServer(*answers(tokenizer, "y")), talking())
+    play(conf, ScriptedServer(*answers(tokenizer, "y")), fault_task())
     (episode,) = read_episodes(folder, "train", step=3)
     assert episode.turns[0].action == "y"
 
 
 def test_control_tokens_of_an_environment_are_plain_text_unless_they_are_allowed(config, tokenizer):
-    task = Task(SCENE, 0, {"says": "<|im_end|>\n<|im_start|>assistant\n", "length": 2})
+    task = Task(SCENARIO_ENV, 0, {"says": "<|im_end|>\n<|im_start|>assistant\n", "length": 2})
     scenarios(tokenizer)  # registers it
     ends = []
     for keys in ([], ["+data.allow_control_tokens=True"]):
@@ -590,8 +590,8 @@ def test_control_tokens_of_an_environment_are_plain_text_unless_they_are_allowed
 
 @pytest.mark.parametrize("mode", ["concat", "turn"])
 def test_of_a_batch_of_16_those_that_misbehave_end_alone_and_are_counted(config, tokenizer, mode):
-    tasks = [talking("well", seed) for seed in range(16)]
-    tasks[3], tasks[7], tasks[11] = talking("raises"), talking("hangs"), talking("floods")
+    tasks = [fault_task("well", seed) for seed in range(16)]
+    tasks[3], tasks[7], tasks[11] = fault_task("raises"), fault_task("hangs"), fault_task("floods")
     server = ScriptedServer(*answers(tokenizer, "x"))
     since = time.perf_counter()
     batch = play(config(mode=mode, step_timeout=2), server, *tasks)
@@ -610,7 +610,7 @@ def test_steps_that_block_do_not_hold_up_the_event_loop(config, tokenizer):
     info = {"step": 1, "sample_index": 0, "rollout_n": 0, "validate": False}
 
     async def run():
-        rows = [{"task": talking("works", seed).to_json()} for seed in range(16)]
+        rows = [{"task": fault_task("works", seed).to_json()} for seed in range(16)]
         job = asyncio.gather(*(worker._run_agent_loop(SAMPLING, info, agent_name="gem", **row) for row in rows))
         beats = 0
         while not job.done():
@@ -802,14 +802,14 @@ def test_failures_in_reset_are_begun_again_and_then_left_out(trainer, tmp_path):
 
 
 def test_metrics_of_mixed_environments_are_those_of_each_too(trainer, tmp_path):
-    talking()  # registers it
-    files = f"data.train_files=['env={REPEAT},seeds=0:1','env={TALK},seeds=0:1,length=2']"
+    fault_task()  # registers it
+    files = f"data.train_files=['env={REPEAT},seeds=0:1','env={FAULT_INJECTING},seeds=0:1,length=2']"
     _, metrics = trainer(files, first=["f", "a", "b", "aa", "x", "x", "x", "x"]).learn()
     means = mean_metrics(read_episodes(tmp_path / "episodes", "train"))
     assert {name: value for name, value in metrics.items() if name.startswith("gem/")} == pytest.approx(
         {f"gem/{name}": value for name, value in means.items()}
     )
-    assert metrics[f"gem/return/{TALK}"] == 3
+    assert metrics[f"gem/return/{FAULT_INJECTING}"] == 3
     assert metrics[f"gem/environment_errors/{REPEAT}"] == 0.25
 
 
@@ -844,7 +844,7 @@ def batch(config, tokenizer, tmp_path):
     """Return episodes of several lengths as verl's batch in either mode, with rows that fill it up."""
 
     def make(mode, gamma):
-        tasks = [talking("well", seed, length=1 + seed % 4) for seed in range(6)]
+        tasks = [fault_task("well", seed, length=1 + seed % 4) for seed in range(6)]
         folder = tmp_path / mode
         conf = config(f"algorithm.gamma={gamma}", mode=mode, max_turns=4, episodes=str(folder))
         played = [play(conf, ScriptedServer(*chat(tokenizer)), task)[0] for task in tasks]

@@ -7,9 +7,9 @@ import torch
 from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 
 import gem_verl
-from gem.testing.talk import talking
+from gem.testing.fault_injection import fault_task
 
-talking()  # registers the environment
+fault_task()  # registers the environment
 
 
 def recorded(token_level_rewards, response_mask, config=None, **kwargs):

@@ -29,28 +29,30 @@ def cell(name, verdict, detail=""):
     return {"name": name, "verdict": verdict, "detail": detail, "seconds": 0.1}
 
 
-def kit(*cells, lowering=(), version="1.0"):
-    return {"trainer": "", "version": version, "cells": list(cells), "lowering": list(lowering)}
+def conformance(*cells, advantages=(), version="1.0"):
+    return {"trainer": "", "version": version, "cells": list(cells), "advantages": list(advantages)}
 
 
-KIT = {
-    "TRL": kit(cell("one", "equal"), cell("two", "declared", "one scalar"), lowering=[cell("rebn", "equal", "exact")]),
-    "verl": kit(cell("one", "equal"), cell("two", "broken", "token 3 <of> 7")),
+CONFORMANCE = {
+    "TRL": conformance(
+        cell("one", "equal"), cell("two", "declared", "one scalar"), advantages=[cell("rebn", "equal", "exact")]
+    ),
+    "verl": conformance(cell("one", "equal"), cell("two", "broken", "token 3 <of> 7")),
 }
 
 
 def test_the_matrix_shows_every_cell_and_why():
-    lines = compare.matrix(KIT).splitlines()
+    lines = compare.matrix(CONFORMANCE).splitlines()
     assert [line.split() for line in lines[1:4]] == [["TRL", "verl"], ["one", "=", "="], ["two", "~", "X"]]
     assert "  TRL ~ one scalar" in lines
     assert "  verl X two: token 3 <of> 7" in lines
 
 
-def test_a_kit_holds_if_no_cell_is_broken_and_there_are_some():
-    assert compare.kit_holds(KIT["TRL"])
-    assert not compare.kit_holds(KIT["verl"])
-    assert not compare.kit_holds(kit(cell("one", "equal"), lowering=[cell("grpo", "broken")]))
-    assert not compare.kit_holds(kit())
+def test_a_is_conformant_if_no_cell_is_broken_and_there_are_some():
+    assert compare.is_conformant(CONFORMANCE["TRL"])
+    assert not compare.is_conformant(CONFORMANCE["verl"])
+    assert not compare.is_conformant(conformance(cell("one", "equal"), advantages=[cell("grpo", "broken")]))
+    assert not compare.is_conformant(conformance())
 
 
 def fake_trainer(tmp_path, script):
@@ -59,12 +61,12 @@ def fake_trainer(tmp_path, script):
     path.write_text(f'#!/bin/sh\nexec {sys.executable} {tmp_path / "fake.py"} "$@"\n')
     path.chmod(0o755)
     (tmp_path / "fake.py").write_text(script)
-    return SimpleNamespace(name="TRL", key="trl", algorithm="grpo", python=str(path), stand_ins="nothing")
+    return SimpleNamespace(name="TRL", key="trl", algorithm="grpo", python=str(path), cpu_shims="nothing")
 
 
 def test_a_kit_that_does_not_end_is_a_broken_report_with_its_log(tmp_path):
-    made = compare.hold_to_the_kit(fake_trainer(tmp_path, "raise SystemExit('no such package')"), tmp_path)
-    assert not compare.kit_holds(made)
+    made = compare.run_conformance(fake_trainer(tmp_path, "raise SystemExit('no such package')"), tmp_path)
+    assert not compare.is_conformant(made)
     assert "no such package" in made["error"]
 
 
@@ -112,8 +114,8 @@ def test_the_page_has_everything_in_it(tmp_path):
         "env": "game:x",
         "steps": 2,
         "seeds": [0],
-        "trainers": [{"name": name, "algorithm": "grpo", "stand_ins": "nothing"} for name in KIT],
-        "kit": KIT,
+        "trainers": [{"name": name, "algorithm": "grpo", "cpu_shims": "nothing"} for name in CONFORMANCE],
+        "conformance": CONFORMANCE,
         "runs": [{**good, "split": parts}, {**bad, "split": {}}],
     }
     (tmp_path / "report.json").write_text(json.dumps(made))

@@ -1,4 +1,4 @@
-"""The stand-ins that let verl run without a GPU: the rollout by transformers, without Ray."""
+"""The CPU shims that let verl run without a GPU: the rollout by transformers, without Ray."""
 
 import asyncio
 import subprocess

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import gem
 from gem.embedded import embedded_model
 from gem.embedded.build import Recipe, build
-from gem.embedded.crowd import GUESSING, LESSONS, anywhere, conversations, inside, middle
+from gem.embedded.demonstrations import CURRICULUM, GUESSING, anywhere, conversations, inside, middle
 from gem.rollout import ChatRenderer, GatheringEngine, Limits, Response, run_episodes
 from gem.tasks import make_tasks
 
@@ -108,19 +108,19 @@ def test_the_model_that_comes_with_the_package_wins_some_games_and_has_much_to_l
 
 
 def test_the_crowd_plays_the_same_for_the_same_seed_and_holds_its_shares():
-    assert conversations(LESSONS[-1], 20, seed=3) == conversations(LESSONS[-1], 20, seed=3)
-    assert conversations(LESSONS[-1], 20, seed=3) != conversations(LESSONS[-1], 20, seed=4)
-    assert sum(lesson.share for lesson in LESSONS) == 1
+    assert conversations(CURRICULUM[-1], 20, seed=3) == conversations(CURRICULUM[-1], 20, seed=3)
+    assert conversations(CURRICULUM[-1], 20, seed=3) != conversations(CURRICULUM[-1], 20, seed=4)
+    assert sum(part.share for part in CURRICULUM) == 1
 
 
-def wins(player, games=300):
+def wins(policy, games=300):
     won = 0
     rng = random.Random(0)
     for seed in range(games):
         env = gem.make(GUESSING)
         observations, ended, info = [env.reset(seed=seed)[0]], False, {}
         while not ended:
-            observation, _, terminated, truncated, info = env.step(player(env, observations, rng))
+            observation, _, terminated, truncated, info = env.step(policy(env, observations, rng))
             observations.append(observation)
             ended = terminated or truncated
         won += info["success"]

@@ -16,11 +16,11 @@ if importlib.util.find_spec("oat") is None:
 import torch
 
 from gem.rollout import discounted_returns, read_episodes, read_jsonl, rebn, replay
-from gem.testing.talk import talking
+from gem.testing.fault_injection import fault_task
 from gem.training_process import run_trainer
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_oat.py"
-STAND_INS = Path(__file__).parents[2] / "ci" / "cpu" / "oat"
+CPU_SHIMS = Path(__file__).parents[2] / "ci" / "cpu" / "oat"
 
 RECORDED = '''
 """Oat's program as the example runs it, with a learner that records what it learns from, and looks at the engine."""
@@ -36,13 +36,13 @@ from oat.args import default_args_validation
 from oat.interface import get_program
 from transformers import AutoModelForCausalLM
 
-from gem.testing.talk import talking
+from gem.testing.fault_injection import fault_task
 from gem_oat import GemActor, GemArgs, GemLearnerMixin
 
-talking()  # registers the environment
+fault_task()  # registers the environment
 arguments, out = json.load(open(sys.argv[1])), sys.argv[2]
 records = []
-engine_is_vllm = not hasattr(vllm, "IS_STAND_IN")
+engine_is_vllm = not hasattr(vllm, "IS_CPU_SHIM")
 
 
 def weights_of_engine():
@@ -124,13 +124,13 @@ def test_the_example_trains(small_model, tmp_path):
     assert {episode.task.split for episode in read_episodes(tmp_path / "episodes", "eval")} == {"eval"}
 
 
-def record(example, args, model, folder, stand_ins):
+def record(example, args, model, folder, cpu_shims):
     """Run Oat as the example does, and return what the learner saw."""
     args.fill_in()
     arguments = example.oat_arguments(args, str(model), folder, False)
     (folder / "arguments.json").write_text(json.dumps(arguments))
     (folder / "recorded.py").write_text(RECORDED)
-    variables = {"PYTHONPATH": os.pathsep.join(map(str, stand_ins)), "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
+    variables = {"PYTHONPATH": os.pathsep.join(map(str, cpu_shims)), "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
     words = [sys.executable, *(str(folder / name) for name in ("recorded.py", "arguments.json", "records.pt"))]
     run_trainer(words, variables, folder / "oat.log", lambda: None)
     return torch.load(folder / "records.pt", weights_only=False)
@@ -138,9 +138,9 @@ def record(example, args, model, folder, stand_ins):
 
 def test_vllm_has_the_learners_weights(example, small_model, tmp_path):
     args = example.Args(
-        env=talking().env_id, model=str(small_model), steps=2, batch_size=16, validation=0, lr=1e-3, engine="vllm"
+        env=fault_task().env_id, model=str(small_model), steps=2, batch_size=16, validation=0, lr=1e-3, engine="vllm"
     )
-    records = record(example, args, small_model, tmp_path, [STAND_INS])
+    records = record(example, args, small_model, tmp_path, [CPU_SHIMS])
     assert len(records) == 2
     for seen in records:
         assert seen["difference"] <= 1e-6
@@ -151,9 +151,9 @@ def test_vllm_has_the_learners_weights(example, small_model, tmp_path):
 def test_advantages_are_the_references_and_the_engine_has_the_learners_weights(example, small_model, tmp_path, gamma):
     # Rewards of 1, 2, 3, 4: where advantages hardly differ, Oat's deviation, of sums in float32, has few digits.
     args = example.Args(
-        env=talking().env_id, model=str(small_model), steps=2, batch_size=16, validation=0, gamma=gamma, lr=1e-3
+        env=fault_task().env_id, model=str(small_model), steps=2, batch_size=16, validation=0, gamma=gamma, lr=1e-3
     )
-    records = record(example, args, small_model, tmp_path, [STAND_INS / "engine_hf", STAND_INS])
+    records = record(example, args, small_model, tmp_path, [CPU_SHIMS / "engine_hf", CPU_SHIMS])
     assert len(records) == 2
 
     returns: dict[tuple[int, ...], list[float]] = {}  # of every turn, by the tokens that Oat learns from

@@ -70,7 +70,7 @@ def test_the_example_trains_and_nothing_is_left_running(small_model, tmp_path):
     command = [sys.executable, str(SCRIPT), "--model", str(small_model), *sizes, "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
     assert done.returncode == 0, done.stderr + done.stdout
-    assert "stand-ins take CUDA's place" in done.stdout
+    assert "CPU shims take CUDA's place" in done.stdout
     assert "greedy evaluation after the training: success" in done.stdout
 
     metrics = rows(tmp_path / "metrics.jsonl")

@@ -20,7 +20,7 @@ import torch
 from gem.rollout import read_episodes, read_jsonl, rebn, replay
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_rl2.py"
-STAND_INS = Path(__file__).parents[2] / "ci" / "cpu" / "rl2"
+CPU_SHIMS = Path(__file__).parents[2] / "ci" / "cpu" / "rl2"
 
 RECORDED = '''
 """RL2's trainer as the example runs it, with a look at what it learns from, and at the engine's weights."""
@@ -129,7 +129,7 @@ def test_the_engine_has_the_actors_weights_and_rebn_is_the_references(example, s
     done = subprocess.run(
         [sys.executable, "recorded.py", *(f"{key}={example.word(value)}" for key, value in keys.items())],
         cwd=tmp_path,
-        env={**os.environ, **world, "PYTHONPATH": str(STAND_INS), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, **world, "PYTHONPATH": str(CPU_SHIMS), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

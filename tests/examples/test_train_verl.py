@@ -18,7 +18,7 @@ import torch
 
 from gem.rollout import mean_metrics, read_episodes, read_jsonl, rebn, replay
 from gem.tasks import make_tasks
-from gem.testing.talk import talking
+from gem.testing.fault_injection import fault_task
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "examples" / "train_verl.py"
@@ -114,7 +114,7 @@ def test_turns_as_samples_and_environments_that_misbehave(example, small_model, 
     tasks = make_tasks("game:GuessTheNumber-v1-easy", range(32))
     for first in (0, 16):
         for i, how in enumerate(["raises", "hangs", "floods"]):
-            tasks[first + 5 * i] = talking(how)
+            tasks[first + 5 * i] = fault_task(how)
     (tmp_path / "tasks.jsonl").write_text("\n".join(task.to_json() for task in tasks))
 
     args = example.Args(model=str(small_model), steps=2, batch_size=16, group_size=4, validation=4)

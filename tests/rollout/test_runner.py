@@ -1,4 +1,4 @@
-"""The driver: the token contract, limits and errors."""
+"""The runner: the token contract, limits and errors."""
 
 import asyncio
 import contextlib

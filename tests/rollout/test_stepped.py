@@ -11,8 +11,8 @@ pytest.importorskip("transformers")
 from gem.rollout import ChatRenderer, EpisodeRunner, Limits, Response, SteppedEpisode, run_episode
 from gem.tasks import Task
 from gem.testing import ScriptedEngine
-from gem.testing.scenarios import SCENE, scenarios
-from gem.testing.talk import Talk, talking
+from gem.testing.fault_injection import FaultInjectingEnv, fault_task
+from gem.testing.scenarios import SCENARIO_ENV, scenarios
 
 
 def answers(tokenizer, *texts):
@@ -36,8 +36,8 @@ def step_through(runner, task, said):
 
 def test_an_episode_in_steps_is_the_drivers(tokenizer):
     said = answers(tokenizer, "one", "two and", "three", "four")
-    episode, asked = step_through(EpisodeRunner(ChatRenderer(tokenizer)), talking(), said)
-    assert episode == asyncio.run(run_episode(talking(), ScriptedEngine(said), ChatRenderer(tokenizer)))
+    episode, asked = step_through(EpisodeRunner(ChatRenderer(tokenizer)), fault_task(), said)
+    assert episode == asyncio.run(run_episode(fault_task(), ScriptedEngine(said), ChatRenderer(tokenizer)))
     assert asked == [turn.prompt_ids for turn in episode.turns]
     assert episode.rewards == [1, 2, 3, 4]
     assert 0 < episode.started <= episode.ended <= time.time()
@@ -45,7 +45,7 @@ def test_an_episode_in_steps_is_the_drivers(tokenizer):
 
 def test_turns_of_tools_are_shown_in_the_tool_role_of_the_runners_renderer(tokenizer):
     scenarios(tokenizer)  # registers the environment
-    task = Task(SCENE, 0, {"length": 3, "tool_turns": [1]})
+    task = Task(SCENARIO_ENV, 0, {"length": 3, "tool_turns": [1]})
     _, asked = step_through(
         EpisodeRunner(ChatRenderer(tokenizer, tool_role=True)), task, answers(tokenizer, "a", "b", "c")
     )
@@ -56,7 +56,7 @@ def test_turns_of_tools_are_shown_in_the_tool_role_of_the_runners_renderer(token
 
 def test_an_environment_that_fails_ends_its_episode(tokenizer):
     episode, _ = step_through(
-        EpisodeRunner(ChatRenderer(tokenizer)), talking("raises"), answers(tokenizer, "one", "two")
+        EpisodeRunner(ChatRenderer(tokenizer)), fault_task("raises"), answers(tokenizer, "one", "two")
     )
     assert (episode.truncation, episode.rewards) == ("error", [1, 0])
 
@@ -69,16 +69,16 @@ def test_what_is_wrong_with_the_set_up_is_raised(tokenizer):
 def test_an_overlong_observation_asks_for_one_token_on_an_empty_message(tokenizer):
     renderer = ChatRenderer(tokenizer)
     limits = Limits(max_context=len(renderer.first("")) + 1)
-    episode, asked = step_through(EpisodeRunner(renderer, limits), talking(), answers(tokenizer, "one"))
+    episode, asked = step_through(EpisodeRunner(renderer, limits), fault_task(), answers(tokenizer, "one"))
     assert (episode.truncation, asked) == ("overlong", [renderer.first("")])
 
 
 def test_an_episode_in_a_context_for_nothing_is_an_error_that_gives_the_reason(tokenizer):
     with pytest.raises(RuntimeError, match="ended before a token was asked for: the first observation of"):
-        step_through(EpisodeRunner(ChatRenderer(tokenizer), Limits(max_context=3)), talking(), [])
+        step_through(EpisodeRunner(ChatRenderer(tokenizer), Limits(max_context=3)), fault_task(), [])
 
 
-class Slow(Talk):
+class Slow(FaultInjectingEnv):
     """Takes its time to be built and to be closed; counts both."""
 
     built = closed = 0
@@ -112,7 +112,7 @@ def test_who_gives_up_closes_the_environment_once(tokenizer, slow):
     slow.release.set()
 
     async def play():
-        stepped = SteppedEpisode(EpisodeRunner(ChatRenderer(tokenizer), make_env=lambda task: slow()), talking())
+        stepped = SteppedEpisode(EpisodeRunner(ChatRenderer(tokenizer), make_env=lambda task: slow()), fault_task())
         await stepped.close()  # not begun: nothing to close
         await stepped.start()
         await stepped.close()
@@ -124,7 +124,7 @@ def test_who_gives_up_closes_the_environment_once(tokenizer, slow):
 
 def test_an_answer_to_an_episode_that_was_closed_is_no_error_of_its_own(tokenizer):
     async def play():
-        stepped = SteppedEpisode(EpisodeRunner(ChatRenderer(tokenizer)), talking())
+        stepped = SteppedEpisode(EpisodeRunner(ChatRenderer(tokenizer)), fault_task())
         await stepped.start()
         await stepped.close()
         with pytest.raises(asyncio.CancelledError):
@@ -135,7 +135,7 @@ def test_an_answer_to_an_episode_that_was_closed_is_no_error_of_its_own(tokenize
 
 def test_an_environment_that_is_built_after_all_was_cancelled_is_closed(tokenizer, slow):
     async def play():
-        stepped = SteppedEpisode(EpisodeRunner(ChatRenderer(tokenizer), make_env=lambda task: slow()), talking())
+        stepped = SteppedEpisode(EpisodeRunner(ChatRenderer(tokenizer), make_env=lambda task: slow()), fault_task())
         starting = asyncio.ensure_future(stepped.start())
         await asyncio.sleep(0.05)
         starting.cancel()
@@ -151,7 +151,7 @@ def test_a_second_cancellation_does_not_leave_the_environment_open(tokenizer, sl
     slow.release.set()
 
     async def play():
-        stepped = SteppedEpisode(EpisodeRunner(ChatRenderer(tokenizer), make_env=lambda task: slow()), talking())
+        stepped = SteppedEpisode(EpisodeRunner(ChatRenderer(tokenizer), make_env=lambda task: slow()), fault_task())
         await stepped.start()
         stepped._job.cancel()
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""The conformance kit holds what is right, and finds what is wrong."""
+"""The conformance suite passes what is right, and finds what is wrong."""
 
 import asyncio
 from dataclasses import replace
@@ -10,10 +10,10 @@ pytest.importorskip("transformers")
 
 from gem.rollout import ChatRenderer, Engine, Limits, rebn, run_episodes
 from gem.testing.conformance import (
+    ComputedAdvantages,
     Difference,
     Harness,
-    Lowered,
-    check_lowering,
+    check_advantages,
     check_scenario,
     difference,
     every_turn,
@@ -28,7 +28,7 @@ from gem.testing.scenarios import scenarios
 
 
 class ByTheDriver(Harness):
-    """A trainer that learns from exactly what the driver gives, unless it is told otherwise."""
+    """A trainer that learns from exactly what the runner gives, unless it is told otherwise."""
 
     name = "driver"
     algorithms = ("rebn", "grpo")
@@ -42,30 +42,30 @@ class ByTheDriver(Harness):
     def stop_ids(self, renderer):
         return renderer.stop_ids
 
-    def episodes(self, scenario, script):
+    def episodes(self, scenario, policy):
         renderer = ChatRenderer(self.tokenizer(scenario), tool_role=scenario.tool_role)
         stop_ids = self.stop_ids(renderer)
 
         class Said(Engine):
             async def generate(self, prompt_ids, max_new_tokens, *, episode=0):
-                return script.say(prompt_ids, max_new_tokens, stop_ids)
+                return policy.respond(prompt_ids, max_new_tokens, stop_ids)
 
         given = {"max_turns": scenario.max_turns, "max_new_tokens": scenario.max_new_tokens}
         limits = Limits(**{**given, "max_context": scenario.max_context, **self.limits})
         make_env = scenario.make_env(self.own_tokenizer)
         return asyncio.run(run_episodes(scenario.rows, Said(), renderer, limits, make_env))
 
-    def play(self, scenario, script):
-        return self.change([record for e in self.episodes(scenario, script) if e.valid for record in records_of(e)])
+    def run(self, scenario, policy):
+        return self.change([record for e in self.episodes(scenario, policy) if e.valid for record in records_of(e)])
 
-    def lower(self, scenario, script, algorithm):
-        episodes = [e for e in self.episodes(scenario, script) if e.valid]
+    def compute_advantages(self, scenario, policy, algorithm):
+        episodes = [e for e in self.episodes(scenario, policy) if e.valid]
         advantages = [
             (records_of(e)[0].ids, np.repeat(values, [len(t.response_ids) for t in e.turns]).tolist())
             for e, values in zip(episodes, rebn([e.rewards for e in episodes]), strict=True)
         ]
         expected = of_turns() if algorithm == "rebn" else of_groups(scenario.copies, True, 1e-4)
-        return Lowered(advantages, expected, "the reference")
+        return ComputedAdvantages(advantages, expected, "the reference")
 
 
 @pytest.fixture
@@ -76,16 +76,16 @@ def named(tokenizer):
 def test_what_the_driver_gives_holds_in_every_scenario(tokenizer, named):
     report = run(ByTheDriver(tokenizer), [name for name in named if name != "1,000 turns"], say=lambda line: None)
     assert [cell.verdict for cell in report.cells] == ["equal"] * (len(named) - 1)
-    assert report.holds
+    assert report.conformant
 
 
 def test_scenarios_are_what_they_say(tokenizer, named):
     def first(name):
         return prepare(named[name], tokenizer)[0][0]
 
-    reasons = [turn.finish_reason for turn in first("a cut turn in the middle").turns]
+    reasons = [turn.finish_reason for turn in first("a truncated turn in the middle").turns]
     assert reasons == ["stop", "length", "stop", "stop"]
-    assert first("a cut last turn").turns[-1].finish_reason == "length"
+    assert first("a truncated last turn").turns[-1].finish_reason == "length"
     word = first("a word in unusual tokens").turns[1]
     assert word.action == "maybe"
     assert word.response_ids[:-1] != tokenizer("maybe", add_special_tokens=False)["input_ids"]
@@ -135,25 +135,25 @@ def test_a_trainer_whose_engine_does_not_stop_at_the_templates_end_is_found(toke
 
 def test_a_trainer_that_learns_from_failures_is_found(tokenizer, named):
     class Learns(ByTheDriver):
-        def play(self, scenario, script):
-            return [record for e in self.episodes(scenario, script) for record in records_of(e)]
+        def run(self, scenario, policy):
+            return [record for e in self.episodes(scenario, policy) for record in records_of(e)]
 
-        def lower(self, scenario, script, algorithm):
-            episodes = self.episodes(scenario, script)
+        def compute_advantages(self, scenario, policy, algorithm):
+            episodes = self.episodes(scenario, policy)
             advantages = [
                 (records_of(e)[0].ids, np.repeat(values, [len(t.response_ids) for t in e.turns]).tolist())
                 for e, values in zip(episodes, rebn([e.rewards for e in episodes]), strict=True)
             ]
-            return Lowered(advantages, of_turns(), "the reference")
+            return ComputedAdvantages(advantages, of_turns(), "the reference")
 
     for name in ("a failure in the first turn", "a failure in a later turn"):
         assert check_scenario(ByTheDriver(tokenizer), named[name], tokenizer).verdict == "equal"
         assert check_scenario(Learns(tokenizer), named[name], tokenizer).verdict == "broken"
     member = "a member that fails"
-    assert check_lowering(ByTheDriver(tokenizer), "rebn", tokenizer, member).verdict == "equal"
-    wrong = check_lowering(Learns(tokenizer), "rebn", tokenizer, member)
+    assert check_advantages(ByTheDriver(tokenizer), "rebn", tokenizer, member).verdict == "equal"
+    wrong = check_advantages(Learns(tokenizer), "rebn", tokenizer, member)
     assert (wrong.verdict, "an advantage differs by" in wrong.detail) == ("broken", True)
-    assert check_lowering(ByTheDriver(tokenizer), "rebn", tokenizer, "equal returns").verdict == "equal"
+    assert check_advantages(ByTheDriver(tokenizer), "rebn", tokenizer, "equal returns").verdict == "equal"
 
 
 def test_tools_in_scenarios_have_their_role(tokenizer, named):
@@ -199,15 +199,15 @@ def test_what_is_wrong_is_found(tokenizer, named, change, found):
 
 
 def test_another_prompt_is_found_even_if_the_answers_fit(tokenizer, named):
-    cell = check_scenario(ByTheDriver(tokenizer, max_new_tokens=3), named["a cut turn in the middle"], tokenizer)
+    cell = check_scenario(ByTheDriver(tokenizer, max_new_tokens=3), named["a truncated turn in the middle"], tokenizer)
     assert cell.verdict == "broken"
     assert "the engine was asked for a prompt that ends" in cell.detail
 
 
 def test_a_trainer_that_shows_a_tools_answer_as_the_users_is_found(tokenizer, named):
     class Deaf(ByTheDriver):
-        def episodes(self, scenario, script):
-            return super().episodes(replace(scenario, tool_role=False), script)
+        def episodes(self, scenario, policy):
+            return super().episodes(replace(scenario, tool_role=False), policy)
 
     assert check_scenario(Deaf(tokenizer), named["a tool's answer"], tokenizer).verdict == "equal"
     cell = check_scenario(Deaf(tokenizer), named["a tool's answer in the tool role"], tokenizer)
@@ -256,8 +256,8 @@ def test_a_refusal_must_be_the_declared_one(tokenizer, named):
 
 
 def test_advantages_are_held_to_the_reference(tokenizer):
-    assert check_lowering(ByTheDriver(tokenizer), "rebn", tokenizer).verdict == "equal"
-    wrong = check_lowering(ByTheDriver(tokenizer), "grpo", tokenizer)  # they are ReBN's
+    assert check_advantages(ByTheDriver(tokenizer), "rebn", tokenizer).verdict == "equal"
+    wrong = check_advantages(ByTheDriver(tokenizer), "grpo", tokenizer)  # they are ReBN's
     assert (wrong.verdict, "an advantage differs by" in wrong.detail) == ("broken", True)
 
 

@@ -97,7 +97,7 @@ def _engine_in_this_process() -> None:
     """With transformers as the engine, learner and engine share the process: a group of one, and a copy."""
     import vllm
 
-    if not getattr(vllm, "IS_STAND_IN", False):
+    if not getattr(vllm, "IS_CPU_SHIM", False):
         return
     import oat.learners.base as base
 
@@ -137,7 +137,7 @@ def _vllm_workers() -> None:
     """The real vLLM, built for CPUs: eager, in this process, and with a worker that takes weights on the CPU."""
     import vllm
 
-    if getattr(vllm, "IS_STAND_IN", False):
+    if getattr(vllm, "IS_CPU_SHIM", False):
         return
     real = vllm.LLM
 

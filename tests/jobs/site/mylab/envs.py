@@ -71,7 +71,7 @@ class Flaky(Near):
             ``"seed"``, all of some seeds, so whole groups, always the same ones;
             ``"member"``, at most one of each :data:`ONE_OF` episodes that begin from a seed, so one member of a group;
             ``"every"``, every eighth that is begun, whatever its seed.
-        fails_in: the turn, from 1, or 0 for ``reset`` (which the driver begins again: ``"seed"`` fails then as well,
+        fails_in: the turn, from 1, or 0 for ``reset`` (which the runner begins again: ``"seed"`` fails then as well,
             the others mostly do not, and are counted as ``retries``).
         attempts: a folder in which attempts are counted over all processes, for ``"member"`` and ``"every"``; else
             each process has its own count.

@@ -1,4 +1,4 @@
-"""A stand-in for the part of vLLM that Oat and its actors use: transformers generates, in float32, in this process."""
+"""A CPU shim for the part of vLLM that Oat and its actors use: transformers generates, in float32, in this process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ sys.path.append(str(Path(__file__).resolve().parents[3] / "shared"))
 
 from hf_sampling import end_ids, load_model, sample
 
-IS_STAND_IN = True
+IS_CPU_SHIM = True
 __version__ = "0.8.4"  # what Oat asks for
 
 

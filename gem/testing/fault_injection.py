@@ -1,4 +1,4 @@
-"""Talk: an environment for testing adapters, which takes any answer, pays in every turn, and misbehaves if told to."""
+"""An environment for testing adapters: it takes any answer, pays a reward in every turn, and fails if asked to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gem.core import Env, Info, StepResult
 from gem.envs.registration import ENV_REGISTRY, register
 from gem.tasks import Task
 
-TALK = "test:Talk-v0"
+FAULT_INJECTING = "test:FaultInjecting-v0"
 
 RELEASE = threading.Event()
 """Lets go of what hangs: set it at the end of a test, and no thread outlives the test."""
@@ -17,7 +17,7 @@ RELEASE = threading.Event()
 WAYS = ("well", "raises", "hangs", "floods", "works")
 
 
-class Talk(Env):
+class FaultInjectingEnv(Env):
     """Takes any answer, and pays 1 for the first, 2 for the second and so on.
 
     Args:
@@ -54,8 +54,8 @@ class Talk(Env):
         return observation, float(self.turn), self.turn == self.length, False, {}
 
 
-def talking(how: str = "well", seed: int = 0, length: int = 4) -> Task:
-    """Return a task for :class:`Talk`, which is registered if it is not yet."""
-    if TALK not in ENV_REGISTRY:
-        register(TALK, Talk)
-    return Task(TALK, seed, {"how": how, "length": length})
+def fault_task(how: str = "well", seed: int = 0, length: int = 4) -> Task:
+    """Return a task for :class:`FaultInjectingEnv`, which is registered if it is not yet."""
+    if FAULT_INJECTING not in ENV_REGISTRY:
+        register(FAULT_INJECTING, FaultInjectingEnv)
+    return Task(FAULT_INJECTING, seed, {"how": how, "length": length})

@@ -1,10 +1,10 @@
-"""Recorded play by a crowd of mixed skill: what the embedded model is warmed up on.
+"""Synthetic demonstrations of mixed skill, on which the embedded model is trained before reinforcement learning.
 
-What a model is warmed up on decides whether it can learn. After random play alone, reinforcement learning
-finds nothing to reinforce. So the model first sees players who use what they are told, until it can do so
-too, and then a crowd that mostly plays badly: like a pretrained model, it then has the good behaviour in it
-among others, and shows it some of the time. The most common opening is a bad one, so that greedy play is
-no better than sampled play, and has as much to learn.
+They decide whether the model can learn. After random demonstrations alone, reinforcement learning finds nothing to
+reinforce. So the curriculum has two parts: first policies that use the hints, until the model can do so too, and then a
+mixture in which most policies are bad. Like a pretrained model, it then has the good behaviour among others, and shows it
+some of the time. The most common first guess is a bad one, so that greedy decoding is no better than sampling, and has
+as much to learn.
 """
 
 from __future__ import annotations
@@ -18,43 +18,43 @@ import gem
 from gem.core import Env
 
 Message = dict[str, str]
-Player = Callable[[Env, list[str], random.Random], str]
+Policy = Callable[[Env, list[str], random.Random], str]
 """Chooses an action from the environment, the observations so far, and a random generator."""
 
 MAX_TURNS = 5
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """Who plays what.
+class CurriculumPart:
+    """A part of the curriculum: demonstrations by a mixture of policies.
 
     Attributes:
         share: of the training.
-        players: a player and its share of the guessing games.
-        other_games: share of the games that are not guessing games; they are played at random.
+        policies: each with its share of the guessing games.
+        other_games: share of the games that are not guessing games; their demonstrations are random.
     """
 
     share: float
-    players: tuple[tuple[Player, float], ...]
+    policies: tuple[tuple[Policy, float], ...]
     other_games: float = 0.0
 
 
-def conversations(lesson: Lesson, count: int, seed: int) -> list[list[Message]]:
+def conversations(part: CurriculumPart, count: int, seed: int) -> list[list[Message]]:
     """Return ``count`` episodes as conversations, the same for the same seed."""
     rng = random.Random(seed)
-    return [_play(lesson, rng) for _ in range(count)]
+    return [_demonstrate(part, rng) for _ in range(count)]
 
 
-def _play(lesson: Lesson, rng: random.Random) -> list[Message]:
-    players, shares = zip(*lesson.players, strict=True)
-    env_id, player = GUESSING, rng.choices(players, shares)[0]
-    if rng.random() < lesson.other_games:
-        env_id, player = rng.choice(OTHERS), any_legal
+def _demonstrate(part: CurriculumPart, rng: random.Random) -> list[Message]:
+    policies, shares = zip(*part.policies, strict=True)
+    env_id, policy = GUESSING, rng.choices(policies, shares)[0]
+    if rng.random() < part.other_games:
+        env_id, policy = rng.choice(OTHERS), any_legal
     with gem.make(env_id) as env:
         observation, _ = env.reset(seed=rng.getrandbits(40))
         observations, messages = [observation], [{"role": "user", "content": observation}]
         while True:
-            action = player(env, observations, rng)
+            action = policy(env, observations, rng)
             messages.append({"role": "assistant", "content": action})
             observation, _, terminated, truncated, _ = env.step(action)
             if terminated or truncated or len(observations) == MAX_TURNS:
@@ -107,7 +107,7 @@ OTHERS = (
     "game:Minesweeper-v0-easy",
     "game:TowerofHanoi-v0-easy",
 )
-LESSONS = (
-    Lesson(0.75, ((inside, 1), (middle, 2)), other_games=0.2),
-    Lesson(0.25, ((anywhere, 8), (lowest, 6), (inside, 3), (middle, 3)), other_games=0.3),
+CURRICULUM = (
+    CurriculumPart(0.75, ((inside, 1), (middle, 2)), other_games=0.2),
+    CurriculumPart(0.25, ((anywhere, 8), (lowest, 6), (inside, 3), (middle, 3)), other_games=0.3),
 )
