@@ -1,9 +1,9 @@
-"""A command whose whole tree of processes ends with it, or with the process that asked for it.
+"""A command whose whole tree of processes ends with it, or with the process that started it.
 
 A trainer starts servers, workers and daemons, some of them in sessions of their own, and leaves some behind. So it runs
-below a *keeper*: this file, as a program. All that loses its parent below the keeper becomes its child (Linux does that
-for it), so it can find all of it; and it holds one end of a pipe, whose other end closes with the process that asked,
-however that ends, by SIGKILL too. Elsewhere than on Linux the keeper knows the command's group of processes only.
+below a *supervisor*: this file, as a program. On Linux a process below the supervisor that loses its parent becomes the
+supervisor's child, so the supervisor finds all of them. It also reads a pipe whose other end closes with the process
+that started it, however that ends, by SIGKILL too. On other systems the supervisor only ends the command's process group.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _keep(pipe: int, command: list[str]) -> int:
+def _supervise(pipe: int, command: list[str]) -> int:
     """Run a command, wait for its end or that of the pipe, and end all that is left; return its exit code."""
     if sys.platform == "linux":
         import ctypes
@@ -190,4 +190,4 @@ def _group(leader: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(_keep(int(sys.argv[1]), sys.argv[2:]))
+    sys.exit(_supervise(int(sys.argv[1]), sys.argv[2:]))

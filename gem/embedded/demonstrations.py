@@ -2,9 +2,9 @@
 
 They decide whether the model can learn. After random demonstrations alone, reinforcement learning finds nothing to
 reinforce. So the curriculum has two parts: first policies that use the hints, until the model can do so too, and then a
-mixture in which most policies are bad. Like a pretrained model, it then has the good behaviour among others, and shows it
-some of the time. The most common first guess is a bad one, so that greedy decoding is no better than sampling, and has
-as much to learn.
+mixture in which most policies are bad. Like a pretrained model, it then has the good behaviour among others, and shows
+it some of the time. The most common first guess is a bad one, so that greedy decoding is no better than sampling, and
+has as much to learn.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What keeps a program in where there are no namespaces: Landlock, and somebody who looks after it.
+"""What confines a program where there are no namespaces: Landlock, and a supervisor.
 
-:mod:`gem.sandbox.zygote` uses it, beside which it stands. Landlock is put on by sandlock, twice: on the keeper, and
-once more on the program. It keeps each from files, and from the signals, memory and sockets of all processes that are
-not in the same confinement, or in one within it. So the program cannot touch the keeper; and the keeper, by a signal to
-all processes that it can reach, ends the program and all that descends from it, wherever they have gone.
+:mod:`gem.sandbox.zygote` imports it from the same folder. sandlock applies Landlock twice: to the supervisor, and once
+more to the program. It keeps each from files, and from the signals, memory and sockets of all processes that are not in
+the same Landlock domain, or in one within it. So the program cannot touch the supervisor; and the supervisor, by a
+signal to all processes that it can reach, ends the program and all its descendants, wherever they are.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def check() -> None:
         sys.exit("it takes a /proc that lists the children of processes")
 
 
-def confine_keeper(folder: str, readable: list[str]) -> None:
+def confine_supervisor(folder: str, readable: list[str]) -> None:
     """Put Landlock on this process, for ever, and on all that it will start.
 
     Args:
@@ -39,14 +39,14 @@ def confine_keeper(folder: str, readable: list[str]) -> None:
         readable: files and folders that can be read, and programs that can be started.
     """
     _confine(folder, readable)
-    with contextlib.suppress(PermissionError):  # as it must be: the keeper will signal all that it can
+    with contextlib.suppress(PermissionError):  # as it must be: the supervisor will signal all that it can
         os.kill(os.getppid(), 0)
         sys.exit("Landlock does not hold back signals here")
     signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED_FOR)
 
 
 def confine_program(folder: str, readable: list[str]) -> None:
-    """Put Landlock on this process once more: the keeper can reach it then, and it cannot reach the keeper."""
+    """Put Landlock on this process once more: the supervisor can reach it then, and it cannot reach the supervisor."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _WAITED_FOR)
     _confine(folder, readable)
 

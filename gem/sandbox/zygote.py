@@ -12,8 +12,8 @@ When the program has ended, or its time is up, the init is killed, and with it t
 namespace, and drops the file systems. So runs that share a sandbox, one after another, share nothing else: each has a
 memory, processes and files of its own.
 
-With ``readable``, Landlock confines a *keeper* and the program (see :mod:`gem.sandbox.confining`), and the keeper kills
-all that the program leaves behind. With neither, what is left in the program's group of processes is killed.
+With ``readable``, Landlock confines a *supervisor* and the program (see :mod:`gem.sandbox.confining`), and the
+supervisor kills all that the program leaves behind. With neither, what is left in the program's process group is killed.
 
 A fork costs by what it copies, and what it copies is what this process has and touches. So it imports little.
 """
@@ -126,7 +126,7 @@ def _end_run(how: dict[str, Any], program: int, init: int, folder: str) -> int |
     if init:
         os.kill(init, signal.SIGKILL)
     elif how["readable"]:
-        os.kill(program, signal.SIGTERM)  # the keeper kills all others, and itself last
+        os.kill(program, signal.SIGTERM)  # the supervisor kills all others, and itself last
     else:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # no group yet, or all of it has ended
             os.killpg(program, signal.SIGKILL)
@@ -210,7 +210,7 @@ def _become(how: dict[str, Any], order: dict[str, Any], handles: list[int], fold
         os.setsid()
         os.environ.update(HOME=folder, TMPDIR=folder)
     if how["readable"]:
-        _keep(how, folder)
+        _supervise(how, folder)
     for target, handle in enumerate(handles):  # which are above the targets, so that none is overwritten too early
         os.dup2(handle, target)
     os.closerange(len(handles), 1 << 12)
@@ -229,11 +229,11 @@ def _become(how: dict[str, Any], order: dict[str, Any], handles: list[int], fold
     _end(_run_code(source, "main.py", _new_main()))
 
 
-def _keep(how: dict[str, Any], folder: str) -> None:
-    """Be the keeper: start the program, and end as it ends. In the program, return."""
+def _supervise(how: dict[str, Any], folder: str) -> None:
+    """Be the supervisor: start the program, and end as it ends. In the program, return."""
     _control_process(_ADOPT, 1)  # what the program leaves behind
     _control_process(_SIGNAL_AT_END_OF_PARENT, signal.SIGTERM)
-    confining.confine_keeper(folder, how["readable"])
+    confining.confine_supervisor(folder, how["readable"])
     program = os.fork()
     if program:
         os.closerange(3, 1 << 12)

@@ -148,12 +148,12 @@ class ScriptedPolicy(Engine):
     """A scripted policy: it samples the answers of the scenario, and then the same answers for the same prompts again.
 
     As the engine of the rollout runner it records which prompt got which answer. What replaces a trainer's engine
-    calls :meth:`respond` with nothing but the prompt, which must be one of the runner's, token by token, and the tokens at
-    which the engine was told to stop.
+    calls :meth:`respond` with nothing but the prompt, which must be one of the runner's, token by token, and the tokens
+    at which the engine was told to stop.
 
     Args:
         scenario: which one.
-        end_id: the model's end token, at which every engine stops. It is the answer to a prompt that the runner never had.
+        end_id: the model's end token, at which every engine stops. It answers a prompt that the runner never had.
         stop_ids: further tokens at which the runner's engine stops.
 
     Attributes:

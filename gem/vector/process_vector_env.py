@@ -34,7 +34,7 @@ from gem.vector.process_worker import (
     NOT_SAVED,
     ORDER,
     Activity,
-    Board,
+    Heartbeat,
     Job,
     Message,
     fingerprint,
@@ -86,7 +86,7 @@ class _Worker:
     """A worker process, as its parent sees it.
 
     Attributes:
-        number: by which the starter knows it; another for each process.
+        number: by which the fork server knows it; another for each process.
         indices: of its environments.
         jobs: that it has not answered, by index.
         tries: how often an environment was replaced for the job that it has now, by index.
@@ -113,10 +113,10 @@ class _Worker:
         self.socket, theirs = socket.socketpair()
         self.socket.setblocking(False)
         with theirs, tempfile.TemporaryFile() as file:
-            file.truncate(Board.SIZE)
-            self.board = Board(file.fileno())
-            self.board.end()
-            with contextlib.suppress(ConnectionError):  # the starter has ended: the next exchange tells
+            file.truncate(Heartbeat.SIZE)
+            self.heartbeat = Heartbeat(file.fileno())
+            self.heartbeat.end()
+            with contextlib.suppress(ConnectionError):  # the fork server has ended: the next exchange tells
                 socket.send_fds(control, [ORDER.pack(FORK, number)], [theirs.fileno(), file.fileno()])
 
     def post(self, jobs: list[Job]) -> bool:
@@ -127,7 +127,7 @@ class _Worker:
         try:
             while self._outgoing:
                 del self._outgoing[: self.socket.send(memoryview(self._outgoing)[:_CHUNK].tobytes())]
-        except (BlockingIOError, ConnectionError):  # the starter tells of those that ended
+        except (BlockingIOError, ConnectionError):  # the fork server tells of those that ended
             return False
         return True
 
@@ -142,7 +142,7 @@ class _Worker:
     def end(self) -> None:
         """Give back what belongs to a process that has ended."""
         self.socket.close()
-        self.board.close()
+        self.heartbeat.close()
 
 
 class ProcessVectorEnv(VectorEnv):
@@ -274,7 +274,7 @@ class ProcessVectorEnv(VectorEnv):
                 return rows
 
     def _exchange(self, seconds: float | None) -> tuple[list[tuple[int, Row]], list[tuple[int, int]] | None]:
-        """Send and receive; return rows, and the numbers and statuses of processes that ended (None: the starter)."""
+        """Send and receive; return rows, and number and status of processes that ended (None: the fork server)."""
         rows: list[tuple[int, Row]] = []
         ended: list[tuple[int, int]] | None = []
         for key, events in self._selector.select(seconds):
@@ -327,7 +327,7 @@ class ProcessVectorEnv(VectorEnv):
             return self._next_look - now
         self._next_look = now + self.timeout
         for worker in self._workers:
-            activity = worker.board.read()
+            activity = worker.heartbeat.read()
             since = activity.since
             if worker.late is not None or not worker.jobs:
                 continue
@@ -374,10 +374,10 @@ class ProcessVectorEnv(VectorEnv):
         Args:
             worker: that has ended.
             status: of its process.
-            alone: whether it has ended by itself, and not with all others because the starter has.
+            alone: whether it has ended by itself, and not with all others because the fork server has.
         """
-        activity = worker.board.read()
-        at_fault, error = activity.busy and alone, worker.board.reason() or f"its process {_how(status)}"
+        activity = worker.heartbeat.read()
+        at_fault, error = activity.busy and alone, worker.heartbeat.reason() or f"its process {_how(status)}"
         if worker.late is not None:  # it may have gone on to another before it was killed
             at_fault, error = activity == worker.late, f"no answer within {self.timeout:g} s"
         failed = {activity.env: error} if at_fault and activity.env >= 0 else {}
@@ -424,7 +424,7 @@ class ProcessVectorEnv(VectorEnv):
 
 
 def _pickled(env_fns: Sequence[Callable[[], Env]], mode: AutoresetMode, memory_limit: int | None) -> bytes:
-    """Return what the starter needs; see :func:`gem.vector.process_worker.serve`."""
+    """Return what the fork server needs; see :func:`gem.vector.process_worker.serve`."""
     data = _pickle((env_fns, mode, memory_limit))
     main: dict[str, Any] = {}
     if b"__main__" in data:
@@ -455,8 +455,8 @@ def _how(status: int) -> str:
     return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 
-def _stop(control: socket.socket, starter: subprocess.Popen[bytes], owner: int) -> None:
-    """Let the starter end, and with it all workers."""
+def _stop(control: socket.socket, fork_server: subprocess.Popen[bytes], owner: int) -> None:
+    """Let the fork server end, and with it all workers."""
     control.close()
     if os.getpid() == owner:  # else this is a fork, and it is not its child
-        starter.wait()
+        fork_server.wait()

@@ -1,11 +1,12 @@
 """What runs in the other processes of a :class:`~gem.vector.process_vector_env.ProcessVectorEnv`.
 
-The *starter* is a fresh interpreter that imports what the environments need, once, and then forks a *worker* whenever
-it is asked to, which takes milliseconds. It has no threads and runs no environment, so that forking is safe. It also
-waits for the workers, kills those that hang, and kills all of them when the process that started it is gone.
+The *fork server* is a fresh interpreter that imports what the environments need, once, and then forks a *worker*
+whenever it is asked to, which takes milliseconds. It has no threads and runs no environment, so that forking is safe. It
+also waits for the workers, kills those that hang, and kills all of them when the process that started it is gone.
 
-A worker holds environments, and does the jobs that it is sent one after another. What it is doing stands in memory that
-it shares with its parent, which can thus tell whose fault it was when it dies, and how long a step has been running.
+A worker has environments, and does the jobs that it is sent one after another. It writes what it is doing into memory
+that it shares with its parent (its *heartbeat*), so the parent can find out which environment was at fault when the
+worker dies, and how long a step has been running.
 
 An environment can also break its worker: close all file descriptors, or replace what the worker needs. So a job has not
 ended until its reply is packed and the socket is found unharmed, and whatever goes wrong between two jobs is the fault
@@ -44,9 +45,9 @@ REPLAY_LENGTH = 1000
 NOT_SAVED = b""
 """In the place of a state that cannot be saved."""
 FORK, KILL = 0, 1
-"""Orders to the starter."""
+"""Orders to the fork server."""
 ORDER = struct.Struct("qq")
-"""An order and the number of a worker; or, from the starter, the number and the status of a worker that has ended."""
+"""An order and the number of a worker; or, from the fork server, number and status of a worker that has ended."""
 
 _HEADER = struct.Struct("!qqq")
 """Of a message: the number of its environment, and the lengths of a pickle and of a saved state (-1 for none)."""
@@ -79,7 +80,7 @@ class Activity(NamedTuple):
     since: float
 
 
-class Board:
+class Heartbeat:
     """Shared memory in which a worker writes what it does, for its parent.
 
     Args:
@@ -166,11 +167,11 @@ def fingerprint(row: Row) -> int:
     return zlib.crc32(repr(row[:4]).encode())
 
 
-# The starter
+# The fork server
 
 
 def serve(handle: int) -> NoReturn:
-    """Be the starter: load what ``stdin`` holds, and take orders from a socket until its other side is gone."""
+    """Be the fork server: load what ``stdin`` holds, and take orders from a socket until its other side is gone."""
     global is_starter
     is_starter = True
     parent = os.getppid()
@@ -209,13 +210,13 @@ def serve(handle: int) -> NoReturn:
                 if number in pids:  # and so nobody has waited for it, and its number is its own
                     os.kill(pids[number], signal.SIGKILL)
                 continue
-            channel, board = handles.pop(0), handles.pop(0)
-            starter = os.getpid()
+            channel, heartbeat = handles.pop(0), handles.pop(0)
+            fork_server = os.getpid()
             pid = os.fork()
             if pid == 0:
                 if prctl is not None:
                     prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
-                    if os.getppid() != starter:
+                    if os.getppid() != fork_server:
                         os._exit(1)
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -224,10 +225,10 @@ def serve(handle: int) -> NoReturn:
                     os.close(other)
                 if memory_limit is not None:
                     _limit_memory(memory_limit)
-                _Worker(socket.socket(fileno=channel), board, builds, mode).run()
+                _Worker(socket.socket(fileno=channel), heartbeat, builds, mode).run()
             pids[number] = pid
             os.close(channel)
-            os.close(board)
+            os.close(heartbeat)
     for pid in pids.values():
         os.kill(pid, signal.SIGKILL)
     os._exit(0)
@@ -368,7 +369,7 @@ class _Worker:
 
     Args:
         channel: the socket.
-        handle: of the file for a :class:`Board`.
+        handle: of the file for a :class:`Heartbeat`.
         builds: functions that build environments, of which this worker needs some.
         mode: of the slots.
     """
@@ -378,7 +379,7 @@ class _Worker:
     ) -> None:
         self._descriptor, self._builds, self._mode = channel.fileno(), builds, mode
         self._send, self._receive = channel.sendall, channel.recv
-        self._board = Board(handle)
+        self._heartbeat = Heartbeat(handle)
         os.close(handle)
         self._fork_depth = fork_depth()
         self._identity = _identity(self._descriptor)
@@ -396,8 +397,8 @@ class _Worker:
                     self._do_jobs(loads(message.data))
         except BaseException as error:  # noqa: BLE001 (the environment that was stepped last has broken something)
             end_forked_child(self._fork_depth)
-            self._board.blame(_BROKEN)  # at first: what is broken may be needed to describe the error
-            self._board.blame(f"{_BROKEN}: {error_text(error)}")
+            self._heartbeat.blame(_BROKEN)  # at first: what is broken may be needed to describe the error
+            self._heartbeat.blame(f"{_BROKEN}: {error_text(error)}")
         finally:
             _exit(os.EX_SOFTWARE)
 
@@ -412,11 +413,11 @@ class _Worker:
                 self._flush()
             if index not in self._slots:
                 self._slots[index] = _WorkerSlot(self._builds[index], self._mode)
-                self._slots[index].allow = self._board.allow
-            self._board.begin(index)
+                self._slots[index].allow = self._heartbeat.allow
+            self._heartbeat.begin(index)
             self._do(index, self._slots[index], method, arguments)
             self._check()
-            self._board.end()
+            self._heartbeat.end()
         self._flush()
 
     def _do(self, index: int, slot: _WorkerSlot, method: str, arguments: tuple[Any, ...]) -> None:
@@ -430,7 +431,7 @@ class _Worker:
             row, saved = _unsendable(slot, method, saved, error_text(error))
             self._replies += packed(row, index, saved)
         if isinstance(row[5], str) and "MemoryError" in row[5]:
-            self._board.end()
+            self._heartbeat.end()
             self._flush()
             _exit(os.EX_SOFTWARE)  # what took the memory may have kept it: the others go on in a new process
 
@@ -452,7 +453,7 @@ class _Worker:
     def _give_up(self, reason: str) -> NoReturn:
         """End this process by the fault of the environment that was stepped last."""
         try:
-            self._board.blame(reason)
+            self._heartbeat.blame(reason)
         finally:
             _exit(os.EX_SOFTWARE)
 

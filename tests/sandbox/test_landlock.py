@@ -81,7 +81,7 @@ def test_processes_one_after_another_are_no_more_than_one():
     program = (
         "import subprocess, time\n"
         "for _ in range(40):\n"
-        "    subprocess.run('(sleep 0.05 &)', shell=True, check=True)\n"  # which the keeper adopts
+        "    subprocess.run('(sleep 0.05 &)', shell=True, check=True)\n"  # which the supervisor adopts
         "    time.sleep(0.01)\n"
         "print('end')"
     )
@@ -148,7 +148,7 @@ def test_keeper_that_could_signal_others_does_not_go_on(monkeypatch):
     monkeypatch.setattr(confining, "_confine", lambda folder, readable: None)
     monkeypatch.setattr(os, "getppid", os.getpid)  # the parent of these tests may be another user's
     with pytest.raises(SystemExit, match="does not hold back signals"):
-        confining.confine_keeper("/tmp", [])
+        confining.confine_supervisor("/tmp", [])
 
 
 def test_program_ends_with_its_sandbox_however_that_ends():
