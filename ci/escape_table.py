@@ -15,7 +15,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from gem.sandbox.escapes import ATTEMPTS, NOT_STOPPED, Attempt, escaped, set_stage
+from gem.sandbox.escapes import ATTEMPTS, NOT_STOPPED, Attempt, escaped, set_up_targets
 
 PAGE = Path(__file__).parents[1] / "docs" / "sandbox.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
@@ -25,15 +25,15 @@ OUT, STOPPED = "**gets out**", "stopped"
 
 def outcomes(backend: str) -> list[str]:
     """Return what comes of each attempt."""
-    with set_stage(backend) as stage:
-        return [outcome(attempt, stage, backend) for attempt in ATTEMPTS]
+    with set_up_targets(backend) as targets:
+        return [outcome(attempt, targets, backend) for attempt in ATTEMPTS]
 
 
-def outcome(attempt: Attempt, stage: dict[str, object], backend: str) -> str:
+def outcome(attempt: Attempt, targets: dict[str, object], backend: str) -> str:
     if backend == OPEN and not attempt.plain:
         return "not tried"
     known = attempt.name in NOT_STOPPED.get(backend, {})  # and counts as such where it was stopped by luck
-    return OUT if escaped(attempt, stage, backend) or known else STOPPED
+    return OUT if escaped(attempt, targets, backend) or known else STOPPED
 
 
 def unknown(columns: dict[str, list[str]]) -> list[str]:

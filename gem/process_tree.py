@@ -3,7 +3,7 @@
 A trainer starts servers, workers and daemons, some of them in sessions of their own, and leaves some behind. So it runs
 below a *supervisor*: this file, as a program. On Linux a process below the supervisor that loses its parent becomes the
 supervisor's child, so the supervisor finds all of them. It also reads a pipe whose other end closes with the process
-that started it, however that ends, by SIGKILL too. On other systems the supervisor only ends the command's process group.
+that started it, however that ends, by SIGKILL too. On other systems the supervisor ends the command's process group.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def _supervise(pipe: int, command: list[str]) -> int:
 
         ctypes.CDLL(None).prctl(_ADOPT, 1, 0, 0, 0)
     wake, waker = os.pipe()
-    for handle in (wake, waker):
-        os.set_blocking(handle, False)
+    for fd in (wake, waker):
+        os.set_blocking(fd, False)
     signal.set_wakeup_fd(waker)
     for number in (*_SIGNALS, signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, lambda number, frame: None)
@@ -134,9 +134,9 @@ def _supervise(pipe: int, command: list[str]) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _read(handle: int) -> bytes:
+def _read(fd: int) -> bytes:
     with contextlib.suppress(BlockingIOError):
-        return os.read(handle, 1 << 12)
+        return os.read(fd, 1 << 12)
     return b""
 
 

@@ -76,17 +76,17 @@ class _Channel:
         self._set_timeout(deadline)
         self._socket.sendall(_LENGTH.pack(len(data)) + data)
 
-    def send_handle(self, handle: int) -> None:
-        """Send a handle, with a message of no bytes."""
-        socket.send_fds(self._socket, [_LENGTH.pack(0)], [handle])
+    def send_fd(self, fd: int) -> None:
+        """Send a file descriptor, with a message of no bytes."""
+        socket.send_fds(self._socket, [_LENGTH.pack(0)], [fd])
 
-    def receive_with_handle(self) -> tuple[bytes, int | None]:
-        """Receive a message, and the handle that has come with it."""
-        begin, handles, _, _ = socket.recv_fds(self._socket, _LENGTH.size, 1)
+    def receive_with_fd(self) -> tuple[bytes, int | None]:
+        """Receive a message, and the file descriptor that has come with it."""
+        begin, fds, _, _ = socket.recv_fds(self._socket, _LENGTH.size, 1)
         if not begin:
             raise EOFError
         (length,) = _LENGTH.unpack(begin + self._take(_LENGTH.size - len(begin), None))
-        return self._take(length, None), handles[0] if handles else None
+        return self._take(length, None), fds[0] if fds else None
 
     def receive(self, deadline: float | None = None, limit: float = float("inf")) -> bytes:
         """Receive a message of ``limit`` bytes at most."""
@@ -228,7 +228,7 @@ class Worker:
         self._close_fork()
         ours, theirs = socket.socketpair()
         try:
-            self._channel.send_handle(theirs.fileno())
+            self._channel.send_fd(theirs.fileno())
             self._channel.receive(time.monotonic() + START_SECONDS)
         except (EOFError, OSError):
             ours.close()
@@ -342,12 +342,12 @@ def _call(free: queue.LifoQueue[Worker], function: Callable[..., Any], *args: An
         free.put(worker)
 
 
-def serve(handle: int, fork: bool) -> None:
+def serve(fd: int, fork: bool) -> None:
     """Answer calls, in the new process, until the other side is gone."""
     import resource  # which not every system has
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    channel = _Channel(socket.socket(fileno=handle))
+    channel = _Channel(socket.socket(fileno=fd))
     if fork:
         _serve_by_forks(channel)
     else:
@@ -363,19 +363,19 @@ def _serve(channel: _Channel) -> None:
 
 
 def _serve_by_forks(channel: _Channel) -> None:
-    """Load what calls need, and for each handle that comes end the fork before, and make one that serves there."""
+    """Load what calls need; for each socket that comes, end the fork that there is, and make one that serves there."""
     fork = 0
     while True:
         try:
-            message, handle = channel.receive_with_handle()
+            message, fd = channel.receive_with_fd()
         except (EOFError, OSError):
-            message, handle = b"", None
+            message, fd = b"", None
         if fork:
             os.kill(fork, signal.SIGKILL)
             os.waitpid(fork, 0)
             fork = 0
-        if handle is not None:
-            fork = _fork_to_serve(handle, channel)
+        if fd is not None:
+            fork = _fork_to_serve(fd, channel)
             channel.send(b"")
         elif message:
             sys.path[:], job, _ = pickle.loads(message)
@@ -384,17 +384,17 @@ def _serve_by_forks(channel: _Channel) -> None:
             os._exit(0)
 
 
-def _fork_to_serve(handle: int, channel: _Channel) -> int:
-    """Make a fork of this process that answers the calls from a handle; return its number."""
+def _fork_to_serve(fd: int, channel: _Channel) -> int:
+    """Make a fork of this process that answers the calls from a file descriptor; return its number."""
     fork = os.fork()
     if fork == 0:
         try:
             channel.close()
             gc.freeze()  # a collection would touch, and so copy, all that there is
-            _serve(_Channel(socket.socket(fileno=handle)))
+            _serve(_Channel(socket.socket(fileno=fd)))
         finally:
             os._exit(0)
-    os.close(handle)
+    os.close(fd)
     return fork
 
 

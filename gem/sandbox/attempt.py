@@ -21,7 +21,7 @@ class Attempt:
     Attributes:
         name: what it tries, which should be impossible.
         program: Python code; see ``_PRELUDE`` for what it can use.
-        check: takes the stage and the result, and returns whether it got out; None: if it printed ESCAPED.
+        check: takes the targets and the result, and returns whether it got out; None: if it printed ESCAPED.
         plain: whether it can be run without a sandbox, too, and do no harm.
         seconds: when it is killed.
     """
@@ -33,14 +33,14 @@ class Attempt:
     seconds: float = 5.0
 
 
-def victim_goes_on(stage: dict[str, Any], result: Result) -> bool:
-    """Return whether the process of the stage, which was stopped, was made to go on."""
-    return b") T " not in read_bytes(f"/proc/{stage['victim']}/stat")
+def victim_goes_on(targets: dict[str, Any], result: Result) -> bool:
+    """Return whether the process of the targets, which was stopped, was made to go on."""
+    return b") T " not in read_bytes(f"/proc/{targets['victim']}/stat")
 
 
-def goes_on(stage: dict[str, Any], result: Result) -> bool:
+def goes_on(targets: dict[str, Any], result: Result) -> bool:
     """Return whether a process that the run has named ``sleep 60.<token>`` is still there; if so, end it."""
-    mark = f"60.{int(stage['token'][:6], 16)}".encode()
+    mark = f"60.{int(targets['token'][:6], 16)}".encode()
     time.sleep(0.05)
     found = [int(path.name) for path in Path("/proc").glob("[0-9]*") if mark in read_bytes(f"{path}/cmdline")]
     for process in found:

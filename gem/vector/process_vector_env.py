@@ -193,7 +193,7 @@ class ProcessVectorEnv(VectorEnv):
             raise
 
     def fileno(self) -> int:
-        """Return a handle that can be read from whenever something may be ready."""
+        """Return a file descriptor that can be read from whenever something may be ready."""
         return self._selector.fileno()
 
     def close(self) -> None:

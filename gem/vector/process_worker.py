@@ -1,8 +1,8 @@
 """What runs in the other processes of a :class:`~gem.vector.process_vector_env.ProcessVectorEnv`.
 
 The *fork server* is a fresh interpreter that imports what the environments need, once, and then forks a *worker*
-whenever it is asked to, which takes milliseconds. It has no threads and runs no environment, so that forking is safe. It
-also waits for the workers, kills those that hang, and kills all of them when the process that started it is gone.
+whenever it is asked to, which takes milliseconds. It has no threads and runs no environment, so that forking is safe.
+It also waits for the workers, kills those that hang, and kills all of them when the process that started it is gone.
 
 A worker has environments, and does the jobs that it is sent one after another. It writes what it is doing into memory
 that it shares with its parent (its *heartbeat*), so the parent can find out which environment was at fault when the
@@ -84,15 +84,15 @@ class Heartbeat:
     """Shared memory in which a worker writes what it does, for its parent.
 
     Args:
-        handle: of a file.
+        file descriptor: of a file.
     """
 
     SIZE = 4096
     _activity = struct.Struct("q?d")
     _reason = struct.Struct("4000s")
 
-    def __init__(self, handle: int) -> None:
-        self._memory = mmap.mmap(handle, self.SIZE)
+    def __init__(self, fd: int) -> None:
+        self._memory = mmap.mmap(fd, self.SIZE)
         self._env, self._busy = -1, False
 
     def begin(self, env: int) -> None:
@@ -170,12 +170,12 @@ def fingerprint(row: Row) -> int:
 # The fork server
 
 
-def serve(handle: int) -> NoReturn:
+def serve(fd: int) -> NoReturn:
     """Be the fork server: load what ``stdin`` holds, and take orders from a socket until its other side is gone."""
     global is_starter
     is_starter = True
     parent = os.getppid()
-    control = socket.socket(fileno=handle)
+    control = socket.socket(fileno=fd)
     try:
         builds, mode, memory_limit = _loaded()
     except BaseException as error:  # noqa: BLE001 (the parent is told)
@@ -187,7 +187,7 @@ def serve(handle: int) -> NoReturn:
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(wake, select.POLLIN)
-    orders, handles, pids = bytearray(), list[int](), dict[int, int]()
+    orders, fds, pids = bytearray(), list[int](), dict[int, int]()
     while os.getppid() == parent:  # the socket alone does not tell, if a fork of the parent has it too
         ready = dict(poll.poll(_LOOK_SECONDS * 1000))
         if control.fileno() in ready:
@@ -195,7 +195,7 @@ def serve(handle: int) -> NoReturn:
             if not data:
                 break
             orders += data
-            handles += received
+            fds += received
         if wake in ready:
             os.read(wake, 4096)
             for number, pid in list(pids.items()):
@@ -210,7 +210,7 @@ def serve(handle: int) -> NoReturn:
                 if number in pids:  # and so nobody has waited for it, and its number is its own
                     os.kill(pids[number], signal.SIGKILL)
                 continue
-            channel, heartbeat = handles.pop(0), handles.pop(0)
+            channel, heartbeat = fds.pop(0), fds.pop(0)
             fork_server = os.getpid()
             pid = os.fork()
             if pid == 0:
@@ -221,7 +221,7 @@ def serve(handle: int) -> NoReturn:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 control.close()
-                for other in (wake, *handles):
+                for other in (wake, *fds):
                     os.close(other)
                 if memory_limit is not None:
                     _limit_memory(memory_limit)
@@ -369,18 +369,18 @@ class _Worker:
 
     Args:
         channel: the socket.
-        handle: of the file for a :class:`Heartbeat`.
+        file descriptor: of the file for a :class:`Heartbeat`.
         builds: functions that build environments, of which this worker needs some.
         mode: of the slots.
     """
 
     def __init__(
-        self, channel: socket.socket, handle: int, builds: Sequence[Callable[[], Env]], mode: AutoresetMode
+        self, channel: socket.socket, fd: int, builds: Sequence[Callable[[], Env]], mode: AutoresetMode
     ) -> None:
         self._descriptor, self._builds, self._mode = channel.fileno(), builds, mode
         self._send, self._receive = channel.sendall, channel.recv
-        self._heartbeat = Heartbeat(handle)
-        os.close(handle)
+        self._heartbeat = Heartbeat(fd)
+        os.close(fd)
         self._fork_depth = fork_depth()
         self._identity = _identity(self._descriptor)
         self._slots: dict[int, _WorkerSlot] = {}

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import pytest
 
 from gem.sandbox import SandboxUnavailable
-from gem.sandbox.escapes import ATTEMPTS, NOT_STOPPED, escaped, set_stage
+from gem.sandbox.escapes import ATTEMPTS, NOT_STOPPED, escaped, set_up_targets
 from gem.sandbox.pool import BACKENDS, find_pool
 from gem.sandbox.starting import Sandbox, bubblewrap_command, new_user
 
@@ -27,22 +27,22 @@ NOT_STOPPED_FOR_ROOT = {
 
 
 @pytest.fixture(scope="module", params=["bubblewrap", "landlock", *STARTS])
-def stage(request):
+def targets(request):
     if request.param in STARTS and os.geteuid() != 0:
         pytest.skip("the same as bubblewrap, for this user")
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         for name, start in STARTS.items():
             patch.setitem(BACKENDS, name, start)
         try:
-            facts = stack.enter_context(set_stage(request.param))
+            facts = stack.enter_context(set_up_targets(request.param))
         except SandboxUnavailable as error:
             pytest.skip(str(error))
         yield request.param, facts
 
 
 @pytest.mark.parametrize("attempt", ATTEMPTS, ids=lambda attempt: attempt.name)
-def test_attempt_is_stopped(attempt, stage):
-    backend, facts = stage
+def test_attempt_is_stopped(attempt, targets):
+    backend, facts = targets
     if backend == IN_A_NAMESPACE and attempt.name in NOT_STOPPED_FOR_ROOT:
         pytest.skip("root's processes are not counted in a user namespace")
     out = escaped(attempt, facts, backend)
@@ -53,7 +53,7 @@ def test_attempt_is_stopped(attempt, stage):
 
 @pytest.mark.filterwarnings("ignore:backend='plain'")
 def test_attempts_get_out_where_there_is_no_sandbox():
-    with set_stage("plain") as facts:
+    with set_up_targets("plain") as facts:
         out = {attempt.name for attempt in ATTEMPTS if attempt.plain and escaped(attempt, facts, "plain")}
     assert out >= {
         "read a file of the user",

@@ -13,7 +13,7 @@ from processes import descendants, handles, resident, runs
 
 from gem.sandbox import Limits, Session, run
 from gem.sandbox import pool as pools
-from gem.sandbox.escapes import ATTEMPTS, escaped, set_stage
+from gem.sandbox.escapes import ATTEMPTS, escaped, set_up_targets
 
 pytestmark = pytest.mark.usefixtures("sandbox")
 
@@ -72,7 +72,7 @@ def test_2000_attempts_to_get_out_leave_nothing(own_folders, sandbox):
     def mounts():
         return Path("/proc/self/mounts").read_text()
 
-    with set_stage(sandbox) as facts:
+    with set_up_targets(sandbox) as facts:
         for attempt in ATTEMPTS[:10]:
             escaped(attempt, facts, sandbox)
         gc.collect()
