@@ -1,7 +1,7 @@
-"""Attempts to get out of a sandbox, to be run wherever a sandbox is to be trusted.
+"""Attempts to escape from a sandbox, to be run on a machine before its sandbox is trusted.
 
-Each is a small program that prints ESCAPED if it managed, or leaves behind what a check then finds. They run on a
-*targets*: files, sockets, a process, an environment variable and an open file descriptor of this process that they aim at.
+Each is a small program that prints ESCAPED if it succeeds, or leaves something that a check finds afterwards. They aim
+at *targets*: files, sockets, a process, an environment variable and an open file descriptor of this process.
 """
 
 from __future__ import annotations
