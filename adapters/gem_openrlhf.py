@@ -1,4 +1,4 @@
-r"""GEM for OpenRLHF: an agent executor, and the rows that it plays.
+r"""GEM for OpenRLHF: an agent executor, and the rows of its tasks.
 
 .. code-block:: bash
 

@@ -200,7 +200,7 @@ class GemEnv:
         return _text(trajectory.job.renderer.tokenizer, trajectory.next_ids), extra_info
 
     async def step(self, state: str, action: str, extra_info: dict[str, Any]) -> dict[str, Any]:
-        """Play a turn (rl-square 0.0.2) with what the engine has just sampled, of which ``action`` is the text."""
+        """Run a turn (rl-square 0.0.2) with what the engine has just sampled, of which ``action`` is the text."""
         trajectory = _current()
         stepped, response = trajectory.stepped, trajectory.response
         if stepped is None or stepped.request is None or response is None:
@@ -216,7 +216,7 @@ class GemEnv:
         return answer
 
     async def generate(self, config: Any, tokenizer: Any, router_url: str, sample: Any) -> None:
-        """Play the task of a sample, or go on with it where it was aborted (RL2's head).
+        """Run the episode of a sample, or go on with it where it was aborted (RL2's head).
 
         Args:
             config: ``rollout.train`` or ``rollout.test``.

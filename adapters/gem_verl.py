@@ -315,7 +315,7 @@ class DenseOutput(AgentLoopOutput):
 
 @register("gem")
 class GemAgentLoop(AgentLoopBase):
-    """verl's agent loop: plays the task of a row. Its options are :class:`LoopOptions`.
+    """verl's agent loop: runs the episode of a row. Its options are :class:`LoopOptions`.
 
     What renders the observations is set in ``data``, as it is for verl's own agent loops: ``+data.system=...`` is a
     system message, ``+data.apply_chat_template_kwargs...`` are arguments of the chat template, with
@@ -335,7 +335,7 @@ class GemAgentLoop(AgentLoopBase):
         self.runner = shared_runner(_renderer(self.tokenizer, self.data_config), limits, self.options.make_env)
 
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> list[AgentLoopOutput]:
-        """Play the task of a row.
+        """Run the episode of a row.
 
         Returns:
             One output, or in the mode ``turn`` one per turn. In training none of an episode that is left out, or one
@@ -574,7 +574,7 @@ class _Played:
 
     Attributes:
         session: verl's key of it, ``<uid>_<session>``.
-        env_id: of its environment; None if another agent loop has played it.
+        env_id: of its environment; None if another agent loop has run it.
         metrics: by name; None for those that do not count.
         no_weight: whether its row is there to be counted only.
     """

@@ -185,8 +185,8 @@ def run(trainer: Trainer, seed: int, args: argparse.Namespace) -> dict[str, Any]
 def split(trainer: Trainer, folder: Path, steps: list[dict[str, Any]], seconds: float) -> dict[str, float]:
     """Return how the time of a run was spent, in seconds.
 
-    The last step's episodes say when they were begun and ended: that is playing; the rest of the step is updating. The
-    environment's part of the playing is how long it takes to play them again. What is not in any step but the first,
+    The last step's episodes record when they started and ended: that is the rollout; the rest is the update. The
+    environment's part of the rollout is how long it takes to replay them. What is not in any step but the first,
     which is taken to be as long as the others, is starting and ending.
     """
     found = subprocess.run(
@@ -198,13 +198,13 @@ def split(trainer: Trainer, folder: Path, steps: list[dict[str, Any]], seconds: 
     )
     last = json.loads(found.stdout)
     usual = sorted(step["seconds"] for step in steps[1:])[len(steps[1:]) // 2] if len(steps) > 1 else 0.0
-    playing = min(last["playing"], usual)
-    environment = min(last["environment"], playing)
+    rollout = min(last["rollout"], usual)
+    environment = min(last["environment"], rollout)
     return {
         "start and end": seconds - usual * len(steps),
-        "generate": (playing - environment) * len(steps),
+        "generate": (rollout - environment) * len(steps),
         "environment": environment * len(steps),
-        "update": (usual - playing) * len(steps),
+        "update": (usual - rollout) * len(steps),
         "step": usual,
     }
 

@@ -185,7 +185,7 @@ def references(report: dict[str, Any]) -> list[str]:
 
 
 ABOUT_SPLIT = (
-    "A step's playing is measured by when its episodes were begun and ended, the environment by playing the same "
+    "A step's rollout is measured by when its episodes started and ended, the environment by replaying the same "
     "episodes again without a model; both on the last step, times the number of steps. Trainers generate by different "
     "CPU shims, so these figures say what a run on this machine costs, not which trainer is faster on GPUs."
 )
@@ -206,7 +206,7 @@ def page(report: dict[str, Any], curve: bytes) -> str:
         f"<style>{STYLE}</style></head><body><main>",
         "<h1>The same episodes in every trainer</h1>",
         f"<p>{html.escape(report['made'])}; {html.escape(versions)}; {html.escape(report['machine'])}.</p>",
-        "<h2>Conformance</h2><p>Each scenario is played through the trainer's own code, down to what it learns from: "
+        "<h2>Conformance</h2><p>Each scenario is run through the trainer's own code, down to what it learns from: "
         "ids, mask, rewards, log-probabilities. <b>=</b> the same as the episode; <b>~</b> differs exactly as the "
         "adapter declares; <b>✗</b> broken.</p>",
         table(matrix(report, "cells"), marks=True),

@@ -55,7 +55,7 @@ class Args(TrainingArgs):
     turns: int | None = None
     """turns that a step learns from, which is what Oat counts; by default three for each episode of the batch size"""
     validation: int = 64
-    """tasks of another split that are played greedily before and after the training; 0 for none"""
+    """tasks of another split, with greedy decoding, before and after the training; 0 for none"""
     engine: Literal["hf", "vllm"] = "hf"
     """without a GPU: transformers, or vLLM's build for CPUs"""
     out: str = "out/oat"

@@ -62,7 +62,7 @@ class Args(TrainingArgs):
     asynchronous: Annotated[bool, tyro.conf.arg(name="async")] = False
     """sample the next batch while the last one is learned from"""
     validation: int = 64
-    """tasks of another split that are played greedily after the training; 0 for none"""
+    """tasks of another split, with greedy decoding, after the training; 0 for none"""
     out: str = "out/openrlhf"
     """folder of the results"""
 
@@ -157,7 +157,7 @@ def train(args: Args, model: str, out: Path, ray_folder: str) -> TrainingLog:
 
 
 def record_new_steps(args: Args, log: TrainingLog, out: Path) -> None:
-    """Record the steps whose end OpenRLHF has logged. It plays batch after batch, in one process."""
+    """Record the steps whose end OpenRLHF has logged. It runs batch after batch, in one process."""
     done = max((row["step"] for row in openrlhf_metrics(out) if row["kind"] == "train"), default=0)
     if done > len(log.metrics):
         episodes = read_episodes(out / "episodes", "train")

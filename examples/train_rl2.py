@@ -52,7 +52,7 @@ class Args(TrainingArgs):
     on_error: OnError = "mask"
     """what is learned from episodes whose environment fails: nothing (mask), or like from any other (keep)"""
     validation: int = 64
-    """tasks of another split that are played greedily after the training; 0 for none"""
+    """tasks of another split, with greedy decoding, after the training; 0 for none"""
     out: str = "out/rl2"
     """folder of the results"""
 

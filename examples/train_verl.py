@@ -56,7 +56,7 @@ class Args(TrainingArgs):
     on_error: OnError = "mask"
     """what is learned from episodes whose environment fails: nothing (mask), or like from any other (keep)"""
     validation: int = 64
-    """tasks of another split that are played greedily before and after the training"""
+    """tasks of another split, with greedy decoding, before and after the training"""
     out: str = "out/verl"
     """folder of the results"""
 

@@ -308,7 +308,7 @@ class Env(abc.ABC):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Put the environment into a state that ``get_state`` returned, here or in another process."""
-        state = json.loads(json.dumps(state))  # a copy: the caller's dict must not change as we play
+        state = json.loads(json.dumps(state))  # a copy: the caller's dict must not change with the episode
         rng = state.pop("rng")
         self._action_rng, self._action_seed = None, state.pop("action_seed")
         for name in [k for k in vars(self) if _is_state(k) and k not in state]:

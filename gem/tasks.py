@@ -1,4 +1,4 @@
-"""A task: what a training row carries, in every trainer, to say which episode to play."""
+"""A task: what a row of training data contains, in every trainer, to say which episode to run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SEEDS_A_SPLIT = 2**40
 
 @dataclass(frozen=True)
 class Task:
-    """One episode to play: an environment, its arguments, a seed and a split.
+    """One episode to run: an environment, its arguments, a seed and a split.
 
     The splits share no episode, whatever seeds they use: what :attr:`reset_seed` gives to the
     environment is the seed itself in ``train``, and lies in a range of its own in every other split.

@@ -13,13 +13,13 @@ class TrainingArgs:
     """The flags of an example; a trainer's own subclass adds ``algorithm`` and gives ``out`` a default."""
 
     env: str = "game:GuessTheNumber-v1-easy"
-    """a registered environment; `gem envs` lists them. Several, separated by commas, are played in equal shares"""
+    """a registered environment; `gem envs` lists them. Several, separated by commas, get equal shares of the tasks"""
     tools: str = ""
     """tools that the model can use, separated by commas: python, search"""
     model: str = "embedded"
     """embedded (tiny, comes with the package), smollm2 (pretrained, 135M parameters), a folder, or a hub id"""
     steps: int = 80
-    """optimizer steps; each plays one batch of episodes and learns from it"""
+    """optimizer steps; each runs one batch of episodes and learns from it"""
     batch_size: int = 64
     """episodes per step"""
     group_size: int = 8
@@ -33,7 +33,7 @@ class TrainingArgs:
     gamma: float = 1.0
     """discount per turn"""
     seed: int = 0
-    """of the tasks that are played, of sampling, and of the trainer"""
+    """of the tasks, of sampling, and of the trainer"""
     out: str = "out"
     """folder of the results"""
 
@@ -49,7 +49,7 @@ class TrainingArgs:
 
     @property
     def task_seeds(self) -> range:
-        """Every group of the run has a task of its own; another ``seed`` plays other tasks."""
+        """Every group of the run has a task of its own; another ``seed`` has other tasks."""
         first = self.seed * 1_000_000
         return range(first, first + self.steps * self.groups)
 

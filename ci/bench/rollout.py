@@ -3,12 +3,12 @@
 One process measures both sides of each ratio, in turn, several times, and prints medians:
 
 * ``bare``: the same number of asyncio tasks and turns, each awaiting an engine and appending to a list.
-* ``driver``: :func:`gem.rollout.run_episodes`, with an environment and a tokenizer that do next to nothing.
+* ``runner``: :func:`gem.rollout.run_episodes`, with an environment and a tokenizer that do next to nothing.
 * ``environment and tokenizer``: the same environment steps and renderings, in a plain loop.
-* ``driver, blocking environment``: the same of one that is to be stepped in threads.
+* ``runner, blocking environment``: the same of one that is to be stepped in threads.
 * ``executor``: its steps in the threads of an executor, by bare asyncio.
 
-The runner's own cost is ``driver`` less ``environment and tokenizer``. A last line plays GuessTheNumber with a
+The runner's own cost is ``runner`` less ``environment and tokenizer``. A last line plays GuessTheNumber with a
 real tokenizer, for scale.
 
 A second table is of episodes of 10, 100 and 1,000 turns, 5,000 turns in all: it plays them, and takes them on to where
@@ -122,7 +122,7 @@ def parts(episodes: int, turns: int) -> None:
             renderer.bridge(ANSWER, observation)
 
 
-def driver(episodes: int, turns: int) -> None:
+def runner(episodes: int, turns: int) -> None:
     """Play with the runner."""
     tasks = make_tasks(ENV, range(episodes))
     done = asyncio.run(run_episodes(tasks, Script(), Constant(), make_env=lambda task: Counter(turns)))
@@ -135,7 +135,7 @@ class Blocking(Counter):
     blocking = True
 
 
-def driver_in_threads(episodes: int, turns: int) -> None:
+def runner_in_threads(episodes: int, turns: int) -> None:
     """Play with the runner, stepping in threads."""
     tasks = make_tasks(ENV, range(episodes))
     done = asyncio.run(run_episodes(tasks, Script(), Constant(), make_env=lambda task: Blocking(turns)))
@@ -208,7 +208,7 @@ def long_episodes(turns_in_all: int = 5000) -> Table:
         "append_only": lambda episodes: [episode.append_only for episode in episodes],
     }
     title = "Long episodes: us of CPU a turn, and memory"
-    table = Table("turns", "driver", *steps, "from_json", "bytes per token", title=title)
+    table = Table("turns", "runner", *steps, "from_json", "bytes per token", title=title)
     rows = []
     for turns in (10, 100, 1000):
         seconds = []
@@ -243,8 +243,8 @@ def main() -> None:
     console = Console()
 
     sides: dict[str, Callable[[int, int], None]] = {
-        **{"bare": bare, "environment and tokenizer": parts, "driver": driver},
-        **{"executor": executor, "driver, blocking environment": driver_in_threads},
+        **{"bare": bare, "environment and tokenizer": parts, "runner": runner},
+        **{"executor": executor, "runner, blocking environment": runner_in_threads},
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for repeat in range(args.repeats):
@@ -254,7 +254,7 @@ def main() -> None:
     small = max(1, args.episodes // 10)
     micro = {name: 1e6 * statistics.median(values) / (args.episodes * args.turns) for name, values in seconds.items()}
     micro["GuessTheNumber, real tokenizer"] = 1e6 * cpu_seconds(real, small, args.turns) / (small * args.turns)
-    micro["driver's own"] = micro["driver"] - micro["environment and tokenizer"]
+    micro["runner's own"] = micro["runner"] - micro["environment and tokenizer"]
 
     table = Table(
         "", "us of CPU a turn", "of bare", title=f"{args.episodes:,} concurrent episodes of {args.turns} turns"

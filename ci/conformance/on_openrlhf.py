@@ -118,7 +118,7 @@ class OpenRLHFHarness(Harness):
         Difference(
             "the adapter refuses it: an episode is one sequence",
             refuses=ValueError,
-            match="play without the wrapper that rewrites the history",
+            match="leave out the wrapper that rewrites the history",
             only=frozenset({"a rewritten history"}),
         ),
         Difference("one scalar per episode, on its last sampled token", one_scalar),

@@ -59,7 +59,7 @@ class TRLHarness(Harness):
         Difference(
             "a sequence cannot have two prompts: refused",
             refuses=ValueError,
-            match="play without the wrapper that rewrites the history",
+            match="leave out the wrapper that rewrites the history",
             only=frozenset({"a rewritten history"}),
         ),
         Difference("the episode's rewards are one scalar", one_scalar),

@@ -49,7 +49,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import train_verl
 
 MAKE_ENV: list[Callable[[Task], Env]] = []
-"""That of the scenario which is being played."""
+"""That of the scenario which is being run."""
 
 
 def make_env(task: Task) -> Env:
@@ -127,7 +127,7 @@ class Rollout:
         return TokenOutput(token_ids=ids, log_probs=logprobs, stop_reason=stop_reason, extra_fields=versions)
 
     def generate_sequences(self, batch: TensorDict) -> None:
-        """Play the rows of a batch."""
+        """Run the rows of a batch."""
 
         async def play() -> None:
             worker = AgentLoopWorkerTQ.__ray_metadata__.modified_class(self.config, self)

@@ -45,7 +45,7 @@ def to_atif(episode: Episode) -> dict[str, Any]:
     ([3], [-0.5], 0.25)
 
     Args:
-        episode: what was played.
+        episode: any.
 
     Raises:
         TypeError: an info holds something that is not JSON data.

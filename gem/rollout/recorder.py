@@ -119,7 +119,7 @@ def append_episode(folder: str | Path, episode: Episode, step: int | None = None
 
     Args:
         folder: made if it is not there.
-        episode: what was played.
+        episode: any.
         step: of the training, from 0; None where it is not known.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Does a recorded episode still hold against its environment?"""
+"""Replay: does the environment still return what an episode recorded?"""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gem.tasks import Task
 
 
 def replay(episode: Episode, make_env: Callable[[Task], Env] = Task.make) -> list[str]:
-    """Play an episode's actions again, and return what is different; an empty list if it holds, bit for bit.
+    """Step the environment with an episode's actions, and return what differs; an empty list if nothing does.
 
-    What the environment was given is played, and not the thoughts around it. The turn at which an environment failed,
-    one that the engine aborted, and the token that was sampled for an episode that could not begin are not played. Of
-    an episode whose environment failed in its first turn, or could not begin, nothing is.
+    The actions are what was passed to the environment, without the thoughts around them. The turn in which an
+    environment failed, one that the engine aborted, and the token that was sampled for an episode that could not start
+    are left out. An episode whose environment failed in its first turn, or could not start, is not replayed.
 
     Args:
         episode: what was recorded.

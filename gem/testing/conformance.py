@@ -325,7 +325,7 @@ def check_advantages(harness: Harness, algorithm: str, tokenizer: Any, scenario:
     for ids, got in computed.advantages:
         own = expected.get((tuple(ids), len(got)))
         if own is None:
-            wrong = f"{len(got)} advantages for a sequence that was not played, or not with as many sampled tokens"
+            wrong = f"{len(got)} advantages for a sequence that was not sampled, or not with as many sampled tokens"
             break
         worst = max(worst, float(np.abs(np.subtract(own[1], got)).max(initial=0.0)))
     tokens = sum(len(got) for ids, got in computed.advantages if not wrong and expected[tuple(ids), len(got)][0])

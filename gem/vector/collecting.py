@@ -37,12 +37,12 @@ def collect(
     seed: int | None = None,
     progress: bool = True,
 ) -> list[Collected]:
-    r"""Play episodes. Each that is begun is played to its end, so that short ones are not preferred.
+    r"""Run episodes. Each that is started is run to its end, so that short ones are not preferred.
 
     Args:
         vec: whose autoreset mode is ``SAME_STEP``; all of it is reset.
         act: gets the indices of the environments that wait, and their observations; returns an action each.
-        episodes: how many to play.
+        episodes: how many to run.
         seed: of the reset.
         progress: show a bar on the terminal, if stderr is one.
 

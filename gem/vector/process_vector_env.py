@@ -6,7 +6,7 @@ environment that was being stepped has failed; the others in that process are br
 their last saved state, or their seed, and what was done since; and steps that were not delivered are done again.
 
 That takes environments that keep the contract of :mod:`gem.core`: the same seed and actions give the same episode, and
-the state can be saved. One that plays otherwise when it is brought back fails too, and says why.
+the state can be saved. One that returns something else when it is brought back fails too, with a reason.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ from gem.vector.slot import AutoresetMode, Row, Slot
 FLUSH_SECONDS = 0.001
 """How long a worker keeps results while it goes on with other jobs."""
 REPLAY_SHARE = 50.0
-"""An environment's state is saved when playing on from the last saved one takes so many times as long as saving."""
+"""A state is saved when replaying the steps since the last saved one takes so many times as long as saving."""
 REPLAY_LENGTH = 1000
 """... or when it takes so many calls."""
 NOT_SAVED = b""
@@ -272,7 +272,7 @@ class _Lost:
 
 
 class _WorkerSlot(Slot):
-    """A slot that knows how long it takes to play on from the last saved state."""
+    """A slot that measures how long it takes to replay the steps since its last saved state."""
 
     _playing = 0.0
     _calls = 0

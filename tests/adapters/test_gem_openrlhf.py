@@ -370,7 +370,7 @@ def test_wrappers_go_in_by_make_env_but_not_those_that_rewrite_the_history(token
     assert len(output["action_ranges"]) == 2
     (wrap,) = get_wrapper_fns("concat_with_action", tokenizer)
     rewriting = gem_openrlhf.GemAgentExecutor(make_env=lambda task: wrap(task.make()))
-    with pytest.raises(ValueError, match="play without the wrapper"):
+    with pytest.raises(ValueError, match="leave out the wrapper"):
         execute(tokenizer, engine, row(fault_task()), executor=rewriting)
 
 

@@ -245,7 +245,7 @@ def test_a_wrapper_that_rewrites_the_history_is_refused(make_trainer, tokenizer)
     def make_env(task):
         return ObservationWrapper(Chat(), include_chat_template=False)
 
-    with pytest.raises(ValueError, match="play without the wrapper that rewrites the history"):
+    with pytest.raises(ValueError, match="leave out the wrapper that rewrites the history"):
         make_trainer(rollout=GemRollout(tokenizer, max_turns=2, make_env=make_env)).train()
 
 
