@@ -23,8 +23,8 @@ def main() -> None:
     for episode in last:
         replay(episode)
     environment = time.perf_counter() - since
-    playing = max(episode.ended for episode in last) - min(episode.started for episode in last)
-    print(json.dumps({"playing": playing, "environment": environment}))
+    rollout = max(episode.ended for episode in last) - min(episode.started for episode in last)
+    print(json.dumps({"rollout": rollout, "environment": environment}))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ ARGS = {"steps": 2, "env": "game:x"}
 TRAINS = """
 import json, sys
 if "time_environment" in sys.argv[1]:
-    print(json.dumps({"playing": 1.0, "environment": 0.25}))
+    print(json.dumps({"rollout": 1.0, "environment": 0.25}))
     raise SystemExit
 folder = sys.argv[sys.argv.index("--out") + 1]
 with open(folder + "/metrics.jsonl", "w") as file:
