@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from gem.files import FolderInUse, hold_folder, replace_file  # noqa: E402
-from gem.process_tree import ProcessTree, ended_by_signals  # noqa: E402
+from gem.training.process_tree import ProcessTree, ended_by_signals  # noqa: E402
 
 
 @dataclass(frozen=True)

@@ -36,13 +36,13 @@ try:
     from transformers import AutoTokenizer
 
     import gem_openrlhf
-    from gem.embedded import resolve_model
     from gem.files import hold_folder
+    from gem.models import resolve_model
     from gem.rollout import ChatRenderer, Limits, check_tasks, mean_metrics, read_episodes
     from gem.tasks import Task
-    from gem.training_args import TrainingArgs
-    from gem.training_log import TrainingLog
-    from gem.training_process import TrainerFailed, run_trainer
+    from gem.training.args import TrainingArgs
+    from gem.training.log import TrainingLog
+    from gem.training.process import TrainerFailed, run_trainer
 except ImportError as error:
     sys.exit(
         f"error: {error}. In this folder: python ci/venv.py openrlhf, then .venvs/openrlhf/bin/python {sys.argv[0]}"

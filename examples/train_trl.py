@@ -37,11 +37,11 @@ try:
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
-    from gem.embedded import resolve_model
     from gem.files import hold_folder
+    from gem.models import resolve_model
     from gem.rollout import ChatRenderer, ContextTooSmall, OnError
-    from gem.training_args import TrainingArgs
-    from gem.training_log import TrainingLog
+    from gem.training.args import TrainingArgs
+    from gem.training.log import TrainingLog
     from gem_trl import GemGRPOTrainer, GemRollout, gem_reward, task_dataset
 except ImportError as error:
     sys.exit(f"error: {error}. In this folder: pip install -c ci/constraints/trl.txt -e '.[trl]'")

@@ -35,12 +35,12 @@ try:
     import tyro
     from transformers import AutoTokenizer
 
-    from gem.embedded import resolve_model
     from gem.files import hold_folder
+    from gem.models import resolve_model
     from gem.rollout import ChatRenderer, OnError, mean_metrics, read_episodes
-    from gem.training_args import TrainingArgs
-    from gem.training_log import TrainingLog
-    from gem.training_process import TrainerFailed, read_rows, require_trainer, run_trainer
+    from gem.training.args import TrainingArgs
+    from gem.training.log import TrainingLog
+    from gem.training.process import TrainerFailed, read_rows, require_trainer, run_trainer
 except ImportError as error:
     sys.exit(f"error: {error}. In this folder: python ci/venv.py verl, then .venvs/verl/bin/python {sys.argv[0]}")
 

@@ -138,3 +138,8 @@ def hold_folder(folder: str | Path) -> None:
     os.truncate(handle, 0)
     os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
     _held[key] = handle  # until the process ends, and the kernel lets go of it
+
+
+def cache_folder() -> Path:
+    """Return the folder for what is made once and used again: ``$GEM_HOME``, or ``~/.cache/gem``."""
+    return Path(os.environ.get("GEM_HOME") or Path.home() / ".cache" / "gem")

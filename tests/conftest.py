@@ -20,8 +20,8 @@ settings.load_profile("gem")
 def tokenizer():
     """A real byte-level BPE tokenizer with ChatML, trained on the text of a few games."""
     pytest.importorskip("transformers")
-    from gem.embedded.demonstrations import CURRICULUM, conversations
-    from gem.embedded.tokenizer import train_tokenizer
+    from gem.models.demonstrations import CURRICULUM, conversations
+    from gem.models.tokenizer import train_tokenizer
 
     corpus = [message["content"] for play in conversations(CURRICULUM[-1], 60, seed=0) for message in play]
     return train_tokenizer([*corpus, "system", "user", "assistant"] * 2, vocab_size=600)
@@ -57,7 +57,7 @@ def small_model(tmp_path_factory):
     pytest.importorskip("transformers")
     import torch
 
-    from gem.embedded.build import Recipe, build
+    from gem.models.build import Recipe, build
 
     torch.set_num_threads(1)  # far faster than two for models of this size, where anything else runs
     folder = tmp_path_factory.mktemp("model")

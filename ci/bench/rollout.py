@@ -35,8 +35,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gem.core import Env, Info, StepResult
-from gem.embedded.demonstrations import CURRICULUM, conversations
-from gem.embedded.tokenizer import train_tokenizer
+from gem.models.demonstrations import CURRICULUM, conversations
+from gem.models.tokenizer import train_tokenizer
 from gem.rollout import ChatRenderer, Engine, Episode, Limits, Response, run_episodes
 from gem.rollout.answers import Answer
 from gem.tasks import Task, make_tasks

@@ -12,7 +12,7 @@ import torch
 import trl
 from trl import GRPOConfig, GRPOTrainer
 
-from gem.embedded.build import Recipe, new_model
+from gem.models.build import Recipe, new_model
 from gem.rollout import Response
 from gem.testing.conformance import (
     ComputedAdvantages,

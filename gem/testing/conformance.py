@@ -164,7 +164,7 @@ class Harness(abc.ABC):
         """
         from transformers import AutoTokenizer
 
-        from gem.embedded import embedded_model
+        from gem.models import embedded_model
 
         if scenario is None or scenario.chat is None:
             return Path(embedded_model())

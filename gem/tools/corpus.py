@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gem.embedded.cache import cache_folder
+from gem.files import cache_folder
 
 SHIPPED = Path(__file__).parent / "data" / "corpus.jsonl"
 """A small corpus of general knowledge, on which the questions of the shipped data sets can be answered."""

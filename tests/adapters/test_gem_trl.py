@@ -20,8 +20,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 import gem_trl
 from gem.core import Env
-from gem.embedded import embedded_model
-from gem.embedded.build import Recipe, new_model
+from gem.models import embedded_model
+from gem.models.build import Recipe, new_model
 from gem.rollout import ContextTooSmall, mean_metrics, read_episodes, rebn
 from gem.tasks import Task, make_tasks
 from gem_trl import GemGRPOTrainer, GemRollout, gem_reward, task_dataset
@@ -900,9 +900,9 @@ import torch
 from accelerate.utils import gather_object
 from trl import GRPOConfig, GRPOTrainer
 from gem.core import Env
-from gem.embedded import embedded_model
-from gem.embedded.build import Recipe, new_model
-from gem.embedded.tokenizer import train_tokenizer
+from gem.models import embedded_model
+from gem.models.build import Recipe, new_model
+from gem.models.tokenizer import train_tokenizer
 from gem.rollout import rebn
 from gem.tasks import make_tasks
 from gem_trl import GemGRPOTrainer, GemRollout, gem_reward, task_dataset

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gem.training_process import PACKAGES
+from gem.training.process import PACKAGES
 
 pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -17,7 +17,7 @@ import torch
 
 from gem.rollout import discounted_returns, read_episodes, read_jsonl, rebn, replay
 from gem.testing.fault_injection import fault_task
-from gem.training_process import run_trainer
+from gem.training.process import run_trainer
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_oat.py"
 CPU_SHIMS = Path(__file__).parents[2] / "ci" / "cpu" / "oat"

@@ -16,7 +16,7 @@ if importlib.util.find_spec("oat") is None:
 
 import torch
 
-from gem.embedded import embedded_model
+from gem.models import embedded_model
 from gem.rollout import discounted_returns, group_advantages, mean_metrics, read_episodes, rebn
 
 pytestmark = pytest.mark.slow

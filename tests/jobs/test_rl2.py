@@ -16,7 +16,7 @@ if importlib.util.find_spec("RL2") is None:
 
 import torch
 
-from gem.embedded import embedded_model
+from gem.models import embedded_model
 from gem.rollout import group_advantages, mean_metrics, read_episodes
 from gem.tasks import Task
 

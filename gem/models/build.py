@@ -3,7 +3,7 @@
 The result comes with the package. To make it anew, which takes two to three minutes on a CPU and gives other digits on
 other machines::
 
-    python -m gem.embedded.build gem/embedded/model
+    python -m gem.models.build gem/models/embedded
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch
 from rich.progress import track
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from gem.embedded.demonstrations import CURRICULUM, Message, conversations
-from gem.embedded.tokenizer import END_OF_TEXT, TURN_END, TURN_START, train_tokenizer
+from gem.models.demonstrations import CURRICULUM, Message, conversations
+from gem.models.tokenizer import END_OF_TEXT, TURN_END, TURN_START, train_tokenizer
 
 HEAD_DIM = 32
 """The smallest for which vLLM has attention kernels."""

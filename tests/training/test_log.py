@@ -5,7 +5,7 @@ import pytest
 
 from gem.rollout import Episode, Turn, read_jsonl
 from gem.tasks import Task
-from gem.training_log import WINDOW, TrainingLog
+from gem.training.log import WINDOW, TrainingLog
 
 pytest.importorskip("matplotlib")
 
@@ -93,7 +93,7 @@ def test_steps_are_counted_from_1_and_written_as_they_end(tmp_path):
 
 def test_seconds_are_those_of_the_step(tmp_path, monkeypatch):
     clock = iter([100.0, 102.5, 103.0])
-    monkeypatch.setattr("gem.training_log.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("gem.training.log.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     with TrainingLog(tmp_path, 2, "x") as log:
         assert [log.record([episode()]).seconds for _ in range(2)] == [2.5, 0.5]
 
@@ -195,7 +195,7 @@ def test_summary_of_a_single_step_is_no_change(tmp_path):
 
 def test_summary_tells_sampled_tokens_a_second(tmp_path, monkeypatch):
     clock = iter([0.0, 1.0, 4.0])
-    monkeypatch.setattr("gem.training_log.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("gem.training.log.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     with TrainingLog(tmp_path, 2, "x") as log:
         log.record([episode(tokens=30)])
         log.record([episode(tokens=10)])

@@ -1,7 +1,7 @@
 import pytest
 
 from gem.tasks import load_tasks, make_tasks
-from gem.training_args import TrainingArgs
+from gem.training.args import TrainingArgs
 
 
 def test_defaults_depend_on_the_model():

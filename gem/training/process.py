@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gem.files import whole_lines
-from gem.process_tree import ProcessTree, ended_by_signals
+from gem.training.process_tree import ProcessTree, ended_by_signals
 
 TAIL = 40
 """Lines of the output that an error shows."""
@@ -53,7 +53,7 @@ def run_trainer(
 ) -> None:
     """Run a command until it ends, and end all that it has started.
 
-    That is done too if this process is ended by a signal, or killed: see :mod:`gem.process_tree`. The command goes into
+    That is done too if this process is ended by a signal, or killed: see :mod:`gem.training.process_tree`. The command goes into
     ``command.sh`` beside ``output``, for a user to copy from.
 
     Args:

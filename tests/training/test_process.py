@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from gem.process_tree import ProcessTree
-from gem.training_process import TrainerFailed, read_rows, require_trainer, run_trainer
+from gem.training.process import TrainerFailed, read_rows, require_trainer, run_trainer
+from gem.training.process_tree import ProcessTree
 
 
 def python(code):
@@ -74,7 +74,7 @@ def test_rows_of_a_file_that_is_being_written(tmp_path):
 
 
 def test_an_example_with_the_python_of_another_trainer_says_which_to_take(monkeypatch):
-    monkeypatch.setattr("gem.training_process.find_spec", {"trl": object(), "RL2": object()}.get)
+    monkeypatch.setattr("gem.training.process.find_spec", {"trl": object(), "RL2": object()}.get)
     monkeypatch.setattr(sys, "argv", ["examples/train_verl.py", "--steps", "3"])
     require_trainer("trl")
     require_trainer("rl2")
@@ -101,8 +101,8 @@ time.sleep(float(sys.argv[1]))
 STARTER = """
 import sys
 from pathlib import Path
-from gem.process_tree import ProcessTree
-from gem.training_process import run_trainer
+from gem.training.process_tree import ProcessTree
+from gem.training.process import run_trainer
 try:
     run_trainer([sys.executable, "-c", sys.argv[1], "60", *sys.argv[3:]], {}, Path(sys.argv[2]), lambda: None)
 finally:
