@@ -174,7 +174,7 @@ def test_check_all_says_what_it_leaves_out_and_why(run, monkeypatch):
     specs = {
         i: all_specs()[i] for i in ("math:GSM8K", "game:TowerofHanoi-v0-easy", "rg:game_of_life_halting", "qa:Sample")
     }
-    monkeypatch.setattr("gem.cli.all_specs", lambda: specs)
+    monkeypatch.setattr("gem.cli.check.all_specs", lambda: specs)
     result = run("check", "--all", "--jobs", "1")
     assert result.exit_code == 0
     assert "not checked, their scorers pay for junk: rg:game_of_life_halting\n" in result.stdout

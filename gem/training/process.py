@@ -53,8 +53,8 @@ def run_trainer(
 ) -> None:
     """Run a command until it ends, and end all that it has started.
 
-    That is done too if this process is ended by a signal, or killed: see :mod:`gem.training.process_tree`. The command goes into
-    ``command.sh`` beside ``output``, for a user to copy from.
+    That is done too if this process is ended by a signal, or killed: see :mod:`gem.training.process_tree`. The command
+    goes into ``command.sh`` beside ``output``, for a user to copy from.
 
     Args:
         command: the words of the command line.
