@@ -21,7 +21,7 @@ from rich.progress import track
 import gem
 from gem.core import Env
 from gem.envs.datasets import needs_hub
-from gem.envs.reasoning_gym_rules import PARTIAL_CREDIT, PAY_FOR_JUNK
+from gem.envs.reasoning_gym_rules import HACKABLE, PARTIAL_CREDIT
 from gem.envs.registration import EnvSpec, all_specs
 from gem.testing.solvers import find_solver, solve
 
@@ -174,8 +174,8 @@ def reasoning_gym(specs: list[EnvSpec], episodes: int, good: int) -> str:
     examples = ""
     for spec in track(specs, "reasoning_gym", transient=True):
         name = spec.kwargs["name"]
-        if name in PAY_FOR_JUNK:
-            text += row([f"`{spec.id}`", "", "", f"refused unless `pay_for_junk=True`: {PAY_FOR_JUNK[name]}"])
+        if name in HACKABLE:
+            text += row([f"`{spec.id}`", "", "", f"refused unless `allow_hackable=True`: {HACKABLE[name]}"])
             continue
         with gem.make(spec.id) as env:
             figures = number(random_return(env, min(episodes, 20))), number(good_return(env, good))

@@ -177,7 +177,7 @@ def test_check_all_says_what_it_leaves_out_and_why(run, monkeypatch):
     monkeypatch.setattr("gem.cli.check.all_specs", lambda: specs)
     result = run("check", "--all", "--jobs", "1")
     assert result.exit_code == 0
-    assert "not checked, their scorers pay for junk: rg:game_of_life_halting\n" in result.stdout
+    assert "not checked, their scorers are hackable: rg:game_of_life_halting\n" in result.stdout
     assert "not checked, they need a hub: math:GSM8K\n" in result.stdout
     assert result.stdout.endswith("2 of 2 passed\n")
 

@@ -43,9 +43,9 @@ def check(
 def _why_left_out(spec: EnvSpec) -> str:
     """Return why ``gem check --all`` leaves an environment out; "" if it does not."""
     from gem.envs.datasets import needs_hub
-    from gem.envs.reasoning_gym import PAY_FOR_JUNK
+    from gem.envs.reasoning_gym import HACKABLE
 
-    if spec.id.removeprefix("rg:") in PAY_FOR_JUNK and spec.id.startswith("rg:"):
+    if spec.id.removeprefix("rg:") in HACKABLE and spec.id.startswith("rg:"):
         return "their scorers are hackable"
     return "they need a hub" if needs_hub(spec) else ""
 

@@ -7,7 +7,7 @@ set's own scorer grades it, from 0 to 1.
 
 Many scorers pay for text that answers nothing: :mod:`gem.envs.reasoning_gym_rules` writes down what is not graded, what
 partial credit counts, and which data sets are refused. ``raw_scores=True`` asks for the scorer's own numbers, and
-``pay_for_junk=True`` for the data sets that are refused.
+``allow_hackable=True`` for the data sets that are refused.
 
 Scorers that evaluate the answer as Python get to evaluate arithmetic and literals only
 (:mod:`gem.envs.only_arithmetic`). An answer that keeps a scorer busy for :data:`SCORE_SECONDS` is wrong.
@@ -23,7 +23,7 @@ from typing import Any
 
 from gem.envs.only_arithmetic import FUNCTIONS
 from gem.envs.question import QuestionEnv
-from gem.envs.reasoning_gym_rules import PARTIAL_CREDIT, PAY_FOR_JUNK
+from gem.envs.reasoning_gym_rules import HACKABLE, PARTIAL_CREDIT
 from gem.envs.reasoning_gym_worker import QUESTIONS, Entry, find_fault, load, make_entry, score
 from gem.utils.parsing import extract_last_boxed_answer
 from gem.workers import CallFailed, WorkerPool
@@ -59,13 +59,13 @@ class ReasoningGymEnv(QuestionEnv):
         size: accepted, as published, and without effect: questions are made on demand, without end.
         seed: question of the first ``reset()`` that is called without a seed.
         raw_scores: pay whatever the scorer gives, also to junk.
-        pay_for_junk: allow a data set of :data:`~gem.envs.reasoning_gym_rules.PAY_FOR_JUNK`.
+        allow_hackable: allow a data set of :data:`~gem.envs.reasoning_gym_rules.HACKABLE`.
         **config: the data set's own configuration, such as ``max_words`` for ``letter_counting``.
 
     Raises:
         ImportError: reasoning_gym is not installed.
         TypeError: the data set has no such configuration.
-        ValueError: there is no such data set, it pays for junk, or a configuration's value is out of range.
+        ValueError: there is no such data set, its scorer is hackable, or a configuration's value is out of range.
     """
 
     blocking = True  # it waits for a worker
@@ -76,16 +76,18 @@ class ReasoningGymEnv(QuestionEnv):
         size: int | None = None,
         seed: int | None = None,
         raw_scores: bool = False,
-        pay_for_junk: bool = False,
+        allow_hackable: bool = False,
         **config: Any,
     ) -> None:
         super().__init__()
         if name == "composite":
             config.setdefault("datasets", _MIXTURE)
         for used in (name, *(part["name"] for part in config.get("datasets", ()))):
-            if used in PAY_FOR_JUNK and not pay_for_junk:
-                why = PAY_FOR_JUNK[used]
-                raise ValueError(f"rg:{used} pays for junk: {why}. pay_for_junk=True makes rg:{name} all the same")
+            if used in HACKABLE and not allow_hackable:
+                why = HACKABLE[used]
+                raise ValueError(
+                    f"the scorer of rg:{used} is hackable: {why}. allow_hackable=True makes rg:{name} all the same"
+                )
         self._name = name
         self._config = json.dumps(config, sort_keys=True)  # text, to share a data set among environments
         self._raw_scores = raw_scores

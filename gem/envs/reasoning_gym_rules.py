@@ -1,7 +1,7 @@
 r"""What an answer to a data set of reasoning_gym must fulfil before its scorer sees it, and what it can earn.
 
 Many scorers of reasoning_gym are hackable: text that answers nothing earns part of the reward, or all of it. Three
-rules close that, and a data set that none of them can mend is refused (:data:`PAY_FOR_JUNK`):
+rules close that, and a data set that none of them can mend is refused (:data:`HACKABLE`):
 
 * A score below 1 is worth 0, but for the data sets of :data:`PARTIAL_CREDIT`. Elsewhere it is paid for closeness
   (``00:00`` as a time), for cells that nearly all grids share, for what the question shows already (a Sudoku's clues),
@@ -37,7 +37,7 @@ PARTIAL_CREDIT = {
 It is paid for a solution that is longer than it must be, less exact, or in another notation; or (boxnet) for a part.
 """
 
-PAY_FOR_JUNK = {
+HACKABLE = {
     "complex_arithmetic": "the answer 'nan' is always right",
     "game_of_life_halting": "any text is right where the answer is True",
     "propositional_logic": "the answer '(P ∨ Q)' is right for most questions",

@@ -150,7 +150,7 @@ class Sandbox:
 
 
 def start_plain() -> Sandbox:
-    """Start a process that runs programs with all rights of this one."""
+    """Start a process that runs programs with all permissions of this one."""
     return Sandbox([*_python(str(_ZYGOTE)), _settings()])
 
 
@@ -211,12 +211,12 @@ def bubblewrap_command(root: bool) -> list[str]:
     # LD_BIND_NOW is for the zygote alone: what it has found in libraries, no program needs to.
     variables = {**_VARIABLES, "HOME": "/tmp/home", "TMPDIR": "/tmp", "LD_BIND_NOW": "1"}
     namespaces = ["pid", "net", "ipc", "uts", "cgroup-try", *([] if root else ["user"])]
-    rights = ["SYS_ADMIN", *(["SETUID", "SETGID"] if root else [])]
+    capabilities = ["SYS_ADMIN", *(["SETUID", "SETGID"] if root else [])]
     return [
         path,
         *(f"--unshare-{name}" for name in namespaces),
         *("--cap-drop", "ALL"),
-        *(word for name in rights for word in ("--cap-add", f"CAP_{name}")),
+        *(word for name in capabilities for word in ("--cap-add", f"CAP_{name}")),
         *([] if root else ["--uid", "0", "--gid", "0"]),
         *("--new-session", "--clearenv", "--hostname", "sandbox"),
         *(word for name, value in variables.items() for word in ("--setenv", name, value)),

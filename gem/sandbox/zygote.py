@@ -1,12 +1,12 @@
 """The program that waits inside a sandbox, and forks a process for each run.
 
 It is started by :mod:`gem.sandbox.starting`, and stands alone: nothing of this package can be seen from inside. It runs
-no foreign code, keeps the few rights that it takes to make namespaces, and takes one order at a time from the socket
+no foreign code, keeps the few capabilities that it takes to make namespaces, and takes one order at a time from the socket
 that it was started with. For each it makes, where there are namespaces,
 
 * the *init*, the first process of a new process namespace, which does nothing, and
 * the *program*, in that namespace, with mounts of its own: fresh file systems for /tmp and /proc. It gives up all
-  rights before it runs.
+  capabilities before it runs.
 
 When the program has ended, or its time is up, the init is killed, and with it the kernel kills whatever is left in its
 namespace, and drops the file systems. So runs that share a sandbox, one after another, share nothing else: each has a
@@ -51,7 +51,7 @@ elif __name__ == "__main__" and json.loads(sys.argv[1])["readable"]:
 _NEW_MOUNTS, _NEW_PROCESSES = 0x20000, 0x20000000
 _DETACH = 2
 _NOSUID, _NODEV, _NOEXEC, _BIND, _RECURSIVE, _PRIVATE = 2, 4, 8, 0x1000, 0x4000, 0x40000
-_DUMPABLE, _SET_SECCOMP, _SECCOMP_FILTER, _NO_NEW_RIGHTS, _AMBIENT, _CLEAR_ALL = 4, 22, 2, 38, 47, 4
+_DUMPABLE, _SET_SECCOMP, _SECCOMP_FILTER, _NO_NEW_PRIVILEGES, _AMBIENT, _CLEAR_ALL = 4, 22, 2, 38, 47, 4
 _SIGNAL_AT_END_OF_PARENT, _ADOPT = 1, 36
 _LOOK_SECONDS = 0.05
 _FILES = 16384
@@ -203,7 +203,7 @@ def _enter(fd: int) -> None:
 
 
 def _become(how: dict[str, Any], order: dict[str, Any], fds: list[int], folder: str) -> NoReturn:
-    """Be the program: give up all rights, then run it."""
+    """Be the program: give up all capabilities, then run it."""
     if how["isolated"]:
         _mount_own_files(order["limits"]["file_bytes"], how["below_tmp"])
     else:
@@ -217,7 +217,7 @@ def _become(how: dict[str, Any], order: dict[str, Any], fds: list[int], folder: 
     os.chdir(folder)
     _set_limits(order, how)
     if how["isolated"]:
-        _give_up_rights(how)
+        _drop_capabilities(how)
     if "command" in order:
         _execute(_read_all(_CODE))
     if order["session"]:
@@ -240,7 +240,7 @@ def _supervise(how: dict[str, Any], folder: str) -> None:
         confining.end_as(confining.wait_and_kill(program))
     _control_process(_SIGNAL_AT_END_OF_PARENT, signal.SIGKILL)
     confining.confine_program(folder, how["readable"])
-    _give_up_rights(how)
+    _drop_capabilities(how)
 
 
 def _mount_own_files(size: int, below_tmp: list[str]) -> None:
@@ -250,7 +250,7 @@ def _mount_own_files(size: int, below_tmp: list[str]) -> None:
     # What this program is read from: the table of mounts would name its place outside.
     if _libc.umount2(b"/gem/zygote.py", _DETACH) != 0:
         _fail("umount of /gem/zygote.py")
-    # Only processes: without /proc/sys and the like, some of which even a process without rights can write if the
+    # Only processes: without /proc/sys and the like, some of which even a process without capabilities can write if the
     # user is root outside.
     _mount(b"proc", b"/proc", b"proc", _NOSUID | _NODEV | _NOEXEC, b"subset=pid")
     _mount_tmp(size, below_tmp)
@@ -296,7 +296,7 @@ def _set_limits(order: dict[str, Any], how: dict[str, Any]) -> None:
         resource.setrlimit(kind, (soft, hard))
 
 
-def _give_up_rights(how: dict[str, Any]) -> None:
+def _drop_capabilities(how: dict[str, Any]) -> None:
     if how["root"]:  # a user who owns nothing, not even the program of another run
         first, count = how["users"]
         user = first + int.from_bytes(os.urandom(4), "little") % count
@@ -308,7 +308,7 @@ def _give_up_rights(how: dict[str, Any]) -> None:
     header, nothing = struct.pack("Ii", 0x20080522, 0), bytes(24)
     if _libc.capset(header, nothing) != 0:
         _fail("capset")
-    _control_process(_NO_NEW_RIGHTS, 1)
+    _control_process(_NO_NEW_PRIVILEGES, 1)
     _control_process(_SET_SECCOMP, _SECCOMP_FILTER, how["filter"])
 
 

@@ -15,7 +15,7 @@ import gem
 from gem.envs import reasoning_gym as module
 from gem.envs.reasoning_gym import ReasoningGymEnv
 from gem.envs.reasoning_gym_names import NAMES
-from gem.envs.reasoning_gym_rules import PARTIAL_CREDIT, PAY_FOR_JUNK, is_admissible
+from gem.envs.reasoning_gym_rules import HACKABLE, PARTIAL_CREDIT, is_admissible
 from gem.tasks import Task
 from gem.testing import check_env
 
@@ -35,7 +35,7 @@ EVALUATING = (
 """Data sets whose scorer evaluates the answer."""
 
 SLOW = ("futoshiki", "intermediate_integration", "knight_swap", "quantum_lock", "sudoku", "zebra_puzzles")
-QUICK = [name for name in NAMES if name not in SLOW and name not in PAY_FOR_JUNK]
+QUICK = [name for name in NAMES if name not in SLOW and name not in HACKABLE]
 JUNK = ("", " ", "?!,;:", "{" * 20 + "}" * 20, "\x00", "\\boxed{}", "()", "''")
 
 
@@ -216,12 +216,12 @@ def test_an_honest_answer_reaches_the_scorer_however_it_is_written(source, text,
     assert is_admissible(source, text, entry)
 
 
-@pytest.mark.parametrize("name", PAY_FOR_JUNK)
+@pytest.mark.parametrize("name", HACKABLE)
 def test_a_data_set_that_can_be_had_without_answering_is_refused_unless_asked_for(name):
-    with pytest.raises(ValueError, match="pay_for_junk=True"):
+    with pytest.raises(ValueError, match="allow_hackable=True"):
         make(name)
     junk = {"complex_arithmetic": "nan", "game_of_life_halting": "junk", "propositional_logic": "(P ∨ Q)"}[name]
-    env = make(name, pay_for_junk=True)
+    env = make(name, allow_hackable=True)
     paid = []
     for seed in range(10):
         env.reset(seed=seed)
@@ -310,9 +310,9 @@ def test_a_mixture_asks_what_it_is_made_of_and_grades_by_its_rules():
 
 def test_a_mixture_with_a_data_set_that_pays_for_junk_is_refused_unless_asked_for():
     mixture = [{"name": name, "weight": 1.0, "config": {}} for name in ("complex_arithmetic", "chain_sum")]
-    with pytest.raises(ValueError, match="rg:complex_arithmetic pays for junk"):
+    with pytest.raises(ValueError, match="the scorer of rg:complex_arithmetic is hackable"):
         make("composite", datasets=mixture)
-    make("composite", datasets=mixture, pay_for_junk=True)
+    make("composite", datasets=mixture, allow_hackable=True)
 
 
 def test_train_and_eval_share_no_question():
