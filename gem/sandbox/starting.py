@@ -155,7 +155,7 @@ def start_plain() -> Sandbox:
 
 
 def start_landlock() -> Sandbox:
-    """Start a process that runs programs confined by Landlock, which takes no namespaces, and no rights.
+    """Start a process that runs programs confined by Landlock, which needs no namespaces and no capabilities.
 
     Raises:
         SandboxUnavailable: sandlock is not installed, or this kernel has no Landlock, or an old one.

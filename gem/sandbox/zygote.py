@@ -1,8 +1,8 @@
 """The program that waits inside a sandbox, and forks a process for each run.
 
 It is started by :mod:`gem.sandbox.starting`, and stands alone: nothing of this package can be seen from inside. It runs
-no foreign code, keeps the few capabilities that it takes to make namespaces, and takes one order at a time from the socket
-that it was started with. For each it makes, where there are namespaces,
+no foreign code, keeps the few capabilities that it takes to make namespaces, and takes one order at a time from the
+socket that it was started with. For each it makes, where there are namespaces,
 
 * the *init*, the first process of a new process namespace, which does nothing, and
 * the *program*, in that namespace, with mounts of its own: fresh file systems for /tmp and /proc. It gives up all
