@@ -241,7 +241,7 @@ def _rows_of_expression(expression: str) -> Iterator[dict[str, Any]]:
 
 
 def _seeds(text: Any) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)\s*:\s*(\d+)", str(text))
+    match = re.fullmatch(r"(-?\d+)\s*:\s*(-?\d+)", str(text))
     if match is None:
         raise ValueError(f"seeds={text} is no range")
     return int(match[1]), int(match[2])

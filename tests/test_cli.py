@@ -130,7 +130,7 @@ def test_bench_shows_steps_a_second_by_back_end_and_size(run):
     result = run("bench", "game:GuessTheNumber-v0-easy", "--sizes", "1,3", "--seconds", "0.03")
     assert result.exit_code == 0
     lines = [line.split() for line in result.stdout.splitlines() if line.strip()]
-    assert lines[0] == ["steps", "a", "second", "1", "3"]
+    assert lines[0] == ["steps", "per", "second", "1", "3"]
     assert [line[0] for line in lines[2:]] == ["sync", "thread", "process"]
     assert all(int(cell.replace(",", "")) > 0 for line in lines[2:] for cell in line[1:])
 

@@ -211,8 +211,9 @@ class EnvPool:
             raise RuntimeError("this environment is closed")
         if slot.state is not _State.IDLE:
             raise RuntimeError("this environment is being called already")
+        result = self._start(slot, method, argument)  # which raises if the argument cannot be sent to a process
         slot.state = _State.CALLING
-        row = await self._start(slot, method, argument)
+        row = await result
         fault = row[5]
         if isinstance(fault, CrashLoop):
             raise EnvironmentFailed(fault.error)

@@ -96,7 +96,7 @@ def test_an_id_of_which_no_task_fits_is_an_error_that_names_the_longest_prompt(r
 def test_a_few_tasks_that_do_not_fit_are_a_warning_with_their_count(renderer, make_env, caplog):
     tasks = tasks_of("x", [1, 100, 2, 200, 3])
     check_tasks(tasks, renderer, Limits(max_context=60), make_env)
-    assert "2 of 5 tasks that were begun are too long for the context of 60 tokens" in caplog.text
+    assert "2 of 5 tasks that were tried are too long for the context of 60 tokens" in caplog.text
     caplog.clear()
     check_tasks(tasks[::2], renderer, Limits(max_context=60), make_env)
     assert caplog.text == ""

@@ -74,7 +74,7 @@ def test_an_overlong_observation_asks_for_one_token_on_an_empty_message(tokenize
 
 
 def test_an_episode_in_a_context_for_nothing_is_an_error_that_gives_the_reason(tokenizer):
-    with pytest.raises(RuntimeError, match="ended before a token was asked for: the first observation of"):
+    with pytest.raises(RuntimeError, match="ended before a token was requested: the first observation of"):
         step_through(EpisodeRunner(ChatRenderer(tokenizer), Limits(max_context=3)), fault_task(), [])
 
 
