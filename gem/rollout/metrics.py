@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
-from gem.rollout.episode import Episode
+from gem.tasks import Task
 
 FAILURES = ("aborted", "environment_errors", "overlong", "retries", "left_out")
 """Metrics that are means over all episodes. All others are means over the valid ones: they show what the model does."""
@@ -13,7 +14,25 @@ OF_EACH_ENV = ("return", "success", "turns", "environment_errors")
 """Metrics that a batch of several environment ids has for each of them too."""
 
 
-def mean_metrics(episodes: Iterable[Episode]) -> dict[str, float]:
+class HasMetrics(Protocol):
+    """An episode, or what a trainer has kept of one."""
+
+    @property
+    def task(self) -> Task:
+        """Its task."""
+        ...
+
+    @property
+    def valid(self) -> bool:
+        """See :attr:`gem.rollout.Episode.valid`."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Return what :meth:`gem.rollout.Episode.metrics` returned."""
+        ...
+
+
+def mean_metrics(episodes: Iterable[HasMetrics]) -> dict[str, float]:
     """Return the means of :meth:`gem.rollout.Episode.metrics` over a batch.
 
     The shares of episodes that failed (:data:`FAILURES`) are of all episodes. Everything else is a mean over the valid
@@ -21,7 +40,7 @@ def mean_metrics(episodes: Iterable[Episode]) -> dict[str, float]:
     episode, those metrics are missing. A batch with several environment ids has some of them (:data:`OF_EACH_ENV`) for
     each id as well, as ``<name>/<env_id>``.
 
-    >>> from gem.tasks import Task
+    >>> from gem.rollout import Episode
     >>> failed = Episode(Task("game:Hangman-v0", 1), truncation="error")
     >>> metrics = mean_metrics([Episode(Task("game:Wordle-v0", 0)), Episode(Task("game:Hangman-v0", 0)), failed])
     >>> for name in sorted(metrics):
@@ -44,7 +63,7 @@ def mean_metrics(episodes: Iterable[Episode]) -> dict[str, float]:
     return metrics
 
 
-def _means(episodes: Sequence[Episode]) -> dict[str, float]:
+def _means(episodes: Sequence[HasMetrics]) -> dict[str, float]:
     rows = [(episode.valid, episode.metrics()) for episode in episodes]
     names = rows[0][1] if rows else ()
     values = {name: [row[name] for valid, row in rows if valid or name in FAILURES] for name in names}
