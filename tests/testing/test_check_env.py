@@ -529,7 +529,7 @@ def test_all_failures_are_reported_at_once():
     with pytest.raises(CheckFailed) as caught:
         check_env(Twice)
     checks = [line.partition(":")[0] for line in str(caught.value).splitlines()]
-    assert checks == ["pickle", "junk", "close"]
+    assert checks == ["pickle", "close", "junk"]
     assert "empty box: 0.5" in str(caught.value)
 
 
