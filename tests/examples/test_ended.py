@@ -50,7 +50,7 @@ def test_nothing_is_left_running(trainer, trains, number, tmp_path):
         if not trains:
             time.sleep(5)
         most = len(marked(mark))
-        assert most > (0 if trainer == "trl" else 2)  # the example, its keeper, and what that has started
+        assert most > (0 if trainer == "trl" else 2)  # the example, its supervisor, and what that has started
         example.send_signal(number)
         example.wait(END_SECONDS)
         end = time.monotonic() + END_SECONDS

@@ -22,6 +22,12 @@ SITE = Path(__file__).parent / "site"
 collect_ignore = ["site"]  # not searched for doctests: it is imported where it is on the path only
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("slow") and Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.timeout(1800))  # their trainers have limits of up to 20 minutes
+
+
 @pytest.fixture(autouse=True)
 def mylab_is_installed(monkeypatch):
     """Make the package importable and its entry points visible, here and in processes that are started."""
