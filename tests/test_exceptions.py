@@ -44,4 +44,6 @@ def test_every_exception_survives_pickling(cls):
 
 
 def test_all_modules_are_looked_at():
-    assert {"ContextTooSmall", "CrashLoop", "ResetNeeded", "EnvironmentFailed"} <= {cls.__name__ for cls in exception_classes()}
+    assert {"ContextTooSmall", "CrashLoop", "ResetNeeded", "EnvironmentFailed"} <= {
+        cls.__name__ for cls in exception_classes()
+    }
