@@ -22,6 +22,7 @@ def check(
     env_ids: Annotated[list[str] | None, typer.Argument(metavar="ID...", help="The environments.")] = None,
     all_envs: Annotated[bool, typer.Option("--all", help="Check every environment that needs no hub.")] = False,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes that check; with --all, one per core.")] = None,
+    thorough: Annotated[bool, typer.Option(help="Give every check all the time that it needs.")] = False,
 ) -> None:
     """Check that environments keep the contract: determinism, state, any text, rewards and more."""
     if bool(env_ids) == all_envs:
@@ -31,7 +32,7 @@ def check(
     for env_id in ids:
         find(env_id)
     processes = jobs or ((os.cpu_count() or 1) if all_envs else 1)
-    failed = [env_id for env_id, results in _checked(ids, processes) if not _passed(env_id, results)]
+    failed = [env_id for env_id, results in _checked(ids, processes, thorough) if not _passed(env_id, results)]
     for why, group in itertools.groupby(sorted(left_out, key=left_out.__getitem__), left_out.__getitem__):
         say(f"not checked, {why}: {', '.join(group)}")
     if failed:
@@ -50,7 +51,7 @@ def _why_left_out(spec: EnvSpec) -> str:
     return "they need a hub" if needs_hub(spec) else ""
 
 
-def _checked(ids: list[str], processes: int) -> Iterator[tuple[str, Iterable[CheckResult]]]:
+def _checked(ids: list[str], processes: int, thorough: bool) -> Iterator[tuple[str, Iterable[CheckResult]]]:
     """Yield the results of each environment's checks, in the order of ``ids``."""
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
@@ -58,11 +59,11 @@ def _checked(ids: list[str], processes: int) -> Iterator[tuple[str, Iterable[Che
     from gem.testing.check_env import run_checks
 
     if processes == 1:
-        yield from ((env_id, run_checks(env_id)) for env_id in ids)
+        yield from ((env_id, run_checks(env_id, thorough=thorough)) for env_id in ids)
         return
     context = multiprocessing.get_context("spawn")  # threads and forks do not go together
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent) as pool:
-        yield from zip(ids, pool.map(_all_checks, ids), strict=True)
+        yield from zip(ids, pool.map(_all_checks, ids, itertools.repeat(thorough)), strict=True)
 
 
 def _end_with_parent() -> None:
@@ -79,10 +80,10 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _all_checks(env_id: str) -> list[CheckResult]:
+def _all_checks(env_id: str, thorough: bool) -> list[CheckResult]:
     from gem.testing.check_env import run_checks
 
-    return list(run_checks(env_id))
+    return list(run_checks(env_id, thorough=thorough))
 
 
 def _passed(env_id: str, results: Iterable[CheckResult]) -> bool:

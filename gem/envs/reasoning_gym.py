@@ -166,7 +166,8 @@ def _refuse_faults(name: str, config: str) -> None:
     """Raise what is wrong with a data set's name or configuration, if anything is."""
     if importlib.util.find_spec("reasoning_gym") is None:
         raise ImportError(f"rg:{name} needs reasoning_gym: pip install 'gem-adapters[rg]'")
-    fault = _workers.call(find_fault, name, config, timeout=MAKE_SECONDS)
+    described = (find_fault, name, config)
+    fault = _workers.call(*described, timeout=MAKE_SECONDS, before=described)  # before: it stays loaded
     if fault is not None:
         kind = {"TypeError": TypeError, "ValueError": ValueError}[fault[0]]
         raise kind(f"rg:{name}: {fault[1]}")

@@ -37,7 +37,10 @@ class CheckResult:
 
 
 def check_env(
-    make_env: Callable[[], Env] | str, seeds: Sequence[int] = range(6), solver: Solver | None = None
+    make_env: Callable[[], Env] | str,
+    seeds: Sequence[int] = range(6),
+    solver: Solver | None = None,
+    thorough: bool = False,
 ) -> list[str]:
     """Run every check.
 
@@ -47,6 +50,8 @@ def check_env(
         seeds: of the episodes to play.
         solver: a scripted player (see :mod:`gem.testing.solvers`) that is to win; by default the one that
             this package has for the id, if there is one.
+        thorough: give every check all the time that it needs, such as 100 questions to constant answers; by default,
+            a check of a slow environment stops after seconds, and its note has how far it came.
 
     Returns:
         The names of the checks that the environment passed: all of them.
@@ -55,7 +60,7 @@ def check_env(
         CheckFailed: the environment fails; one line per check.
         ValueError: there is no environment of this id.
     """
-    results = list(run_checks(make_env, seeds, solver))
+    results = list(run_checks(make_env, seeds, solver, thorough))
     errors = [str(result.error) for result in results if result.error]
     if errors:
         raise CheckFailed("\n".join(errors))
@@ -63,7 +68,10 @@ def check_env(
 
 
 def run_checks(
-    make_env: Callable[[], Env] | str, seeds: Sequence[int] = range(6), solver: Solver | None = None
+    make_env: Callable[[], Env] | str,
+    seeds: Sequence[int] = range(6),
+    solver: Solver | None = None,
+    thorough: bool = False,
 ) -> Iterator[CheckResult]:
     """Run every check and yield each result as it comes; arguments and errors as in :func:`check_env`.
 
@@ -71,9 +79,9 @@ def run_checks(
     """
     if isinstance(make_env, str):
         build: Callable[[], Env] = partial(_make_registered, find_spec(make_env))
-        subject = Subject(build, tuple(seeds), solver or find_solver(make_env), WIN_SHARES.get(make_env, 1.0))
+        subject = Subject(build, tuple(seeds), solver or find_solver(make_env), WIN_SHARES.get(make_env, 1.0), thorough)
     else:
-        subject = Subject(make_env, tuple(seeds), solver)
+        subject = Subject(make_env, tuple(seeds), solver, thorough=thorough)
     for check in CHECKS:
         result = _run(check, subject)
         yield result

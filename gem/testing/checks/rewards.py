@@ -29,7 +29,8 @@ SOLVED = 10
 """Episodes that a reference solver plays, unless they take longer than :data:`PLAY_SECONDS`."""
 
 CONSTANT_SECONDS = 1.0
-"""Time for constant answers, half of it for asking the questions; a slow environment gets fewer questions."""
+"""Time for constant answers, half of it for asking the questions; a slow environment gets fewer questions, except in a
+thorough check."""
 
 QUESTIONS = 100
 """Questions that constant answers are given to."""
@@ -52,9 +53,9 @@ def _constant_answers(subject: Subject) -> str:
     with subject.make() as env:
         if env.max_turns != 1:  # of a game, only what names no move
             return _try_hedges(env, subject.seeds[0])
-        end = time.monotonic() + CONSTANT_SECONDS
-        references = _references(env, end - CONSTANT_SECONDS / 2)
+        references = _references(env, subject.deadline(CONSTANT_SECONDS / 2))
         common = [text for text, _ in Counter(filter(None, references)).most_common(3)]
+        end = subject.deadline(CONSTANT_SECONDS / 2)
         earned: dict[str, list[float]] = {text: [] for text in (*GUESSES, *common)}
         for seed, reference in enumerate(references):
             if seed and time.monotonic() > end:
@@ -141,7 +142,7 @@ def _random_play(subject: Subject) -> str:
 def _solver(subject: Subject) -> str:
     if subject.solver is None:
         return "there is no solver"
-    end = time.monotonic() + PLAY_SECONDS
+    end = subject.deadline(PLAY_SECONDS)
     results: list[SolverResult] = []
     with subject.make() as env:
         high = env.reward_range[1]
