@@ -19,10 +19,10 @@ from typing import Any
 from rich.progress import track
 
 import gem
-from gem.core import Env
+from gem.core import Env, EnvSpec
 from gem.envs.datasets import needs_hub
 from gem.envs.reasoning_gym_rules import HACKABLE, PARTIAL_CREDIT
-from gem.envs.registration import EnvSpec, all_specs
+from gem.registry import all_specs
 from gem.testing.solvers import find_solver, solve
 
 PAGE = Path(__file__).parents[1] / "docs" / "environments.md"

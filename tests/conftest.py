@@ -30,7 +30,7 @@ def tokenizer():
 @pytest.fixture
 def registered():
     """Return ``register``; what it registers is forgotten after the test."""
-    from gem.envs.registration import ENV_REGISTRY, register
+    from gem.registry import ENV_REGISTRY, register
 
     before = dict(ENV_REGISTRY)
     yield register

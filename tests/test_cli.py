@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import gem
 from gem.cli import app
 from gem.core import Env
-from gem.envs.registration import all_specs
+from gem.registry import all_specs
 from gem.rollout import Episode, Turn, read_jsonl, write_jsonl
 from gem.rollout.atif import to_atif
 from gem.sandbox import Description

@@ -11,8 +11,9 @@ import pytest
 
 import gem
 import gem.testing
-from gem.core import EnvWrapper, check_seed, checked_reset, checked_step
+from gem.core import EnvWrapper, check_seed
 from gem.faults import error_text, excerpt
+from gem.step_results import checked_reset, checked_step
 from gem.wrappers import EpisodeTrackingWrapper, TimeLimit
 
 
@@ -374,9 +375,9 @@ class PublishedWrapper(EnvWrapper):
 
 @pytest.fixture
 def published(monkeypatch):
-    from gem.envs import registration
+    from gem import registry
 
-    monkeypatch.setattr(registration, "ENV_REGISTRY", dict(registration.ENV_REGISTRY))
+    monkeypatch.setattr(registry, "ENV_REGISTRY", dict(registry.ENV_REGISTRY))
     gem.register("old:Published-v0", Published, size=2)
     return "old:Published-v0"
 

@@ -23,8 +23,8 @@ def bench(
     from rich.progress import track
     from rich.table import Table
 
+    from gem.cli.throughput import throughput
     from gem.vector.backends import BACKENDS
-    from gem.vector.bench import throughput
 
     with build(env_id) as env:
         names = backends.split(",") if backends else ["sync", "thread", "process"] + ["asyncio"] * env.asynchronous

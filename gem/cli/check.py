@@ -12,7 +12,8 @@ import typer
 
 from gem.cli.lookup import find
 from gem.cli.printing import new_console, print_lines, say, stop
-from gem.envs.registration import EnvSpec, all_specs
+from gem.core import EnvSpec
+from gem.registry import all_specs
 
 if TYPE_CHECKING:
     from gem.testing.check_env import CheckResult

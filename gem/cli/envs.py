@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from gem.cli.printing import new_console, stop
-from gem.core import Env
-from gem.envs.registration import EnvSpec, all_specs
+from gem.core import Env, EnvSpec
+from gem.registry import all_specs
 
 
 def envs(

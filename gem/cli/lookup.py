@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from gem.cli.printing import stop
-from gem.core import Env
-from gem.envs.registration import EnvSpec, find_spec, make
+from gem.core import Env, EnvSpec
+from gem.envs.registration import make
+from gem.registry import find_spec
 
 
 def find(env_id: str) -> EnvSpec:

@@ -48,7 +48,7 @@ def replay(
 
 
 def _replay(episode: Episode) -> list[str]:
-    from gem.envs.registration import find_spec
+    from gem.registry import find_spec
     from gem.rollout.replay import replay as replay_episode
 
     try:

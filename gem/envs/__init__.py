@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from gem.envs.reasoning_gym_names import NAMES as REASONING_GYM_NAMES
-from gem.envs.registration import register
+from gem.registry import register
 
 _SHAPED = {"v0": {"shaped": True}, "v1": {"shaped": False}}
 """v0 pays something for the last position, as published; v1 pays for the solution only."""

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gem.core import EnvSpec
 from gem.envs.question import QuestionEnv
-from gem.envs.registration import EnvSpec
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]

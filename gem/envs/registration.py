@@ -1,105 +1,19 @@
-"""The registry: from an id such as ``game:GuessTheNumber-v0-easy`` to an environment.
-
-Registering imports nothing: an entry point is text, loaded by the first ``make``. Other packages add
-environments by an entry point in the group ``gem.envs``, whose name is the id and whose value the class:
-
-.. code-block:: toml
-
-    [project.entry-points."gem.envs"]
-    "mylab:Maze-v0" = "mylab.maze:MazeEnv"
-"""
+"""From an id to an environment, or to several that are stepped together. The registry itself is :mod:`gem.registry`."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import operator
-import threading
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gem.core import Env, check_seed
+from gem.core import Env, EnvSpec, check_seed
+from gem.registry import ENV_REGISTRY, all_specs, find_spec, register, register_if_unknown
 
 if TYPE_CHECKING:
     from gem.vector.vector_env import VectorEnv
 
-ENTRY_POINT_GROUP = "gem.envs"
-
-
-@dataclass(frozen=True)
-class EnvSpec:
-    """How to build an environment: its id, its class (or a function), and the arguments.
-
-    ``make(spec.id, **spec.kwargs)`` builds the same environment again.
-    """
-
-    id: str
-    entry_point: Callable[..., Env] | str
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-    def load(self) -> Callable[..., Env]:
-        """Import the entry point.
-
-        Raises:
-            ImportError: it cannot be imported.
-        """
-        if not isinstance(self.entry_point, str):
-            return self.entry_point
-        module_name, _, name = self.entry_point.partition(":")
-        try:
-            return operator.attrgetter(name)(importlib.import_module(module_name))
-        except Exception as error:  # a module may raise anything while it is imported
-            raise ImportError(f"cannot load {self.id} from {self.entry_point}: {error}") from error
-
-
-ENV_REGISTRY: dict[str, EnvSpec] = {}
-_entry_points_read = False
-_entry_points_lock = threading.Lock()
-
-
-def register(env_id: str, entry_point: Callable[..., Env] | str, **kwargs: Any) -> None:
-    """Add an environment.
-
-    Args:
-        env_id: ``family:Name-vN`` or ``family:Name-vN-variant``. N goes up whenever rules or rewards change.
-        entry_point: the class, a function that returns an environment, or ``"module:Name"``.
-        **kwargs: arguments that ``make`` passes on.
-
-    Raises:
-        ValueError: the id is taken.
-    """
-    if env_id in ENV_REGISTRY:
-        raise ValueError(f"environment {env_id!r} is registered already, as {ENV_REGISTRY[env_id].entry_point}")
-    ENV_REGISTRY[env_id] = EnvSpec(env_id, entry_point, kwargs)
-
-
-def all_specs() -> dict[str, EnvSpec]:
-    """Return every registered environment by id, those of other packages included (not imported)."""
-    _read_entry_points()
-    return dict(ENV_REGISTRY)
-
-
-def find_spec(env_id: str) -> EnvSpec:
-    """Return the environment registered under ``env_id``.
-
-    Raises:
-        ValueError: there is none; the message gives the nearest ids.
-    """
-    if env_id not in ENV_REGISTRY:
-        _read_entry_points()
-    if env_id not in ENV_REGISTRY:
-        raise ValueError(_unknown(env_id))
-    return ENV_REGISTRY[env_id]
-
-
-def register_if_unknown(spec: EnvSpec) -> None:
-    """Register an environment in a process that may not know it, since another process registered it."""
-    try:
-        find_spec(spec.id)
-    except ValueError:
-        ENV_REGISTRY[spec.id] = spec
+__all__ = ["ENV_REGISTRY", "Build", "EnvSpec", "make", "make_vec", "print_envs", "register"]
 
 
 def make(env_id: str, *, seed: int | None = None, tools: str | Sequence[str] | None = None, **kwargs: Any) -> Env:
@@ -221,28 +135,3 @@ def print_envs() -> None:
     """Print every registered id with its entry point and arguments."""
     for spec in all_specs().values():
         print(f"{spec.id}: {spec.entry_point} {spec.kwargs}")
-
-
-def _unknown(env_id: str) -> str:
-    import difflib
-
-    by_lower = {known.lower(): known for known in ENV_REGISTRY}
-    near = difflib.get_close_matches(str(env_id).lower(), by_lower, n=4, cutoff=0.5)
-    hint = f"The nearest: {', '.join(by_lower[name] for name in near)}. " if near else ""
-    return f"there is no environment {env_id!r}. {hint}`gem envs` lists them all."
-
-
-def _read_entry_points() -> None:
-    global _entry_points_read
-    with _entry_points_lock:
-        if _entry_points_read:
-            return
-        from importlib.metadata import entry_points
-
-        for point in entry_points(group=ENTRY_POINT_GROUP):
-            if point.name in ENV_REGISTRY:
-                taken_by = ENV_REGISTRY[point.name].entry_point
-                warnings.warn(f"{point.value} asks for the id {point.name!r}, which {taken_by} has", stacklevel=3)
-            else:
-                ENV_REGISTRY[point.name] = EnvSpec(point.name, point.value)
-        _entry_points_read = True

@@ -30,12 +30,13 @@ from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from typing import Any, TypeVar
 
-from gem.core import Env, Info, StepResult, checked_reset, checked_step, observation_text
-from gem.envs.registration import EnvSpec, find_spec, register_if_unknown
+from gem.core import Env, EnvSpec, Info, StepResult, observation_text
 from gem.faults import EnvironmentFailed, call_unforked, error_text, excerpt, is_from_user
+from gem.registry import find_spec, register_if_unknown
 from gem.rollout.episode import plain_json
 from gem.rollout.limits import Limits
 from gem.sandbox import SandboxUnavailable
+from gem.step_results import checked_reset, checked_step
 from gem.tasks import Task
 from gem.vector.env_pool import EnvPool, PooledEnv
 

@@ -273,7 +273,7 @@ def _hidden() -> list[Path]:
     """
     from importlib.metadata import entry_points  # slow to import, and needed by no program
 
-    from gem.envs.registration import ENTRY_POINT_GROUP
+    from gem.registry import ENTRY_POINT_GROUP
 
     plugins = {point.module.partition(".")[0] for point in entry_points(group=ENTRY_POINT_GROUP)}
     names = sorted({*_HIDDEN, *plugins})

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from gem.core import Env
-from gem.envs.registration import EnvSpec, find_spec, make, register_if_unknown
+from gem.core import Env, EnvSpec
+from gem.envs.registration import make
 from gem.faults import is_from_user
+from gem.registry import find_spec, register_if_unknown
 from gem.testing.checks import CHECKS, Check, CheckFailed, Subject
 from gem.testing.checks.base import describe_error
 from gem.testing.solvers import WIN_SHARES, Solver, find_solver

@@ -6,7 +6,7 @@ import threading
 import time
 
 from gem.core import Env, Info, StepResult
-from gem.envs.registration import ENV_REGISTRY, register
+from gem.registry import ENV_REGISTRY, register
 from gem.tasks import Task
 
 FAULT_INJECTING = "test:FaultInjecting-v0"

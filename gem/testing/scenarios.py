@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from gem.core import Env, Info, StepResult
-from gem.envs.registration import ENV_REGISTRY, register
+from gem.registry import ENV_REGISTRY, register
 from gem.rollout.engine import Engine, Response
 from gem.tasks import Task
 

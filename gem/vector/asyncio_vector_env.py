@@ -18,8 +18,9 @@ import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from gem.core import Env, ResetNeeded, checked_reset, checked_step
+from gem.core import Env, ResetNeeded
 from gem.faults import call_unforked, error_text
+from gem.step_results import checked_reset, checked_step
 from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Row, Slot, given_up, needs_reset
 from gem.vector.stepper import Stepper
 from gem.vector.vector_env import LocalVectorEnv

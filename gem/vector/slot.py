@@ -13,8 +13,9 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
-from gem.core import Env, Info, ResetNeeded, checked_reset, checked_step
+from gem.core import Env, Info, ResetNeeded
 from gem.faults import call_unforked, end_forked_child, error_message, error_text, fork_depth, is_from_user, type_name
+from gem.step_results import checked_reset, checked_step
 
 logger = logging.getLogger("gem.vector")
 

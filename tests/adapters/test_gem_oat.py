@@ -30,7 +30,7 @@ from oat.args import default_args_validation
 
 import gem
 import gem_oat
-from gem.envs.registration import ENV_REGISTRY, register
+from gem.registry import ENV_REGISTRY, register
 from gem.rollout import (
     ContextTooSmall,
     Episode,

@@ -32,7 +32,7 @@ from verl.workers.rollout.replica import TokenOutput
 
 import gem_verl
 from gem.core import Env
-from gem.envs.registration import ENV_REGISTRY, register
+from gem.registry import ENV_REGISTRY, register
 from gem.rollout import (
     ChatRenderer,
     Response,

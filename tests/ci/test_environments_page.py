@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gem.envs.registration import all_specs
+from gem.registry import all_specs
 
 PAGE = Path(__file__).parents[2] / "docs" / "environments.md"
 

@@ -14,7 +14,7 @@ from gem.envs import datasets as module
 from gem.envs.datasets import load_rows, needs_hub
 from gem.envs.math_env import MathEnv
 from gem.envs.qa_env import QaEnv
-from gem.envs.registration import all_specs, find_spec
+from gem.registry import all_specs, find_spec
 
 ROWS = [{"question": f"What is {n} + {n}?", "answer": str(2 * n)} for n in range(5)]
 

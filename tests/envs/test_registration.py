@@ -6,8 +6,8 @@ import sys
 import pytest
 
 import gem
+from gem import registry
 from gem.core import EnvWrapper
-from gem.envs import registration
 from gem.wrappers import TimeLimit
 
 GUESS = ("min_number", "max_number", "max_turns", "shaped")
@@ -82,7 +82,7 @@ class Seeded(gem.Env):
 
 @pytest.fixture(autouse=True)
 def _own_registry(monkeypatch):
-    monkeypatch.setattr(registration, "ENV_REGISTRY", dict(registration.ENV_REGISTRY))
+    monkeypatch.setattr(registry, "ENV_REGISTRY", dict(registry.ENV_REGISTRY))
 
 
 def run(script, path=""):
@@ -103,7 +103,7 @@ def run(script, path=""):
 @pytest.mark.parametrize("env_id", PUBLISHED)
 def test_published_id_has_its_parameters(env_id):
     names, values = PUBLISHED[env_id]
-    assert registration.find_spec(env_id).kwargs == dict(zip(names, values, strict=True))
+    assert registry.find_spec(env_id).kwargs == dict(zip(names, values, strict=True))
     env = gem.make(env_id)
     env.reset(seed=0)
     assert env.env_id == env_id
@@ -111,7 +111,7 @@ def test_published_id_has_its_parameters(env_id):
 
 
 def test_plain_ids_of_games_are_the_hard_ones():
-    specs = registration.all_specs()
+    specs = registry.all_specs()
     for env_id in specs:
         if env_id.startswith("game:") and env_id.endswith("-hard") and not env_id.endswith("-extreme-hard"):
             assert specs[env_id.removesuffix("-hard")].kwargs == specs[env_id].kwargs
@@ -185,7 +185,7 @@ def test_env_whose_module_needs_a_missing_package_is_an_import_error_that_names_
 def test_print_envs_prints_a_line_an_id(capsys):
     gem.print_envs()
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(": ")[0] for line in lines] == list(registration.all_specs())
+    assert [line.split(": ")[0] for line in lines] == list(registry.all_specs())
 
 
 # seeds
@@ -295,7 +295,7 @@ def test_an_environment_that_takes_tools_gets_them_itself():
     try:
         assert gem.make("test:Own-v0", tools="hammer").own == "hammer"
     finally:
-        del registration.ENV_REGISTRY["test:Own-v0"]
+        del registry.ENV_REGISTRY["test:Own-v0"]
 
 
 # importing
@@ -336,7 +336,8 @@ def third_party(tmp_path):
 def test_env_of_another_package_is_listed_without_importing_it_and_imported_by_make(third_party):
     script = """
 import json, sys
-from gem.envs.registration import all_specs, make
+from gem.envs.registration import make
+from gem.registry import all_specs
 entry_point = all_specs()["mylab:Maze-v0"].entry_point
 before = "mylab" in sys.modules
 observation, _ = make("mylab:Maze-v0").reset()
@@ -354,7 +355,7 @@ def test_id_that_another_package_asks_for_but_is_taken_stays_as_it_is_with_a_war
     path.write_text("[gem.envs]\ngame:Mastermind-v0 = mylab:Maze\n")
     script = """
 import warnings
-from gem.envs.registration import all_specs
+from gem.registry import all_specs
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     spec = all_specs()["game:Mastermind-v0"]
@@ -367,13 +368,13 @@ def test_a_module_that_raises_while_it_is_imported_is_an_import_error(tmp_path, 
     (tmp_path / "broken_maze.py").write_text("raise RuntimeError('licence not found')")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ImportError, match=r"cannot load mylab:Broken-v0 .*licence not found"):
-        registration.EnvSpec("mylab:Broken-v0", "broken_maze:Maze").load()
+        EnvSpec("mylab:Broken-v0", "broken_maze:Maze").load()
 
 
 def test_an_entry_point_may_be_nested(tmp_path, monkeypatch):
     (tmp_path / "nested_maze.py").write_text("class Outer:\n    class Inner: ...\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert registration.EnvSpec("mylab:Nested-v0", "nested_maze:Outer.Inner").load().__name__ == "Inner"
+    assert EnvSpec("mylab:Nested-v0", "nested_maze:Outer.Inner").load().__name__ == "Inner"
 
 
 @pytest.mark.parametrize("seed", ["a", 1.5])
@@ -402,5 +403,5 @@ def test_a_constructor_that_takes_anything_is_given_the_seed():
     try:
         gem.make_vec(["mylab:Anything-v0"] * 2, seed=5)
     finally:
-        del registration.ENV_REGISTRY["mylab:Anything-v0"]
+        del registry.ENV_REGISTRY["mylab:Anything-v0"]
     assert [kwargs["seed"] for kwargs in seen] == [5, 6]

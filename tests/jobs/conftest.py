@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from gem.envs import registration
+from gem import registry
 
 SITE = Path(__file__).parent / "site"
 collect_ignore = ["site"]  # not searched for doctests: it is imported where it is on the path only
@@ -33,9 +33,9 @@ def mylab_is_installed(monkeypatch):
     """Make the package importable and its entry points visible, here and in processes that are started."""
     monkeypatch.syspath_prepend(SITE)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(SITE), os.environ.get("PYTHONPATH")])))
-    monkeypatch.setattr(registration, "_entry_points_read", False)  # they may have been read without the package
+    monkeypatch.setattr(registry, "_entry_points_read", False)  # they may have been read without the package
     yield
-    for env_id in [env_id for env_id in registration.ENV_REGISTRY if env_id.startswith("mylab:")]:
-        del registration.ENV_REGISTRY[env_id]
+    for env_id in [env_id for env_id in registry.ENV_REGISTRY if env_id.startswith("mylab:")]:
+        del registry.ENV_REGISTRY[env_id]
     for module in [name for name in sys.modules if name.partition(".")[0] == "mylab"]:
         del sys.modules[module]

@@ -12,7 +12,7 @@ import pytest
 from processes import descendants
 
 import gem
-from gem.envs import registration
+from gem import registry
 from gem.rollout import ChatRenderer, EpisodeRunner, Limits, run_episodes
 from gem.tasks import Task, make_tasks
 from gem.testing import ScriptedEngine
@@ -40,7 +40,7 @@ def computes(monkeypatch):
     monkeypatch.setattr(Told, "cpu_bound", True)
     gem.register("test:Computes-v0", "vector_envs:Told")
     yield "test:Computes-v0"
-    del registration.ENV_REGISTRY["test:Computes-v0"]
+    del registry.ENV_REGISTRY["test:Computes-v0"]
 
 
 def play(tokenizer, env_id, words, limits=None, make_env=Task.make):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gem.core import Env, EnvWrapper
-from gem.envs.registration import ENV_REGISTRY, register
+from gem.registry import ENV_REGISTRY, register
 from gem.rollout import (
     ChatRenderer,
     Engine,

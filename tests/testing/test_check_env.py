@@ -14,7 +14,7 @@ import pytest
 
 import gem
 from gem.core import Env, ResetNeeded
-from gem.envs.registration import ENV_REGISTRY, all_specs
+from gem.registry import ENV_REGISTRY, all_specs
 from gem.testing import CheckFailed, check_env
 from gem.testing.check_env import CHECKS, run_checks
 from gem.wrappers import ObservationWrapper, TimeLimit

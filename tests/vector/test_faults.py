@@ -493,4 +493,4 @@ def test_an_id_that_only_this_process_knows_can_be_built_in_others():
         with gem.make_vec(["test:Told-v0"] * 2, backend="process", seed=3) as vec:
             assert vec.reset()[0] == [Told().reset(seed=seed)[0] for seed in (3, 4)]
     finally:
-        del gem.envs.registration.ENV_REGISTRY["test:Told-v0"]
+        del gem.registry.ENV_REGISTRY["test:Told-v0"]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import gem
-from gem.envs.registration import all_specs
+from gem.registry import all_specs
 from gem.utils.constants import LanguageGameReward
 
 GAMES = sorted(env_id for env_id in all_specs() if env_id.startswith("game:"))
