@@ -86,8 +86,8 @@ class Label(str):
             return Task(**fields), options
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(
-                f"the label {str(self)!r} is no task ({error}): write the rows with `python -m gem_openrlhf`, and pass "
-                "--data.input_key prompt --data.label_key label"
+                f"the label {str(self)!r} is no task ({error}): write the rows with `gem tasks --format openrlhf`, and "
+                "pass --data.input_key prompt --data.label_key label"
             ) from None
 
 
@@ -265,7 +265,7 @@ def _check_splits(experiences: list[Any], wanted: str, flag: str) -> None:
     for label in chain.from_iterable(experience.labels for experience in experiences):
         task = label.task
         if (task.split == "train") != (wanted == "train"):
-            raise ValueError(f"{flag} holds {task}: write its rows with `python -m gem_openrlhf --split {wanted}`")
+            raise ValueError(f"{flag} holds {task}: write its rows with `gem tasks --split {wanted}`")
 
 
 @contextmanager

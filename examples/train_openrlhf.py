@@ -39,6 +39,7 @@ try:
     from gem.files import hold_folder
     from gem.models import resolve_model
     from gem.rollout import ChatRenderer, Limits, check_tasks, mean_metrics, read_episodes
+    from gem.rollout.rows import openrlhf_row, write_rows
     from gem.tasks import Task
     from gem.training.args import TrainingArgs
     from gem.training.log import TrainingLog
@@ -69,8 +70,8 @@ class Args(TrainingArgs):
 
 def gem_flags(args: Args, out: Path) -> list[str]:
     """The flags that put a GEM environment into an OpenRLHF job, and the rows that they name."""
-    write_rows(out / "train.jsonl", args, train_tasks(args))
-    write_rows(out / "eval.jsonl", args, eval_tasks(args))
+    write_rows([openrlhf_row(task, args.gamma, args.max_turns) for task in train_tasks(args)], out / "train.jsonl")
+    write_rows([openrlhf_row(task, args.gamma, args.max_turns) for task in eval_tasks(args)], out / "eval.jsonl")
     flags = [
         *("--train.agent_func_path", gem_openrlhf.__file__),
         *("--data.prompt_dataset", str(out / "train.jsonl")),
@@ -90,11 +91,6 @@ def train_tasks(args: Args) -> list[Task]:
 
 def eval_tasks(args: Args) -> list[Task]:
     return args.tasks(range(args.validation), "eval") if args.validation else []
-
-
-def write_rows(path: Path, args: Args, tasks: list[Task]) -> None:
-    rows = [gem_openrlhf.row(task, args.gamma, args.max_turns) for task in tasks]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def algorithm_flags(args: Args, model: str) -> list[str]:

@@ -35,6 +35,7 @@ try:
     from gem.files import hold_folder
     from gem.models import resolve_model
     from gem.rollout import ChatRenderer, OnError, mean_metrics, read_episodes
+    from gem.rollout.rows import rl2_row, write_rows
     from gem.training.args import TrainingArgs
     from gem.training.log import TrainingLog
     from gem.training.process import TrainerFailed, read_rows, require_trainer, run_trainer
@@ -61,8 +62,8 @@ def gem_keys(args: Args, out: Path) -> dict:
     """What puts a GEM environment into an RL2 job, and the rows that it names."""
     import gem_rl2
 
-    gem_rl2.write_rows(args.tasks(args.task_seeds), out / "train.jsonl")
-    gem_rl2.write_rows(args.tasks(range(args.validation or 1), "eval"), out / "eval.jsonl")
+    write_rows(map(rl2_row, args.tasks(args.task_seeds)), out / "train.jsonl")
+    write_rows(map(rl2_row, args.tasks(range(args.validation or 1), "eval")), out / "eval.jsonl")
     return {
         "rollout.env_path": gem_rl2.__file__,
         "train_data.path": str(out / "train.jsonl"),

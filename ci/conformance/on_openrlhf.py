@@ -38,6 +38,7 @@ from openrlhf.trainer.ray import launcher, ppo_actor, vllm_engine
 
 import gem_openrlhf
 from gem.rollout import Episode
+from gem.rollout.rows import openrlhf_row
 from gem.testing.conformance import ComputedAdvantages, Difference, Harness, Record, main, of_groups, one_scalar
 from gem.testing.scenarios import Scenario, ScriptedPolicy
 
@@ -227,7 +228,7 @@ def _learned_batches(scenario: Scenario, policy: ScriptedPolicy, args: Any, toke
     group.duplicate_actors, group._actor_handlers = 1, [Remote(policy)]
 
     rows = PromptDataset(
-        [gem_openrlhf.row(task, max_turns=scenario.max_turns) for task in scenario.tasks], tokenizer, strategy
+        [openrlhf_row(task, max_turns=scenario.max_turns) for task in scenario.tasks], tokenizer, strategy
     )
     loader = DataLoader(rows, collate_fn=rows.collate_fn)
     generator = samples_generator.SamplesGenerator(strategy, loader, None, tokenizer, [Remote(rollout)])

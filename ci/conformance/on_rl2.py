@@ -25,6 +25,7 @@ from RL2.trainer import ppo
 from RL2.workers import rollout
 
 import gem_rl2
+from gem.rollout.rows import rl2_row
 from gem.testing.conformance import ComputedAdvantages, Harness, Record, main, of_groups, of_turns
 from gem.testing.scenarios import Scenario, ScriptedPolicy
 
@@ -105,7 +106,7 @@ class RL2Harness(Harness):
         worker.env = gem_rl2.GemEnv(scenario.make_env(tokenizer))
         asyncio.set_event_loop(loop := asyncio.new_event_loop())
         try:
-            return config, *worker([gem_rl2.row(task) for task in scenario.rows], True, 1)
+            return config, *worker([rl2_row(task) for task in scenario.rows], True, 1)
         finally:
             loop.close()
 

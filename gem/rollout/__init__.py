@@ -7,7 +7,8 @@ with the tokenizer's own chat template. The *runner* runs one episode for each *
 ==========  =====================================================================================
 episode     :class:`Turn`, :class:`Episode`, its two views as training data, JSON lines
 tokens      ids that an episode stores once: read-only views, to be used like lists
-rendering   observations to ids: :class:`ChatRenderer`; where a template rewrites earlier turns
+rendering   observations to ids: :class:`ChatRenderer`
+full_render where a chat template rewrites earlier turns
 engine      :class:`Engine`: what samples the tokens
 limits      :class:`Limits`: what ends an episode from outside
 runner      :func:`run_episode`, :func:`run_episodes` and :class:`EpisodeRunner`
@@ -18,6 +19,7 @@ stepped     :class:`SteppedEpisode`: an episode that the caller drives turn by t
 returns     reference implementations of returns, ReBN, GAE and group advantages
 recorder    episodes in a folder, from many processes and runs
 metrics     means over a batch of episodes, and for each environment id
+rows        tasks as rows of each trainer's data set
 replay      does the environment still return what an episode recorded?
 diff, atif  where two episodes differ; episodes in an interchange format
 ==========  =====================================================================================
@@ -37,10 +39,11 @@ from gem.rollout.episode import (
     read_jsonl,
     write_jsonl,
 )
+from gem.rollout.full_render import RenderDifference, render_differences
 from gem.rollout.limits import Limits
 from gem.rollout.metrics import mean_metrics
 from gem.rollout.recorder import Run, append_episode, begin_run, current_run, read_episodes
-from gem.rollout.rendering import ChatRenderer, RenderDifference, render_differences
+from gem.rollout.rendering import ChatRenderer, shared_renderer
 from gem.rollout.replay import replay
 from gem.rollout.returns import check_gamma, discounted_returns, gae, group_advantages, rebn, spread_over_tokens
 from gem.rollout.runner import EpisodeRunner, run_episode, run_episodes, run_turns, shared_runner
@@ -84,6 +87,7 @@ __all__ = [
     "run_episode",
     "run_episodes",
     "run_turns",
+    "shared_renderer",
     "shared_runner",
     "spread_over_tokens",
     "write_jsonl",

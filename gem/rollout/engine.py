@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Literal, NamedTuple
 
 FinishReason = Literal["stop", "length", "abort"]
@@ -21,6 +21,23 @@ class Response(NamedTuple):
     token_ids: list[int]
     logprobs: list[float] | None
     finish_reason: FinishReason
+
+    @classmethod
+    def of_server(
+        cls, token_ids: list[int], logprobs: list[float] | None, reason: str | None, stop_ids: Container[int]
+    ) -> Response:
+        """Return what an inference server (vLLM, SGLang) answered.
+
+        Args:
+            token_ids: what it sampled.
+            logprobs: of these tokens; None if unknown.
+            reason: why it ended, as the server names it. All but ``"stop"`` and ``"length"`` count as ``"abort"``, as
+                does an answer without a token.
+            stop_ids: tokens that end an answer, whatever the server calls it.
+        """
+        if not token_ids or reason not in ("stop", "length"):
+            return cls(token_ids, logprobs, "abort")
+        return cls(token_ids, logprobs, "stop" if token_ids[-1] in stop_ids or reason == "stop" else "length")
 
 
 class Engine(abc.ABC):

@@ -63,6 +63,44 @@ def mean_metrics(episodes: Iterable[HasMetrics]) -> dict[str, float]:
     return metrics
 
 
+def logged_metrics(episodes: Sequence[HasMetrics], env_ids: Sequence[str]) -> dict[str, float]:
+    """Return the metrics of a batch as they are logged: ``gem/<name>``, and how many episodes they are of.
+
+    Args:
+        episodes: of the batch.
+        env_ids: all of the training. Where they are several, each has its own metrics and counts, as
+            ``gem/<name>/<env_id>``.
+    """
+    parts = {"": episodes}
+    if len(env_ids) > 1:
+        parts |= {f"/{env_id}": [e for e in episodes if e.task.env_id == env_id] for env_id in env_ids}
+    metrics: dict[str, float] = {}
+    for suffix, some in parts.items():
+        means = _means(some)
+        metrics |= {f"gem/{name}{suffix}": means[name] for name in means if not suffix or name in OF_EACH_ENV}
+        metrics[f"gem/episodes{suffix}"] = float(len(some))
+        metrics[f"gem/valid_episodes{suffix}"] = float(sum(episode.valid for episode in some))
+    return metrics
+
+
+def merged_metrics(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Return what :func:`logged_metrics` returned for several batches, as if they were one.
+
+    >>> merged_metrics([{"gem/turns": 2.0, "gem/valid_episodes": 1.0}, {"gem/turns": 5.0, "gem/valid_episodes": 2.0}])
+    {'gem/turns': 4.0, 'gem/valid_episodes': 3.0}
+    """
+    merged: dict[str, float] = {}
+    for name in sorted(set().union(*parts)):
+        metric, slash, env_id = name.removeprefix("gem/").partition("/")
+        having = [part for part in parts if name in part]
+        if metric in ("episodes", "valid_episodes"):
+            merged[name] = sum(part[name] for part in having)
+        else:
+            count = f"gem/{'episodes' if metric in FAILURES else 'valid_episodes'}{slash}{env_id}"
+            merged[name] = sum(part[name] * part[count] for part in having) / sum(part[count] for part in having)
+    return merged
+
+
 def _means(episodes: Sequence[HasMetrics]) -> dict[str, float]:
     rows = [(episode.valid, episode.metrics()) for episode in episodes]
     names = rows[0][1] if rows else ()

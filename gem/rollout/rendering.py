@@ -7,7 +7,7 @@ observation after it, and what follows the marker are the end of the answer's tu
 message and the generation prompt, whatever the template looks like.
 
 For a conversation whose answers encode as they were sampled this gives the ids of a full render, unless
-the template rewrites the past (drops earlier thinking, say). :func:`render_differences` tells.
+the template rewrites the past (drops earlier thinking, say): :func:`gem.rollout.render_differences` finds out.
 
 The observation is the user's message. A tool's may be the tool's instead, in a template that has such messages after
 an answer that is plain text: what the model said is never taken apart into ``tool_calls``.
@@ -15,7 +15,9 @@ an answer that is plain text: what the model said is never taken apart into ``to
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import json
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
@@ -24,42 +26,12 @@ from typing import Any
 
 from gem.core import Info
 from gem.rollout.answers import Answer, AnswerParser
+from gem.rollout.tokenizers import tokenizer_and_template
 from gem.utils.control_tokens import beginnings, control_tokens, first_characters, special_ids
 
 _QUESTION = "question"
 _MARKER = "ANSWERMARKER"
 _TOOL_MARKERS = ("TOOLMARKERONE", "TOOLMARKERTWO")
-
-Conversation = Sequence[tuple[str, str] | tuple[str, str, str]]
-"""Observation and answer, turn by turn; and the observation's role, where it is not the user's."""
-
-CONVERSATIONS: dict[str, Conversation] = {
-    "plain": [("Guess a number.", "\\boxed{5}"), ("Higher.", "I say \\boxed{8}."), ("Lower.", "\\boxed{7}")],
-    "line breaks": [("Rules:\n1. one\n\n2. two", "First.\n\nSecond."), ("a\tb  c", "x\ny"), ("End?", "Yes")],
-    "outer blanks": [("  padded \n", "ok"), ("\nnext\n", "ok"), (" ", "ok")],
-    "thinking": [
-        ("Think.", "<think>\nfive\n</think>\n\n\\boxed{5}"),
-        ("Higher.", "\\boxed{8}"),
-        ("Yes.", "Bye"),
-    ],
-}
-"""Conversations on which :func:`render_differences` tries a template."""
-
-TOOL_CONVERSATIONS: dict[str, Conversation] = {
-    "tools": [
-        ("What is 6 * 7?", "<python>print(6 * 7)</python>"),
-        ("Result:\n42\n", "<python>print('twice')</python>", "tool"),
-        ('{"said": "twice"}', "\\boxed{42}", "tool"),
-        ("Yes. Another?", "<search>another</search>"),
-        ("Nothing.", "Bye", "tool"),
-    ],
-    "thinking and tools": [
-        ("What is 6 * 7?", "<think>\nI compute.\n</think>\n\n<python>print(6 * 7)</python>"),
-        ("42", "<think>\nI say so.\n</think>\n\n\\boxed{42}", "tool"),
-        ("Noted.", "Bye", "tool"),
-    ],
-}
-"""Conversations on which a template is tried as well, if tools have messages of their own."""
 
 
 class ObservationRefused(ValueError):
@@ -102,9 +74,9 @@ class ChatRenderer:
         allow_control_tokens: bool = False,
     ) -> None:
         template_kwargs = dict(template_kwargs or {})
-        self.tokenizer, template = _tokenizer_and_template(tokenizer, template_kwargs.pop("chat_template", None))
+        self.tokenizer, template = tokenizer_and_template(tokenizer, template_kwargs.pop("chat_template", None))
         self.tool_role = tool_role
-        self._before = [_message("system", system)] if system is not None else []
+        self._before = [message("system", system)] if system is not None else []
         self._template_kwargs = {"chat_template": template, **template_kwargs}
         added = {i: str(token) for i, token in self.tokenizer.added_tokens_decoder.items()}
         special = special_ids(self.tokenizer)
@@ -134,7 +106,7 @@ class ChatRenderer:
         """Return the ids of a conversation that begins with ``observation``, generation prompt included."""
 
         def rendered(text: str) -> str:
-            return self._shown([*self._before, _message("user", text)])
+            return self._shown([*self._before, message("user", text)])
 
         return self._guarded(observation, rendered, self.encode)
 
@@ -267,7 +239,7 @@ class ChatRenderer:
         marker = _unused(_MARKER, question, observation)
 
         def rendered(text: str) -> str:
-            turns = [_message("user", question), _message("assistant", marker), _message(role, text)]
+            turns = [message("user", question), message("assistant", marker), message(role, text)]
             return marker + self._shown([*self._before, *turns]).partition(marker)[2]
 
         return self._guarded(observation, rendered, partial(self._after_marker, marker=marker))
@@ -300,7 +272,7 @@ class ChatRenderer:
 
     def _end_of_conversation(self) -> list[int]:
         """Return the ids after an answer that nothing follows."""
-        turns = [_message("user", _QUESTION), _message("assistant", _MARKER)]
+        turns = [message("user", _QUESTION), message("assistant", _MARKER)]
         text = self._render([*self._before, *turns], add_generation_prompt=False)
         return self._after_marker(_MARKER + text.partition(_MARKER)[2])
 
@@ -308,7 +280,7 @@ class ChatRenderer:
 
     def _check_template(self) -> None:
         """Refuse a template that cannot render an episode, with what can be done about it."""
-        turns = [_message("user", _QUESTION), _message("assistant", _MARKER), _message("user", _QUESTION)]
+        turns = [message("user", _QUESTION), message("assistant", _MARKER), message("user", _QUESTION)]
         try:
             shown = self._render(turns)
         except Exception as error:  # noqa: BLE001 - templates raise what they like
@@ -329,7 +301,7 @@ class ChatRenderer:
     def _check_system(self, turns: list[dict[str, str]]) -> None:
         advice = "Leave the system message out, and put its text into the first observation with a wrapper."
         try:
-            shown = self._render([_message("system", _MARKER + "SYSTEM"), *turns])
+            shown = self._render([message("system", _MARKER + "SYSTEM"), *turns])
         except Exception as error:
             raise ValueError(f"the chat template refuses a system message ({_line(error)}). {advice}") from error
         if _MARKER + "SYSTEM" not in shown:
@@ -356,8 +328,8 @@ class ChatRenderer:
 
     def _tool_turns(self, role: str) -> list[dict[str, str]]:
         """Return a conversation with a tool's message in the middle, and one at the end, after plain answers."""
-        asked = [_message("user", _QUESTION), _message("assistant", _MARKER)]
-        middle, last = (_message(role, marker) for marker in _TOOL_MARKERS)
+        asked = [message("user", _QUESTION), message("assistant", _MARKER)]
+        middle, last = (message(role, marker) for marker in _TOOL_MARKERS)
         return [*self._before, *asked, middle, asked[1], *asked, last]
 
 
@@ -394,46 +366,6 @@ def _common_suffix(a: Sequence[int], b: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(a), reversed(b), strict=False)))
 
 
-def _tokenizer_and_template(tokenizer: Any, wanted: str | None = None) -> tuple[Any, str]:
-    """Return the tokenizer that puts text into tokens, and the chat template.
-
-    Args:
-        tokenizer: a tokenizer or a processor.
-        wanted: another template, or the name of one of several; None for the default.
-
-    Raises:
-        TypeError: conversations cannot be rendered as text.
-        ValueError: there is no chat template.
-    """
-    name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
-    if callable(getattr(tokenizer, "added_tokens_decoder", None)):  # transformers' MistralCommonBackend
-        raise TypeError(
-            f"{type(tokenizer).__name__} renders conversations without a chat template, so the ids between two answers "
-            "cannot be taken from it. Load the model's tokenizer.json instead, with "
-            "transformers.PreTrainedTokenizerFast.from_pretrained, and set its chat_template."
-        )
-    template = getattr(tokenizer, "chat_template", None)
-    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # a processor's
-    template = template or getattr(tokenizer, "chat_template", None)
-    if isinstance(template, dict) and wanted in template:
-        return tokenizer, template[wanted]
-    if wanted is not None:
-        return tokenizer, wanted
-    if isinstance(template, dict):
-        if "default" not in template:
-            raise ValueError(
-                f"{name} has the chat templates {', '.join(sorted(template))}, and none is the default: set "
-                "tokenizer.chat_template to one of them."
-            )
-        template = template["default"]
-    if not template:
-        raise ValueError(
-            f"{name} has no chat template, so a conversation cannot be put into tokens. Use an instruction-tuned "
-            "model, or set tokenizer.chat_template."
-        )
-    return tokenizer, template
-
-
 def _unused(word: str, *texts: str) -> str:
     """Return a word that is in none of the texts."""
     while any(word in text for text in texts):
@@ -445,92 +377,25 @@ def _line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error)[:200]}"
 
 
-def _message(role: str, content: str) -> dict[str, str]:
+def message(role: str, content: str) -> dict[str, str]:
+    """Return a message of a conversation."""
     return {"role": role, "content": content}
 
 
-@dataclass(frozen=True)
-class RenderDifference:
-    """Where the ids of an append-only episode part from a full render.
-
-    Attributes:
-        conversation: the name of the conversation tried.
-        turn: the turn (from 1) whose prompt differs.
-        appended: text of the append-only ids, from shortly before the first difference.
-        rendered: text of the full render's ids from there.
-    """
-
-    conversation: str
-    turn: int
-    appended: str
-    rendered: str
-
-
-def render_differences(
+def shared_renderer(
     tokenizer: Any,
-    conversations: dict[str, Conversation] | None = None,
     system: str | None = None,
     tool_role: bool = False,
     template_kwargs: dict[str, Any] | None = None,
-) -> list[RenderDifference]:
-    """Return where append-only ids differ from full renders, on clean turns; empty if nowhere.
-
-    A clean turn is an answer whose ids are those that the full render has for it, and that ends with the
-    template's end token.
-
-    Args:
-        tokenizer: a Hugging Face tokenizer with a chat template.
-        conversations: by name; :data:`CONVERSATIONS` by default, and :data:`TOOL_CONVERSATIONS` with ``tool_role``. Try
-            one that begins with an observation of the environment in use as well: some templates look for a word in it.
-        system: a system message before the first observation.
-        tool_role: whether tools have messages of their own.
-        template_kwargs: arguments of the chat template.
-
-    Raises:
-        ValueError: see :class:`ChatRenderer`; or a tool's message is tried, and ``tool_role`` is off.
-    """
-    renderer = ChatRenderer(tokenizer, system, tool_role, template_kwargs, allow_control_tokens=True)
-    found = []
-    for name, conversation in (conversations or CONVERSATIONS | (TOOL_CONVERSATIONS if tool_role else {})).items():
-        messages = list(renderer._before)
-        ids: list[int] = []
-        said = ""
-        for turn, (observation, answer, *roles) in enumerate(conversation, start=1):
-            role = roles[0] if roles else "user"
-            messages.append(_message(role, observation))
-            rendered = renderer.encode(renderer._render(messages))
-            if turn == 1:
-                ids = renderer.first(observation)
-            else:
-                end = renderer.end_of_turn(role)
-                bridge = renderer.bridge(end, observation, role, first=conversation[0][0])
-                place = rendered[len(ids) : len(rendered) - len(bridge)]
-                ids = [*ids, *_clean_response(renderer, said, end, place), *bridge]
-            if ids != rendered:
-                found.append(_difference(renderer.tokenizer, name, turn, ids, rendered))
-                break
-            said = answer
-            messages.append(_message("assistant", answer))
-    return found
+    allow_control_tokens: bool = False,
+) -> ChatRenderer:
+    """Return the process's renderer of a tokenizer, made by the first call; arguments as in :class:`ChatRenderer`."""
+    given = json.dumps(template_kwargs, sort_keys=True)
+    return _shared_renderer(tokenizer, system, tool_role, given, allow_control_tokens)
 
 
-def _clean_response(renderer: ChatRenderer, answer: str, end: list[int], place: list[int]) -> list[int]:
-    """Return the ids of a full render in the answer's place if they say ``answer``, else the answer encoded alone.
-
-    Alone is not the same: many tokenizers put a blank before a text, which is not there after a prompt.
-    """
-    words = place[: len(place) - len(end)]
-    if renderer.tokenizer.decode(words, clean_up_tokenization_spaces=False) != answer:
-        words = renderer.encode(answer)
-    return words + end
-
-
-def _difference(tokenizer: Any, name: str, turn: int, ids: list[int], rendered: list[int]) -> RenderDifference:
-    same = next(
-        (i for i, (a, b) in enumerate(zip(ids, rendered, strict=False)) if a != b),
-        min(len(ids), len(rendered)),
-    )
-    start = max(0, same - 8)
-    return RenderDifference(
-        name, turn, tokenizer.decode(ids[start : same + 24]), tokenizer.decode(rendered[start : same + 24])
-    )
+@functools.lru_cache(maxsize=8)
+def _shared_renderer(
+    tokenizer: Any, system: str | None, tool_role: bool, template_kwargs: str, allow_control_tokens: bool
+) -> ChatRenderer:
+    return ChatRenderer(tokenizer, system, tool_role, json.loads(template_kwargs), allow_control_tokens)

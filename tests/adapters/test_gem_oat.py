@@ -30,6 +30,8 @@ from oat.args import default_args_validation
 
 import gem
 import gem_oat
+import gem_oat_actors
+import gem_oat_args
 from gem.registry import ENV_REGISTRY, register
 from gem.rollout import (
     ContextTooSmall,
@@ -42,6 +44,7 @@ from gem.rollout import (
     rebn,
     replay,
 )
+from gem.rollout.metrics import logged_metrics
 from gem.tasks import Task, load_tasks, make_tasks
 from gem.testing.fault_injection import fault_task
 from gem.wrappers import get_wrapper_fns
@@ -486,7 +489,7 @@ def test_metrics_of_several_actors_are_those_of_all_their_episodes(monkeypatch):
     def metrics(rank):
         made = TurnLearner.__new__(TurnLearner)
         made.strategy = SimpleNamespace(world_size=2)
-        made.actor_info = {"actor/avg_reward": float(rank), **gem_oat._metrics(batches[rank], both)}
+        made.actor_info = {"actor/avg_reward": float(rank), **logged_metrics(batches[rank], both)}
         monkeypatch.setattr(PPOMultiTurnLearner, "process_feedback_data", lambda *_: None)
         made.process_feedback_data([])
         return made.actor_info
@@ -675,14 +678,14 @@ def test_oats_own_data_loading_names_what_the_learner_lacks():
 
 def test_tasks_are_shared_out_among_the_actors_that_oat_makes():
     for options, actors in [({"gpus": 8}, 4), ({"gpus": 8, "collocate": True}, 8), ({"gpus": 5}, 3), ({"gpus": 1}, 1)]:
-        assert gem_oat._actors_per_group(gem_oat.GemArgs(tasks="none", **options)) == actors
+        assert gem_oat_args.actors_per_group(gem_oat.GemArgs(tasks="none", **options)) == actors
     of_two = gem_oat.GemArgs(tasks="none", gpus=8, collocate=True, num_gpus_per_actor=2)
-    assert gem_oat._actors_per_group(of_two) == 4
+    assert gem_oat_args.actors_per_group(of_two) == 4
 
 
 def test_every_actor_has_its_share_of_each_environment_id():
     tasks = load_tasks("env=a:A-v0,seeds=0:6;env=b:B-v0,seeds=0:4")
-    shares = [gem_oat._share(tasks, number, 2) for number in range(2)]
+    shares = [gem_oat_actors._share(tasks, number, 2) for number in range(2)]
     ids = [[task.env_id for task in share] for share in shares]
     assert ids == [["a:A-v0", "b:B-v0", "a:A-v0", "b:B-v0", "a:A-v0"]] * 2
     assert sorted(map(Task.to_json, tasks)) == sorted(task.to_json() for share in shares for task in share)
@@ -824,10 +827,10 @@ def test_a_resumed_run_goes_on_with_the_steps_and_the_tasks(make_actor, own_toke
 def test_what_cannot_be_resumed_is_refused(tmp_path):
     folder = checkpoint(tmp_path / "checkpoints", step=3, tasks_played=[41, 40])
     with pytest.raises(ValueError, match="another number of actors than the 2"):
-        gem_oat._resumed_from(gem_oat.GemArgs(tasks="none", gpus=1, resume_dir=folder))
+        gem_oat_args.resumed_from(gem_oat.GemArgs(tasks="none", gpus=1, resume_dir=folder))
     two = gem_oat.GemArgs(tasks="none", gpus=2, collocate=True, resume_dir=folder, resume_tag="step_00004")
     with pytest.raises(ValueError, match="save_ckpt"):
-        gem_oat._resumed_from(two)
+        gem_oat_args.resumed_from(two)
 
 
 def test_beside_a_checkpoint_stands_how_far_the_run_has_come(monkeypatch, tmp_path):
@@ -842,7 +845,7 @@ def test_beside_a_checkpoint_stands_how_far_the_run_has_come(monkeypatch, tmp_pa
         (tmp_path / "checkpoints" / f"step_{steps:05d}").mkdir(parents=True)
         made.eval_and_log({}, save=save)
         args = replace(made.args, resume_dir=str(tmp_path / "checkpoints"), resume_tag=f"step_{steps:05d}")
-        assert gem_oat._resumed_from(args) == gem_oat._Progress(steps - save, [17])
+        assert gem_oat_args.resumed_from(args) == gem_oat_args.Progress(steps - save, [17])
 
 
 def test_a_buffer_that_drops_rows_is_refused():

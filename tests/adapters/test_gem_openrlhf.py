@@ -3,7 +3,6 @@
 import asyncio
 import gc
 import importlib.util
-import json
 import subprocess
 import sys
 import time
@@ -21,12 +20,13 @@ from openrlhf.utils.agent import AgentExecutorBase, MultiTurnAgentExecutor
 from vllm import SamplingParams
 
 import gem_openrlhf
+import gem_openrlhf_text
 from gem.rollout import ChatRenderer, discounted_returns, read_episodes, replay
-from gem.tasks import Task, load_tasks, make_tasks
+from gem.rollout.rows import openrlhf_row
+from gem.tasks import Task
 from gem.testing.fault_injection import FaultInjectingEnv, fault_task
 from gem.testing.scenarios import SCENARIO_ENV, scenarios
 from gem.wrappers import TimeLimit, get_wrapper_fns
-from gem_openrlhf_trainer import Label
 
 ENV = "game:Mastermind-v0-easy"
 
@@ -109,7 +109,7 @@ def execute(tokenizer, engine, *rows, params=None, max_length=1024, executor=Non
 
 
 def row(task, **options):
-    return gem_openrlhf.row(task, **options)
+    return openrlhf_row(task, **options)
 
 
 def actions_of(output):
@@ -406,7 +406,7 @@ def test_turns_of_tools_are_shown_in_the_tool_role_if_it_is_asked_for(tokenizer)
 
 @pytest.mark.parametrize("label", ["", "5", "[]", '{"answer": 3}', '{"env_id": "x"}'])
 def test_a_label_that_is_no_task_is_refused_with_what_to_do(tokenizer, label):
-    with pytest.raises(ValueError, match="python -m gem_openrlhf"):
+    with pytest.raises(ValueError, match="gem tasks --format openrlhf"):
         execute(tokenizer, ScriptedVLLM([1]), {"prompt": "hello", "label": label})
 
 
@@ -516,7 +516,7 @@ def test_the_file_is_found_by_its_path_as_openrlhf_loads_it():
 
 
 def test_the_stock_executor_plays_a_task_by_an_agent_instance(tokenizer, small_model):
-    class Instance(gem_openrlhf.AgentInstance):
+    class Instance(gem_openrlhf_text.AgentInstance):
         model = str(small_model)
 
     from transformers import AutoTokenizer
@@ -543,7 +543,7 @@ def test_the_stock_executor_plays_a_task_by_an_agent_instance(tokenizer, small_m
 def test_an_agent_instance_shows_turns_of_tools_in_the_tool_role_if_it_is_asked_for(tokenizer, small_model):
     label = row(tool_turns(tokenizer))["label"]
 
-    class Instance(gem_openrlhf.AgentInstance):
+    class Instance(gem_openrlhf_text.AgentInstance):
         model = str(small_model)
 
     class WithTools(Instance):
@@ -565,7 +565,7 @@ def test_an_agent_instance_gives_the_environment_the_answer_and_closes_it(small_
     monkeypatch.setattr(FaultInjectingEnv, "step", lambda self, action: acted.append(action) or step(self, action))
     monkeypatch.setattr(FaultInjectingEnv, "close", lambda self: closed.append(self.turn), raising=False)
 
-    class Instance(gem_openrlhf.AgentInstance):
+    class Instance(gem_openrlhf_text.AgentInstance):
         model = str(small_model)
 
     async def play(turns):
@@ -583,74 +583,10 @@ def test_an_agent_instance_gives_the_environment_the_answer_and_closes_it(small_
 
 def test_an_agent_instance_without_a_model_says_what_is_missing():
     with pytest.raises(TypeError, match="sets `model`"):
-        gem_openrlhf.AgentInstance()
+        gem_openrlhf_text.AgentInstance()
 
 
-# --- rows
-
-
-def test_rows_are_unique_and_carry_their_task(tmp_path, capsys):
-    out = tmp_path / "train.jsonl"
-    arguments = ["--env", ENV, "--seeds", "3:6", "--out", str(out), "--gamma", "0.9", "--max-turns", "4"]
-    gem_openrlhf.main(arguments)
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    assert len({r["prompt"] for r in rows}) == 3
-    assert {r["datasource"] for r in rows} == {ENV}
-    read = [Label(r["label"]).read() for r in rows]
-    assert [task for task, _ in read] == make_tasks(ENV, range(3, 6))
-    assert all(options == {"gamma": 0.9, "max_turns": 4} for _, options in read)
-    assert "3 tasks" in capsys.readouterr().out
-
-
-def test_prompts_differ_by_split_seed_and_arguments():
-    tasks = [Task(ENV, 1), Task(ENV, 2), Task(ENV, 1, split="eval"), Task(ENV, 1, {"code_length": 3})]
-    assert len({row(task)["prompt"] for task in tasks}) == 4
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--env", ENV], "--out is needed, and --env with --seeds"),
-        (["--seeds", "0:2"], "--out is needed, and --env with --seeds"),
-        (["--env", "game:Mastermynd-v0", "--seeds", "0:2"], "The nearest"),
-        (["--env", ENV, "--seeds", "0-2"], "seeds=<first>:<end>"),
-        (["--env", ENV, "--seeds", "0:2", "--split", "dev"], "split must be one of"),
-        (["--env", ENV, "--seeds", "0:2", "--env-kwargs", '{"colour": 1}'], "colour"),
-        (["--env", ENV, "--env", "game:Wordle-v9", "--seeds", "0:2"], "game:Wordle-v9"),
-        (["--env", ENV, "--seeds", "0:2", "--tasks", f"env={ENV},seeds=0:1,colour=1"], "colour"),
-        (["--env", ENV, "--seeds", "0:2", "--max-turns", "0"], "max_turns must be positive"),
-        (["--env", ENV, "--seeds", "0:2", "--gamma", "2"], "from 0 to 1"),
-        (["--env", ENV, "--seeds", "0:2", "--tasks", f"env={ENV},seeds=0:1,split=eval"], "'train' is wanted"),
-    ],
-)
-def test_rows_that_cannot_be_played_are_not_written(tmp_path, capsys, arguments, message):
-    out = tmp_path / "x.jsonl"
-    with pytest.raises(SystemExit) as exit:
-        gem_openrlhf.main([*arguments, *(["--out", str(out)] if "--seeds" in arguments else [])])
-    assert exit.value.code == 2
-    assert message in capsys.readouterr().err
-    assert not out.exists()
-
-
-def test_rows_of_several_environments_are_mixed(tmp_path, capsys):
-    out = tmp_path / "train.jsonl"
-    more = "env=game:Hangman-v0-easy,seeds=7:9"
-    gem_openrlhf.main(
-        ["--env", ENV, "--env", "game:Wordle-v0-easy", "--seeds", "0:2", "--tasks", more, "--out", str(out)]
-    )
-    tasks = [Label(json.loads(line)["label"]).task for line in out.read_text().splitlines()]
-    assert sorted(map(str, tasks)) == sorted(
-        map(str, [*make_tasks(ENV, range(2)), *make_tasks("game:Wordle-v0-easy", range(2)), *load_tasks(more)])
-    )
-    assert "6 tasks of game:Hangman-v0-easy, game:Mastermind-v0-easy, game:Wordle-v0-easy" in capsys.readouterr().out
-
-
-def test_prompts_are_measured_where_the_model_is_named(tmp_path, small_model, capsys):
-    arguments = ["--env", ENV, "--seeds", "0:3", "--out", str(tmp_path / "x.jsonl"), "--model", str(small_model)]
-    gem_openrlhf.main([*arguments, "--max-len", "1024"])
-    with pytest.raises(SystemExit):
-        gem_openrlhf.main([*arguments, "--max-len", "20"])
-    assert "the context holds 20" in capsys.readouterr().err
+# --- renderers
 
 
 def test_the_renderer_is_made_once_a_tokenizer(tokenizer, monkeypatch):

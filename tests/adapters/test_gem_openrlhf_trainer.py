@@ -26,6 +26,7 @@ from openrlhf.trainer.ppo_utils.samples_generator import SamplesGenerator
 
 import gem_openrlhf
 from gem.rollout import Episode
+from gem.rollout.rows import openrlhf_row
 from gem.tasks import Task
 from gem_openrlhf_trainer import Label, install
 
@@ -58,7 +59,7 @@ def sample(reward, masked=False, seed=0, env_id=A, split="train", kl=0.0, succes
     metrics = Episode(task).metrics() | {"success": success, "left_out": float(masked)}
     response = {
         "prompt": f"p{seed}",
-        "label": Label(gem_openrlhf.row(task)["label"], masked),
+        "label": Label(openrlhf_row(task)["label"], masked),
         "reward": reward,
         "scores": 0.0,
         "observation_tokens": tokens,

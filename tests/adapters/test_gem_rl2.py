@@ -33,6 +33,7 @@ from RL2.workers.rollout import Rollout
 import gem_rl2
 from gem.core import EnvWrapper
 from gem.rollout import ChatRenderer, ContextTooSmall, group_advantages, mean_metrics, read_episodes, rebn, replay
+from gem.rollout.rows import rl2_row, write_rows
 from gem.tasks import Task, make_tasks
 from gem.testing.fault_injection import FaultInjectingEnv, fault_task
 from gem.wrappers import get_wrapper_fns
@@ -160,7 +161,7 @@ def make_rollout(tokenizer, tmp_path):
 
 
 def rows(tasks, copies=1):
-    return [json.loads(json.dumps(gem_rl2.row(task))) for task in tasks for _ in range(copies)]
+    return [json.loads(json.dumps(rl2_row(task))) for task in tasks for _ in range(copies)]
 
 
 def say(tokenizer, text):
@@ -681,7 +682,7 @@ def test_environments_are_closed_when_the_run_is_cancelled(make_rollout, tokeniz
 
 
 def write(tasks, path):
-    gem_rl2.write_rows(tasks, path)
+    write_rows(map(rl2_row, tasks), path)
     return str(path)
 
 
@@ -719,7 +720,7 @@ def test_settings_that_cannot_work_are_refused_in_a_line(make_rollout, tokenizer
     "row", [{"extra_info": {}}, {"extra_info": None}, {"prompt": "What is 1 + 1?", "extra_info": {"answer": 2}}]
 )
 def test_rows_that_are_no_tasks_are_refused_in_a_line(make_rollout, tokenizer, tmp_path, row):
-    message = r"is not a task: write rows with `python -m gem_rl2`, and name them as train_data\.path"
+    message = r"is not a task: write rows with `gem tasks --format rl2`, and name them as train_data\.path"
     rollout = make_rollout(say(tokenizer, "x"))
     with pytest.raises(ValueError, match=message):
         rollout([row], True, 1)
@@ -765,7 +766,7 @@ def test_training_rows_are_refused_as_test_rows(make_rollout, tokenizer, tmp_pat
 
 def test_reset_and_step_are_for_rl2s_rollout():
     with pytest.raises(RuntimeError, match="are for RL2's rollout"):
-        asyncio.new_event_loop().run_until_complete(gem_rl2.reset(gem_rl2.row(fault_task())["extra_info"]))
+        asyncio.new_event_loop().run_until_complete(gem_rl2.reset(rl2_row(fault_task())["extra_info"]))
 
 
 def test_what_rl2_trains_on_limits_the_context_by_default(make_rollout, tokenizer, tmp_path):
@@ -933,30 +934,21 @@ def test_rl2_finds_the_module_by_its_path_and_its_state_is_in_one_place(make_rol
     assert rollout.env.reset == gem_rl2.reset
 
 
-def test_rows_are_written_by_a_command_that_needs_no_rl2(tmp_path):
+def test_the_path_of_the_file_is_printed_without_rl2():
+    blocked = "import sys; sys.modules['RL2'] = None; import runpy; runpy.run_module('gem_rl2', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()) == Path(gem_rl2.__file__)
+
+
+def test_rl2_reads_the_rows(tmp_path):
     from RL2.datasets import RLDataset
 
     out = tmp_path / "train.jsonl"
-    blocked = "import sys; sys.modules['RL2'] = None; import runpy; runpy.run_module('gem_rl2', run_name='__main__')"
-    command = [sys.executable, "-c", blocked]
-    done = subprocess.run(
-        [*command, "env=game:Mastermind-v0,seeds=3:5,code_length=3", str(out)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "2 tasks" in done.stdout
+    write(make_tasks("game:Mastermind-v0", range(3, 5), {"code_length": 3}), out)
     data = RLDataset(OmegaConf.create({"path": str(out), "responses_per_prompt": 2}), None)
     batch = data.collate_fn([data[0], data[1]])
     assert [Task.from_json(row["extra_info"]["task"]).seed for row in batch] == [3, 3, 4, 4]
     assert Task.from_json(batch[0]["extra_info"]["task"]).env_kwargs == {"code_length": 3}
-    done = subprocess.run(
-        [*command, "env=game:NoSuch,seeds=0:2", str(out)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert "error: " in done.stderr
-    done = subprocess.run([*command, "--path"], capture_output=True, text=True, check=True)
-    assert Path(done.stdout.strip()) == Path(gem_rl2.__file__)
 
 
 def test_a_release_that_was_never_tested_is_refused(monkeypatch):

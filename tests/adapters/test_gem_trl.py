@@ -18,7 +18,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-import gem_trl
+import gem_trl_generation
+import gem_trl_rollout
 from gem.core import Env
 from gem.models import embedded_model
 from gem.models.build import Recipe, new_model
@@ -235,7 +236,7 @@ def test_a_trainer_without_a_list_of_end_tokens_ends_at_the_tokenizers():
     )
     renderer = SimpleNamespace(tokenizer=SimpleNamespace(eos_token_id=2), stop_ids=())
     batch = [SimpleNamespace(prompt_ids=[1])] * 2
-    responses = gem_trl._generate(batch, 2, trainer, renderer)
+    responses = gem_trl_generation.generate(batch, 2, trainer, renderer)
     assert [response.finish_reason for response in responses] == ["stop", "length"]
 
 
@@ -727,7 +728,7 @@ def test_a_value_that_makes_no_sense_is_refused(tokenizer, option):
 
 
 def test_leaving_out_needs_a_trl_that_can(tokenizer, monkeypatch):
-    monkeypatch.setattr(gem_trl, "trl_version", "1.5.1")
+    monkeypatch.setattr(gem_trl_rollout, "trl_version", "1.5.1")
     with pytest.raises(ValueError, match=r"trl >= 1\.6, or GemRollout\(..., on_error='keep'\)"):
         GemRollout(tokenizer)
     GemRollout(tokenizer, on_error="keep")
@@ -830,14 +831,18 @@ def test_a_release_that_generates_in_an_unknown_way_is_an_error_that_names_the_t
     namespace: dict = {}
     exec(f"def generate{signature}: pass", namespace)
     with pytest.raises(RuntimeError, match=r"ci/constraints/trl\.txt"):
-        gem_trl._generate_single_turn([[1]], SimpleNamespace(_generate_single_turn=namespace["generate"]))
+        gem_trl_generation._generate_single_turn([[1]], SimpleNamespace(_generate_single_turn=namespace["generate"]))
 
 
 def test_the_signatures_of_earlier_releases_are_served():
     def three(prompt_ids, images, multimodal_fields):
         return (prompt_ids, images, multimodal_fields), None
 
-    assert gem_trl._generate_single_turn([[1]], SimpleNamespace(_generate_single_turn=three))[0] == ([[1]], None, {})
+    assert gem_trl_generation._generate_single_turn([[1]], SimpleNamespace(_generate_single_turn=three))[0] == (
+        [[1]],
+        None,
+        {},
+    )
 
 
 @pytest.mark.parametrize("version", ["0.29.1", "2.0.0"])
@@ -861,7 +866,7 @@ def import_gem_trl(before):
 def test_tasks_survive_the_data_set():
     tasks = [Task(ENV, 3, {"max_turns": 5}), Task("game:TowerofHanoi-v0", 2**40 - 1, split="test")]
     rows = task_dataset(tasks)
-    assert [gem_trl._task_of(row["prompt"]) for row in rows] == tasks
+    assert [gem_trl_rollout.task_of_prompt(row["prompt"]) for row in rows] == tasks
 
 
 def test_ranks_with_fewer_episodes_left_keep_generating_with_the_others(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 import gem
 from gem import registry
-from gem.core import EnvWrapper
+from gem.core import EnvSpec, EnvWrapper
 from gem.wrappers import TimeLimit
 
 GUESS = ("min_number", "max_number", "max_turns", "shaped")

@@ -14,8 +14,8 @@ pytest.importorskip("openrlhf")
 
 import psutil
 
-import gem_openrlhf
 from gem.rollout import mean_metrics, read_episodes, read_jsonl, replay
+from gem.rollout.rows import openrlhf_row
 from gem.tasks import Task, make_tasks
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_openrlhf.py"
@@ -106,10 +106,10 @@ def test_a_group_begins_from_one_state_and_evaluations_are_told_apart(example, s
     with tempfile.TemporaryDirectory(prefix="gem-ray-", ignore_cleanup_errors=True) as ray_folder:
         words, variables = example.command(args, str(small_model), tmp_path, ray_folder, on_gpu=False)
         words[words.index("--train.agent_func_path") + 1] = str(tmp_path / "agent.py")
-        train = [gem_openrlhf.row(Task("test:Lottery-v0", seed)) for seed in range(4)]
+        train = [openrlhf_row(Task("test:Lottery-v0", seed)) for seed in range(4)]
         evaluation = make_tasks("game:GuessTheNumber-v1-easy", range(3), split="eval")
         evaluation += make_tasks("game:Mastermind-v0-easy", range(2), split="eval")
-        for name, data in (("train", train), ("eval", [gem_openrlhf.row(task) for task in evaluation])):
+        for name, data in (("train", train), ("eval", [openrlhf_row(task) for task in evaluation])):
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
         done = subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, **variables})
     assert done.returncode == 0, done.stderr[-5000:]

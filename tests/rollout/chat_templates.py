@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from gem.rollout.rendering import CONVERSATIONS
+from gem.rollout.full_render import CONVERSATIONS
 
 SAME = frozenset()
 THINKING = frozenset({"thinking"})

@@ -38,7 +38,8 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from gem.rollout import ChatRenderer, render_differences
-from gem.rollout.rendering import CONVERSATIONS, TOOL_CONVERSATIONS, ObservationRefused
+from gem.rollout.full_render import CONVERSATIONS, TOOL_CONVERSATIONS
+from gem.rollout.rendering import ObservationRefused
 
 every_model = pytest.mark.parametrize("name", MODELS)
 few_models = pytest.mark.parametrize("name", ["ChatML", "Zephyr", "llama3", "gemma", "phi3"])
