@@ -57,11 +57,9 @@ TESTED = "0.2.4"
 try:
     installed = version("oat-llm")
 except PackageNotFoundError as error:
-    raise ImportError(f"gem_oat needs Oat ({error}): pip install 'gem-adapters[oat]'") from error
+    raise ImportError(f"gem_oat needs Oat ({error}): install gem-adapters[oat]") from error
 if installed.split(".")[:2] != TESTED.split(".")[:2]:
-    raise ImportError(
-        f"gem_oat works with oat-llm 0.2.x, and {installed} is installed: pip install 'gem-adapters[oat]'"
-    )
+    raise ImportError(f"gem_oat works with oat-llm 0.2.x, and {installed} is installed: install gem-adapters[oat]")
 if installed != TESTED:
     logger.warning("gem_oat was tested with oat-llm %s, and %s is installed", TESTED, installed)
 
@@ -71,6 +69,6 @@ try:
     from gem_oat_groups import GemGroupActor
     from gem_oat_learner import GemLearnerMixin
 except ImportError as error:
-    raise ImportError(f"gem_oat needs Oat and what it needs ({error}): pip install 'gem-adapters[oat]'") from error
+    raise ImportError(f"gem_oat needs Oat and what it needs ({error}): install gem-adapters[oat]") from error
 
 __all__ = ["GemActor", "GemArgs", "GemGroupActor", "GemLearnerMixin"]

@@ -51,7 +51,7 @@ try:
     from openrlhf.utils.agent import AgentExecutorBase
 except ImportError as error:
     raise ImportError(
-        f"gem_openrlhf needs OpenRLHF and what it needs ({error}): pip install 'gem-adapters[openrlhf]'"
+        f"gem_openrlhf needs OpenRLHF and what it needs ({error}): install gem-adapters[openrlhf]"
     ) from error
 
 from gem.core import Env
@@ -74,7 +74,7 @@ from gem_openrlhf_vllm import VLLM, WeightUpdates
 if version("openrlhf").split(".")[:2] != ["0", "11"]:
     raise ImportError(
         f"gem_openrlhf works with OpenRLHF 0.11.x, and openrlhf {version('openrlhf')} is installed: "
-        "pip install 'gem-adapters[openrlhf]'"
+        "install gem-adapters[openrlhf]"
     )
 
 EPISODES = "GEM_EPISODES"

@@ -90,7 +90,7 @@ def _attach() -> None:
         import RL2.datasets
         from RL2.workers import rollout
     except ImportError as error:
-        raise ImportError(f"gem_rl2 needs RL2 and what it needs ({error}): pip install 'gem-adapters[rl2]'") from error
+        raise ImportError(f"gem_rl2 needs RL2 and what it needs ({error}): install gem-adapters[rl2]") from error
 
     _check_version()
     if hasattr(rollout, "async_generate"):

@@ -46,12 +46,10 @@ try:
     from trl import GRPOTrainer
     from trl import __version__ as trl_version
 except ImportError as error:
-    raise ImportError(f"gem_trl needs TRL and what it needs ({error}): pip install 'gem-adapters[trl]'") from error
+    raise ImportError(f"gem_trl needs TRL and what it needs ({error}): install gem-adapters[trl]") from error
 
 if int(trl_version.split(".")[0]) != 1:
-    raise ImportError(
-        f"gem_trl works with TRL 1.x, and trl {trl_version} is installed: pip install 'gem-adapters[trl]'"
-    )
+    raise ImportError(f"gem_trl works with TRL 1.x, and trl {trl_version} is installed: install gem-adapters[trl]")
 
 from gem.rollout import check_gamma, rebn, spread_over_tokens
 from gem_trl_rewards import gem_reward

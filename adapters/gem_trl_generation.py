@@ -93,7 +93,7 @@ def _generate_single_turn(prompts: list[list[int]], trainer: GRPOTrainer) -> tup
         raise RuntimeError(
             f"TRL {trl_version} generates in a way that gem_trl does not know (_generate_single_turn takes "
             f"{', '.join(parameters) or 'nothing'}). Tested versions are in ci/constraints/trl.txt: "
-            "pip install 'gem-adapters[trl]' -c ci/constraints/trl.txt"
+            "install gem-adapters[trl] with -c ci/constraints/trl.txt"
         )
     assert generate is not None
     return generate(**{name: known[name] for name in required})

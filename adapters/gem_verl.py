@@ -52,11 +52,11 @@ try:
     from verl.utils.import_utils import load_extern_object
     from verl.workers.rollout.replica import TokenOutput
 except ImportError as error:
-    raise ImportError(f"gem_verl needs verl and what it needs ({error}): pip install 'gem-adapters[verl]'") from error
+    raise ImportError(f"gem_verl needs verl and what it needs ({error}): install gem-adapters[verl]") from error
 
 if verl_version.split(".")[:2] != ["0", "9"]:
     raise ImportError(
-        f"gem_verl works with verl 0.9.x, and verl {verl_version} is installed: pip install 'gem-adapters[verl]'"
+        f"gem_verl works with verl 0.9.x, and verl {verl_version} is installed: install gem-adapters[verl]"
     )
 
 from gem.rollout import ChatRenderer, Engine, Episode, Response, append_episode, discounted_returns, shared_runner

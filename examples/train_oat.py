@@ -6,6 +6,7 @@
     .venvs/oat/bin/python examples/train_oat.py                       # two CPU cores, about five minutes
     .venvs/oat/bin/python examples/train_oat.py --algorithm ppo --steps 3
     .venvs/oat/bin/python examples/train_oat.py --engine vllm --steps 2
+    .venvs/oat/bin/python examples/train_oat.py -- cliprange=0.1 use_wb=true     # any argument of Oat's
     .venvs/oat/bin/python examples/train_oat.py --env game:Mastermind-v0-easy,game:GuessTheNumber-v1-easy
 
 What is real: Oat's program, collector, actor, learner, losses and critic, and DeepSpeed. Oat wants Python 3.10,
@@ -13,8 +14,9 @@ launchpad and a GPU; where there is none of these, ``ci/cpu/oat`` replaces them:
 transformers generates (or ``--engine vllm``: vLLM's build for CPUs), and torch's Adam takes the place of DeepSpeed's.
 On a machine with Oat's own installation and GPUs the same file uses no CPU shim; that has not been tried.
 
-In ``--out``: ``metrics.jsonl`` (one line per step), ``episodes.jsonl`` (the episodes of the first and the last step),
-``curve.png``; and of Oat: ``oat.jsonl`` (its own metrics), ``oat.log`` (what it prints) and ``episodes/`` (all).
+In ``--out``: ``model/`` (the trained model), ``metrics.jsonl`` (one line per step), ``episodes.jsonl`` (the episodes of
+the first and the last step), ``curve.png``; and of Oat: ``oat.jsonl`` (its own metrics), ``oat.log`` (what it prints)
+and ``episodes/`` (all).
 """
 
 import importlib.util
@@ -34,7 +36,7 @@ try:
     from gem.files import hold_folder
     from gem.models import resolve_model
     from gem.rollout import ChatRenderer, OnError, read_episodes
-    from gem.training.args import TrainingArgs
+    from gem.training.args import TrainingArgs, options, split_words
     from gem.training.log import TrainingLog
     from gem.training.process import TrainerFailed, read_rows, require_trainer, run_trainer
 except ImportError as error:
@@ -105,7 +107,7 @@ def oat_arguments(args: Args, model: str, out: Path, on_gpu: bool) -> dict:
         gradient_checkpointing=not args.embedded,
         zero_stage=2 if on_gpu else 0,
         debug=not args.validation,  # else Oat evaluates before it trains
-        save_steps=-1,
+        save_steps=args.steps + 1,  # at the end of the training only
         save_path=str(out / "oat"),
         use_wb=False,
     )
@@ -147,12 +149,12 @@ def run_oat(settings: Path) -> None:
         os._exit(0)  # threads of the CPU shim for launchpad wait for calls for ever
 
 
-def train(args: Args, model: str, out: Path) -> TrainingLog:
+def train(args: Args, model: str, out: Path, of_oat: dict | None = None) -> TrainingLog:
     on_gpu = torch.cuda.is_available()
     settings = {
         "on_gpu": on_gpu,
         "in_groups": args.algorithm in ("grpo", "drgrpo"),
-        "arguments": oat_arguments(args, model, out, on_gpu),
+        "arguments": {**oat_arguments(args, model, out, on_gpu), **(of_oat or {})},
         "flags": asdict(args),
     }
     (out / "settings.json").write_text(json.dumps(settings, indent=2))
@@ -167,6 +169,9 @@ def train(args: Args, model: str, out: Path) -> TrainingLog:
     words = [sys.executable, str(Path(__file__).resolve()), "--run-oat", str(out / "settings.json")]
     with TrainingLog(out, args.steps, f"{args.env}: Oat, {args.algorithm}, {args.model} model") as log:
         run_trainer(words, variables, out / "oat.log", lambda: record_new_steps(log, out))
+    shutil.rmtree(out / "model", ignore_errors=True)
+    for weights in sorted((out / "oat").glob("*/saved_models/*"), key=os.path.getmtime)[-1:]:
+        shutil.copytree(weights, out / "model")
     return log
 
 
@@ -194,10 +199,12 @@ if __name__ == "__main__":
         run_oat(Path(sys.argv[2]))
         sys.exit()
     require_trainer("oat")
-    args = tyro.cli(Args, description=__doc__)
+    own, of_oat = split_words(sys.argv[1:])
+    args = tyro.cli(Args, args=own, description=__doc__)
     out = Path(args.out).resolve()
     try:
         args.fill_in()
+        of_oat = options(of_oat)
         hold_folder(out)
         model = resolve_model(args.model)
         ChatRenderer(AutoTokenizer.from_pretrained(model))  # refuses a tokenizer without a chat template
@@ -206,8 +213,9 @@ if __name__ == "__main__":
     shutil.rmtree(out / "episodes", ignore_errors=True)
     (out / "oat.jsonl").unlink(missing_ok=True)
     try:
-        log = train(args, model, out)
+        log = train(args, model, out, of_oat)
     except TrainerFailed as error:
         sys.exit(f"error: {error}")
     print(log.summary())
+    print(f"The trained model is in {out / 'model'}.")
     print(validation_summary(args, out))

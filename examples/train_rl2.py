@@ -5,6 +5,7 @@
     python ci/venv.py rl2
     .venvs/rl2/bin/python examples/train_rl2.py                       # two CPU cores, about three minutes
     .venvs/rl2/bin/python examples/train_rl2.py --algorithm ppo --steps 3
+    .venvs/rl2/bin/python examples/train_rl2.py -- actor.clip=0.1 trainer.use_wandb=true     # any key of RL2's
     .venvs/rl2/bin/python examples/train_rl2.py --env game:Mastermind-v0-easy,game:GuessTheNumber-v1-easy
 
 This script writes the rows and a command, ``torchrun ...`` with RL2's own flags, runs it and shows how it goes. The
@@ -15,15 +16,18 @@ Without a GPU ``ci/cpu/rl2`` replaces what needs one: gloo for NCCL, torch's att
 sglang a server over transformers that speaks its protocol. On GPUs, with RL2's own installation, the same file uses no
 CPU shim; that has not been tried.
 
-In ``--out``: ``metrics.jsonl`` (one line per step), ``episodes.jsonl`` (the episodes of the first and the last step),
-``curve.png``; and of RL2: ``rl2.jsonl`` (its own metrics), ``rl2.log`` (what it prints) and ``episodes/`` (all).
+In ``--out``: ``model/`` (the trained model), ``metrics.jsonl`` (one line per step), ``episodes.jsonl`` (the episodes of
+the first and the last step), ``curve.png``; and of RL2: ``rl2.jsonl`` (its own metrics), ``rl2.log`` (what it prints)
+and ``episodes/`` (all).
 """
 
 import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +40,7 @@ try:
     from gem.models import resolve_model
     from gem.rollout import ChatRenderer, OnError, mean_metrics, read_episodes
     from gem.rollout.rows import rl2_row, write_rows
-    from gem.training.args import TrainingArgs
+    from gem.training.args import TrainingArgs, split_words
     from gem.training.log import TrainingLog
     from gem.training.process import TrainerFailed, read_rows, require_trainer, run_trainer
 except ImportError as error:
@@ -136,9 +140,11 @@ def run_rl2(metrics: Path, seed: int, keys: list[str]) -> None:
     def with_metrics(self, config):
         prepare(self, config)
         if int(os.environ["RANK"]) == 0:
-            wandb.log = write
+            wandb.log = partial(write, wandb.log if config.trainer.use_wandb else None)
 
-    def write(row, step):
+    def write(log, row, step):
+        if log is not None:
+            log(row, step=step)
         with open(metrics, "a") as file:
             file.write(json.dumps({"step": step, **{name: float(value) for name, value in row.items()}}) + "\n")
 
@@ -151,7 +157,7 @@ def run_rl2(metrics: Path, seed: int, keys: list[str]) -> None:
             process.kill()  # RL2 leaves its servers running, and Python would wait for them
 
 
-def train(args: Args, model: str, out: Path) -> TrainingLog:
+def train(args: Args, model: str, out: Path, of_rl2: Sequence[str] = ()) -> TrainingLog:
     on_gpu = torch.cuda.is_available()
     keys = {**gem_keys(args, out), **algorithm_keys(args), **job_keys(args, model, out)}
     keys |= {} if on_gpu else cpu_keys()
@@ -163,6 +169,7 @@ def train(args: Args, model: str, out: Path) -> TrainingLog:
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     words += [str(Path(__file__).resolve()), "--run-rl2", str(out / "rl2.jsonl"), str(args.seed)]
     words += [f"{key}={word(value)}" for key, value in keys.items()]
+    words += of_rl2
     with TrainingLog(out, args.steps, f"{args.env}: RL2, {args.algorithm}, {args.model} model") as log:
         run_trainer(words, variables, out / "rl2.log", lambda: record_new_steps(log, out))
     return log
@@ -194,7 +201,8 @@ if __name__ == "__main__":
         run_rl2(Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
         sys.exit()
     require_trainer("rl2")
-    args = tyro.cli(Args, description=__doc__)
+    own, of_rl2 = split_words(sys.argv[1:])
+    args = tyro.cli(Args, args=own, description=__doc__)
     out = Path(args.out).resolve()
     try:
         args.fill_in()
@@ -206,8 +214,9 @@ if __name__ == "__main__":
     shutil.rmtree(out / "episodes", ignore_errors=True)
     (out / "rl2.jsonl").unlink(missing_ok=True)
     try:
-        log = train(args, model, out)
+        log = train(args, model, out, of_rl2)
     except TrainerFailed as error:
         sys.exit(f"error: {error}")
     print(log.summary())
+    print(f"The trained model is in {out / 'model'}.")
     print(validation_summary(args, out))

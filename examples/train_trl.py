@@ -7,16 +7,18 @@
     python examples/train_trl.py --algorithm rebn --seed 1
     python examples/train_trl.py --env game:Mastermind-v0-easy --max-turns 6
     python examples/train_trl.py --env game:Mastermind-v0-easy,game:GuessTheNumber-v1-easy
+    python examples/train_trl.py -- beta=0.04 report_to=tensorboard    # any option of TRL's GRPOConfig
     python examples/train_trl.py --model Qwen/Qwen3-0.6B --steps 200 --max-new-tokens 256       # on a GPU
     python examples/train_trl.py --model Qwen/Qwen3-0.6B --env math:GSM8K --tools python --max-new-tokens 512
     python examples/train_trl.py --model Qwen/Qwen3-0.6B --env qa:HotpotQA --tools search --max-new-tokens 256
 
 What is real: trainer, loss and generation are TRL's, on a CPU as on a GPU; nothing stands in for anything. The
-default model is small, and made on this machine the first time, so that two cores and no hub are enough;
-``--model smollm2`` is a pretrained one.
+default model is tiny and comes with the package, so that two cores and no hub are enough; ``--model smollm2`` is a
+pretrained one.
 
-In ``--out``: ``metrics.jsonl`` (one line per step), ``episodes.jsonl`` (the episodes of the first and the last step)
-and ``curve.png``. Under ``accelerate launch`` they tell of the first process; sizes are those of a process.
+In ``--out``: ``model/`` (the trained model), ``metrics.jsonl`` (one line per step), ``episodes.jsonl`` (the episodes of
+the first and the last step) and ``curve.png``. Under ``accelerate launch`` they tell of the first process; sizes are
+those of a process.
 """
 
 import os
@@ -40,7 +42,7 @@ try:
     from gem.files import hold_folder
     from gem.models import resolve_model
     from gem.rollout import ChatRenderer, ContextTooSmall, OnError
-    from gem.training.args import TrainingArgs
+    from gem.training.args import TrainingArgs, options, split_words
     from gem.training.log import TrainingLog
     from gem_trl import GemGRPOTrainer, GemRollout, gem_reward, task_dataset
 except ImportError as error:
@@ -65,11 +67,11 @@ def load(args: Args):
     return tokenizer, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-def train(args: Args, tokenizer, model) -> TrainingLog:
+def train(args: Args, tokenizer, model, of_trl: dict | None = None) -> TrainingLog:
     on_gpu = torch.cuda.is_available()
     print(f"TRL trains, and generates with transformers, on {'the GPU' if on_gpu else 'the CPU: no GPU was found'}.")
 
-    config = GRPOConfig(
+    defaults = dict(
         output_dir=args.out,
         seed=args.seed,
         max_steps=args.steps,
@@ -90,6 +92,7 @@ def train(args: Args, tokenizer, model) -> TrainingLog:
         report_to="none",
         disable_tqdm=True,
     )
+    config = GRPOConfig(**{**defaults, **(of_trl or {})})
 
     rollout = GemRollout(tokenizer, max_turns=args.max_turns, on_error=args.on_error)
     trainer_class = partial(GemGRPOTrainer, gamma=args.gamma) if args.algorithm == "rebn" else GRPOTrainer
@@ -114,18 +117,25 @@ def train(args: Args, tokenizer, model) -> TrainingLog:
     trainer.add_callback(Record())
     with log if trainer.is_world_process_zero() else nullcontext():
         trainer.train()
+    trainer.save_model(os.path.join(args.out, "model"))
     return log
 
 
 if __name__ == "__main__":
-    args = tyro.cli(Args, description=__doc__)
+    own, of_trl = split_words(sys.argv[1:])
+    args = tyro.cli(Args, args=own, description=__doc__)
     try:
         args.fill_in()
+        of_trl = options(of_trl)
+        GRPOConfig(
+            **{"output_dir": args.out, "use_cpu": not torch.cuda.is_available(), **of_trl}
+        )  # refuses a wrong one
         hold_folder(args.out)
         tokenizer, model = load(args)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:
         sys.exit(f"error: {error}")
     try:
-        print(train(args, tokenizer, model).summary())
+        print(train(args, tokenizer, model, of_trl).summary())
+        print(f"The trained model is in {os.path.join(args.out, 'model')}.")
     except ContextTooSmall as error:
         sys.exit(f"error: {error}")

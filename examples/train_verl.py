@@ -6,6 +6,7 @@
     .venvs/verl/bin/python examples/train_verl.py             # two CPU cores, about ten minutes
     .venvs/verl/bin/python examples/train_verl.py --algorithm grpo --seed 1
     .venvs/verl/bin/python examples/train_verl.py --algorithm ppo --steps 3
+    .venvs/verl/bin/python examples/train_verl.py -- actor_rollout_ref.actor.clip_ratio=0.1   # any key of verl's
     .venvs/verl/bin/python examples/train_verl.py --env game:Mastermind-v0-easy,game:GuessTheNumber-v1-easy
 
 This script writes a command, ``python -m verl.trainer.main_ppo key=value ...``, runs it and shows how it goes. The
@@ -16,16 +17,17 @@ validation. Without a GPU there are shims, in ``ci/cpu/verl``: transformers gene
 plug-in lets verl's workers run on the CPU, and the critic (of ppo) is loaded without flash attention. On GPUs the same
 file uses vLLM and no shim.
 
-In ``--out``: ``metrics.jsonl`` (one line per step), ``episodes.jsonl`` (the episodes of the first and the last step),
-``curve.png``; and of verl: ``verl.jsonl`` (its own metrics), ``verl.log`` (what it prints) and ``episodes/`` (all).
+In ``--out``: ``model/`` (the trained model), ``metrics.jsonl`` (one line per step), ``episodes.jsonl`` (the episodes of
+the first and the last step), ``curve.png``; and of verl: ``verl.jsonl`` (its own metrics), ``verl.log`` (what it
+prints) and ``episodes/`` (all).
 """
 
 import importlib.util
 import json
-import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,14 +40,14 @@ try:
     from gem.files import hold_folder
     from gem.models import resolve_model
     from gem.rollout import ChatRenderer, OnError, mean_metrics, read_episodes
-    from gem.training.args import TrainingArgs
+    from gem.training.args import TrainingArgs, split_words
     from gem.training.log import TrainingLog
     from gem.training.process import TrainerFailed, read_rows, require_trainer, run_trainer
 except ImportError as error:
     sys.exit(f"error: {error}. In this folder: python ci/venv.py verl, then .venvs/verl/bin/python {sys.argv[0]}")
 
-SHIMS = Path(__file__).resolve().parent.parent / "ci" / "cpu" / "verl"
-SHIM_MODULES = ["cpu_platform", "hf_rollout", "sdpa_critic", "resident_reference"]
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "ci" / "cpu" / "verl"))
+import cpu_job  # what a machine without a GPU needs
 
 
 @dataclass
@@ -116,7 +118,8 @@ def job_keys(args: Args, model: str, out: Path) -> list[str]:
         "trainer.total_epochs=1",
         f"trainer.total_training_steps={args.steps}",
         f"trainer.test_freq={args.steps}",
-        "trainer.save_freq=-1",
+        f"trainer.save_freq={args.steps}",
+        "actor_rollout_ref.actor.checkpoint.save_contents=[hf_model]",
         "trainer.resume_mode=disable",
         f"trainer.default_local_dir={out / 'checkpoints'}",
     ]
@@ -134,12 +137,6 @@ def plain_attention_keys() -> list[str]:
     ]
 
 
-def cpu_keys(ray_folder: str) -> list[str]:
-    """What a machine without a GPU needs."""
-    lines = (SHIMS / "keys.txt").read_text().splitlines()
-    return [*(line for line in lines if "#" not in line), f"+ray_kwargs.ray_init._temp_dir={ray_folder}"]
-
-
 def environment(out: Path, on_gpu: bool) -> dict[str, str]:
     variables = {
         "VERL_FILE_LOGGER_PATH": str(out / "verl.jsonl"),
@@ -147,40 +144,32 @@ def environment(out: Path, on_gpu: bool) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "HYDRA_FULL_ERROR": "1",
     }
-    if not on_gpu:
-        yours = filter(None, [os.environ.get("VERL_USE_EXTERNAL_MODULES")])
-        variables |= {
-            "PYTHONPATH": os.pathsep.join([str(SHIMS), *filter(None, [os.environ.get("PYTHONPATH")])]),
-            "VERL_PLATFORM": "cpu",
-            "VERL_USE_EXTERNAL_MODULES": ",".join(
-                ["cpu_platform", "hf_rollout", "sdpa_critic", "resident_reference", *yours]
-            ),
-            "VERL_ENGINE_DEVICE": "cuda",  # under this name verl registers the FSDP engine; it runs on any device
-            "OMP_NUM_THREADS": "1",
-        }
-    return variables
+    return variables if on_gpu else {**variables, **cpu_job.environment()}
 
 
-def command(args: Args, model: str, out: Path, ray_folder: str, on_gpu: bool) -> list[str]:
+def command(args: Args, model: str, out: Path, ray_folder: str, on_gpu: bool, of_verl: Sequence[str] = ()) -> list[str]:
     keys = gem_keys(args, out) + algorithm_keys(args, model) + job_keys(args, model, out)
     if on_gpu:
         keys += ["actor_rollout_ref.rollout.name=vllm"]
         keys += [] if importlib.util.find_spec("flash_attn") else plain_attention_keys()
     else:
-        keys += cpu_keys(ray_folder)
+        keys += cpu_job.keys(ray_folder)
     keys += [f"hydra.run.dir={out / 'hydra'}"]  # else Hydra leaves its folders where this was called
-    return [sys.executable, "-m", "verl.trainer.main_ppo", *keys]
+    return [sys.executable, "-m", "verl.trainer.main_ppo", *keys, *of_verl]
 
 
-def train(args: Args, model: str, out: Path, ray_folder: str) -> TrainingLog:
+def train(args: Args, model: str, out: Path, ray_folder: str, of_verl: Sequence[str]) -> TrainingLog:
     on_gpu = torch.cuda.is_available()
-    words, variables = command(args, model, out, ray_folder, on_gpu), environment(out, on_gpu)
+    words, variables = command(args, model, out, ray_folder, on_gpu, of_verl), environment(out, on_gpu)
     where = (
         "the GPU, vLLM generates" if on_gpu else "the CPU (no GPU was found), transformers generates instead of vLLM"
     )
     print(f"verl trains on {where}. It begins after a minute or two; what it prints is in {out / 'verl.log'}.")
     with TrainingLog(out, args.steps, f"{args.env}: verl, {args.algorithm}, {args.model} model") as log:
         run_trainer(words, variables, out / "verl.log", lambda: record_new_steps(log, out))
+    shutil.rmtree(out / "model", ignore_errors=True)
+    for weights in sorted((out / "checkpoints").glob("global_step_*/actor/huggingface")):
+        shutil.copytree(weights, out / "model", dirs_exist_ok=True)
     return log
 
 
@@ -206,7 +195,8 @@ def validation_summary(args: Args, out: Path) -> str:
 
 if __name__ == "__main__":
     require_trainer("verl")
-    args = tyro.cli(Args, description=__doc__)
+    own, of_verl = split_words(sys.argv[1:])
+    args = tyro.cli(Args, args=own, description=__doc__)
     out = Path(args.out).resolve()
     try:
         args.fill_in()
@@ -219,8 +209,9 @@ if __name__ == "__main__":
     (out / "verl.jsonl").unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="gem-ray-", ignore_cleanup_errors=True) as ray_folder:
         try:
-            log = train(args, model, out, ray_folder)
+            log = train(args, model, out, ray_folder, of_verl)
         except TrainerFailed as error:
             sys.exit(f"error: {error}")
     print(log.summary())
+    print(f"The trained model is in {out / 'model'}.")
     print(validation_summary(args, out))

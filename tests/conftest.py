@@ -52,6 +52,21 @@ def load_example():
 
 
 @pytest.fixture(scope="session")
+def assert_trained():
+    """Return a function that asserts that a folder has a model and a tokenizer, and other weights than another."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def check(folder, before):
+        ends = {AutoTokenizer.from_pretrained(path).eos_token_id for path in (folder, before)}
+        assert len(ends) == 1
+        new, old = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (folder, before))
+        assert new.keys() == old.keys()
+        assert any((new[name].float() != old[name].float()).any() for name in new)
+
+    return check
+
+
+@pytest.fixture(scope="session")
 def small_model(tmp_path_factory):
     """Return the folder of a model of a few thousand weights that speaks the games' format."""
     pytest.importorskip("transformers")

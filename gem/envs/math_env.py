@@ -60,7 +60,7 @@ class MathEnv(DatasetEnv):
     ) -> None:
         if importlib.util.find_spec("math_verify") is None:
             raise ImportError(
-                "grading needs math-verify: pip install 'gem-adapters[math]' (or 'math-verify[antlr4_9_3]' beside a "
+                "grading needs math-verify: install gem-adapters[math] (or math-verify[antlr4_9_3] beside a "
                 "package that pins antlr 4.9.3, as omegaconf does)"
             )
         super().__init__(dataset_name, split, dataset, [question_key, answer_key], seed)

@@ -165,7 +165,7 @@ def _question(name: str, config: str, idx: int) -> Entry:
 def _refuse_faults(name: str, config: str) -> None:
     """Raise what is wrong with a data set's name or configuration, if anything is."""
     if importlib.util.find_spec("reasoning_gym") is None:
-        raise ImportError(f"rg:{name} needs reasoning_gym: pip install 'gem-adapters[rg]'")
+        raise ImportError(f"rg:{name} needs reasoning_gym: install gem-adapters[rg]")
     described = (find_fault, name, config)
     fault = _workers.call(*described, timeout=MAKE_SECONDS, before=described)  # before: it stays loaded
     if fault is not None:

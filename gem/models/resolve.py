@@ -133,4 +133,4 @@ def _built_once(name: str, build: Callable[[Path], None]) -> Path:
 def _need(*packages: str, extra: str) -> None:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:
-        raise ImportError(f"this model needs {', '.join(missing)}: pip install 'gem-adapters[{extra}]'")
+        raise ImportError(f"this model needs {', '.join(missing)}: install gem-adapters[{extra}]")

@@ -27,7 +27,7 @@ START_SECONDS = 30.0
 USERS = range(61184, 65520)
 """Numbers of users that systems leave free."""
 
-ADVICE = "pip install 'gem-adapters[sandbox]' brings it; see docs/sandbox.md for what the system must allow"
+ADVICE = "gem-adapters[sandbox] brings it; see docs/sandbox.md for what the system must allow"
 
 _ZYGOTE = Path(__file__).with_name("zygote.py")
 _INSIDE = "/gem/zygote.py"

@@ -90,7 +90,7 @@ def open_corpus(path: str | os.PathLike[str] = SHIPPED) -> Corpus:
     try:
         import bm25s
     except ModuleNotFoundError:
-        message = "searching a corpus needs bm25s: pip install 'gem-adapters[search]'"
+        message = "searching a corpus needs bm25s: install gem-adapters[search]"
         raise ImportError(message) from None
     path = Path(path).resolve()
     status = path.stat()

@@ -104,7 +104,7 @@ class MCPTool(BlockTool):
         try:
             import mcp  # noqa: F401
         except ModuleNotFoundError:
-            raise ImportError("MCPTool needs the package mcp: pip install 'gem-adapters[mcp]'") from None
+            raise ImportError("MCPTool needs the package mcp: install gem-adapters[mcp]") from None
         self.normalized_config = _normalized(config, auth, headers)
         self.max_retries = max(1, max_retries)
         self.delay_between_retries = delay_between_retries

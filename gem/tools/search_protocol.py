@@ -15,7 +15,7 @@ Encoding = Literal["msgpack", "json"]
 
 CONTENT_TYPES: dict[Encoding, str] = {"msgpack": "application/msgpack", "json": "application/json"}
 
-NEEDS_MSGPACK = "the server speaks MessagePack: pip install 'gem-adapters[search]'"
+NEEDS_MSGPACK = "the server speaks MessagePack: install gem-adapters[search]"
 
 
 def has_msgpack() -> bool:

@@ -2,10 +2,44 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gem.tasks import Task, load_tasks
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words of a command line before ``--``, which are an example's, and after it, which are the trainer's.
+
+    >>> split_words(["--steps", "3", "--", "beta=0.1"])
+    (['--steps', '3'], ['beta=0.1'])
+    """
+    words = list(words)
+    end = words.index("--") if "--" in words else len(words)
+    return words[:end], words[end + 1 :]
+
+
+def options(words: Sequence[str]) -> dict[str, Any]:
+    """Return options that are written ``name=value``; a value that is JSON counts as what it stands for.
+
+    >>> options(["beta=0.1", "report_to=tensorboard"])
+    {'beta': 0.1, 'report_to': 'tensorboard'}
+
+    Raises:
+        ValueError: a word is not ``name=value``.
+    """
+    read: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"an option of the trainer is written name=value, got {word!r}")
+        try:
+            read[name] = json.loads(value)
+        except json.JSONDecodeError:
+            read[name] = value
+    return read
 
 
 @dataclass
@@ -39,7 +73,7 @@ class TrainingArgs:
 
     @property
     def embedded(self) -> bool:
-        """Whether the model is the small one that is made on this machine."""
+        """Whether the model is the tiny one that comes with the package."""
         return self.model == "embedded"
 
     @property

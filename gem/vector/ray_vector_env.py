@@ -159,7 +159,7 @@ def _import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        raise ImportError("the back end ray needs Ray: pip install 'gem-adapters[ray]'") from error
+        raise ImportError("the back end ray needs Ray: install gem-adapters[ray]") from error
     return ray
 
 

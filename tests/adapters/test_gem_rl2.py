@@ -964,7 +964,7 @@ def test_an_rl2_with_neither_interface_is_refused(monkeypatch):
     with pytest.raises(ImportError, match=r"pip install rl-square==0\.0\.2"):
         gem_rl2.GemEnv()
     monkeypatch.setitem(sys.modules, "RL2.datasets", None)
-    with pytest.raises(ImportError, match=r"pip install 'gem-adapters\[rl2\]'"):
+    with pytest.raises(ImportError, match=r"install gem-adapters\[rl2\]"):
         gem_rl2.GemEnv()
 
 

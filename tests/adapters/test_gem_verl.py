@@ -104,7 +104,7 @@ def config(example, small_model, tmp_path):
         args = example.Args(model=str(small_model), env=ENV, algorithm=algorithm, max_new_tokens=16)
         args.fill_in()
         parts = example.gem_keys(args, tmp_path), example.algorithm_keys(args, str(small_model))
-        job = example.job_keys(args, str(small_model), tmp_path) + example.cpu_keys("/tmp/ray")
+        job = example.job_keys(args, str(small_model), tmp_path) + example.cpu_job.keys("/tmp/ray")
         lines = [f"  {name}: {json.dumps(value)}" for name, value in options.items()]
         head = ["- name: gem", "  _target_: gem_verl.GemAgentLoop"]
         (tmp_path / "gem.yaml").write_text("\n".join(head + lines) + "\n")

@@ -101,11 +101,13 @@ def rows(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_the_example_trains(small_model, tmp_path):
+def test_the_example_trains(small_model, tmp_path, assert_trained):
     sizes = ["--steps", "2", "--batch-size", "32", "--validation", "8", "--lr", "1e-3", "--max-new-tokens", "16"]
     command = [sys.executable, str(SCRIPT), "--model", str(small_model), *sizes, "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "--", "cliprange=0.3"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr + done.stdout
+    assert json.loads((tmp_path / "settings.json").read_text())["arguments"]["cliprange"] == 0.3
+    assert_trained(tmp_path / "model", small_model)
     assert "transformers stands in for vLLM" in done.stdout
     assert "greedy evaluation: success" in done.stdout
     metrics = rows(tmp_path / "metrics.jsonl")

@@ -65,11 +65,14 @@ def left_running():
     return found
 
 
-def test_the_example_trains_and_nothing_is_left_running(small_model, tmp_path):
+def test_the_example_trains_and_nothing_is_left_running(small_model, tmp_path, assert_trained):
     sizes = ["--steps", "2", "--batch-size", "32", "--group-size", "4", "--validation", "8", "--lr", "1e-3"]
     command = [sys.executable, str(SCRIPT), "--model", str(small_model), *sizes, "--out", str(tmp_path)]
+    command += ["--", "--actor.entropy_coef", "0.001"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
     assert done.returncode == 0, done.stderr + done.stdout
+    assert "--actor.entropy_coef 0.001" in (tmp_path / "command.sh").read_text()
+    assert_trained(tmp_path / "model", small_model)
     assert "CPU shims take CUDA's place" in done.stdout
     assert "greedy evaluation after the training: success" in done.stdout
 

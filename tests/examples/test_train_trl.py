@@ -29,10 +29,11 @@ def example(load_example):
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rebn"])
-def test_it_trains_and_leaves_metrics_episodes_and_a_curve(small_model, tmp_path, algorithm):
+def test_it_trains_and_leaves_model_metrics_episodes_and_a_curve(small_model, tmp_path, algorithm, assert_trained):
     sizes = ("--steps", 3, "--batch-size", 8, "--group-size", 4)
-    done = run("--model", small_model, "--algorithm", algorithm, *sizes, "--out", tmp_path)
+    done = run("--model", small_model, "--algorithm", algorithm, *sizes, "--out", tmp_path, "--", "beta=0.1")
     assert done.returncode == 0, done.stderr
+    assert_trained(tmp_path / "model", small_model)
     assert "success rate:" in done.stdout
     assert "no GPU was found" in done.stdout or "the GPU" in done.stdout
     metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -60,6 +61,14 @@ def test_bad_arguments_are_one_line_without_a_traceback():
     assert done.returncode == 1
     assert done.stderr.startswith("error: there is no environment 'game:GuesTheNumber-v1-easy'. The nearest:")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("word", "message"), [("betta=0.1", "'betta'"), ("beta", "is written name=value")])
+def test_options_that_trl_does_not_have_are_one_line(word, message):
+    done = run("--", word)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr.splitlines()[-1]
 
 
 def test_an_unknown_flag_names_the_nearest():

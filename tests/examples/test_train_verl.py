@@ -71,11 +71,14 @@ def check_rebn(tmp_path, folder, step, mode):
     assert len({round(value, 3) for _, values in learned for value in values}) > 1
 
 
-def test_the_example_trains_and_nothing_is_left_running(small_model, tmp_path, variables):
+def test_the_example_trains_and_nothing_is_left_running(small_model, tmp_path, variables, assert_trained):
     out = tmp_path / "out"
     command = [sys.executable, str(SCRIPT), "--model", str(small_model), *SIZES, "--lr", "1e-3", "--out", str(out)]
+    command += ["--", "actor_rollout_ref.actor.clip_ratio=0.3"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     assert done.returncode == 0, done.stderr + done.stdout
+    assert "actor_rollout_ref.actor.clip_ratio=0.3" in (out / "command.sh").read_text()
+    assert_trained(out / "model", small_model)
     assert "transformers generates instead of vLLM" in done.stdout
     assert "greedy validation: success" in done.stdout
 

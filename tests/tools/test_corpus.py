@@ -8,7 +8,7 @@ import pytest
 
 import gem.envs
 
-pytest.importorskip("bm25s", reason="searching a corpus needs bm25s: pip install 'gem-adapters[search]'")
+pytest.importorskip("bm25s", reason="searching a corpus needs bm25s: install gem-adapters[search]")
 
 from gem.tools.corpus import SHIPPED, open_corpus
 
@@ -97,7 +97,7 @@ def test_missing_corpus_is_an_error():
 
 def test_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "bm25s", None)
-    with pytest.raises(ImportError, match=r"pip install 'gem-adapters\[search\]'"):
+    with pytest.raises(ImportError, match=r"install gem-adapters\[search\]"):
         open_corpus()
 
 

@@ -16,7 +16,7 @@ import pytest
 import gem
 from gem.tools.tool_env_wrapper import ToolEnvWrapper
 
-pytest.importorskip("mcp", reason="MCP servers need the package mcp: pip install 'gem-adapters[mcp]'")
+pytest.importorskip("mcp", reason="MCP servers need the package mcp: install gem-adapters[mcp]")
 
 from gem.tools.mcp_tool import MCPTool
 

@@ -15,7 +15,7 @@ import gem
 from gem.testing.hostile_text import JUNK, ODD
 from gem.tools.tool_env_wrapper import ToolEnvWrapper
 
-pytest.importorskip("mcp", reason="MCP servers need the package mcp: pip install 'gem-adapters[mcp]'")
+pytest.importorskip("mcp", reason="MCP servers need the package mcp: install gem-adapters[mcp]")
 
 from gem.tools.mcp_tool import MCPTool
 
@@ -356,5 +356,5 @@ def test_tools_help_in_a_game_and_each_environment_has_its_servers():
 
 def test_missing_package_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "mcp", None)
-    with pytest.raises(ImportError, match=r"pip install 'gem-adapters\[mcp\]'"):
+    with pytest.raises(ImportError, match=r"install gem-adapters\[mcp\]"):
         MCPTool(SERVER)

@@ -17,7 +17,7 @@ from gem.vector.vector_env import AutoresetMode, CrashLoop
 @pytest.fixture(scope="module")
 def ray_vector():
     """Make vector environments on a Ray of two CPUs."""
-    ray = pytest.importorskip("ray", reason="needs Ray: pip install 'gem-adapters[ray]'")
+    ray = pytest.importorskip("ray", reason="needs Ray: install gem-adapters[ray]")
     paths = {"PYTHONPATH": f"{Path(__file__).parent}:{Path(gem.__file__).parents[1]}"}
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": paths})
     from gem.vector.ray_vector_env import RayVectorEnv
@@ -95,7 +95,7 @@ def test_make_vec_takes_options_of_actors_and_functions_that_only_this_process_k
 def test_without_ray_the_error_names_the_command():
     code = "import sys; sys.modules['ray'] = None; import gem; gem.make_vec('game:Mastermind-v0', backend='ray')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stderr.endswith("ImportError: the back end ray needs Ray: pip install 'gem-adapters[ray]'\n")
+    assert done.stderr.endswith("ImportError: the back end ray needs Ray: install gem-adapters[ray]\n")
 
 
 def test_what_breaks_the_contract_costs_its_own_episode_only(ray_vector):
