@@ -211,7 +211,7 @@ def test_result_that_is_data_and_no_text_is_shown_and_what_is_wrong_with_one_cal
 
 
 def test_servers_end_one_after_another_however_slowly(monkeypatch):
-    monkeypatch.setattr("gem.tools.mcp_tool.CLOSE_SECONDS", 3)  # more than one of them takes, and less than two
+    monkeypatch.setattr("gem.tools.mcp_connection.CLOSE_SECONDS", 3)  # more than one of them takes, and less than two
     slow = {**BARE, "args": [*BARE["args"], "stays"]}
     tool = MCPTool({"mcpServers": {"a": slow, "b": slow}}, validate_on_init=False)
     processes = [call(tool, f"{server}_process")[1] for server in "ab"]
