@@ -13,30 +13,28 @@ import functools
 import json
 import re
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gem.core import Env, Info, ResetNeeded, StepResult, check_seed
 from gem.envs import terminal_inside
+from gem.envs.terminal_task import TerminalTask, find_folder, read_tasks
 from gem.sandbox import Limits, Result, SandboxUnavailable, Session, run
 from gem.tools.base_tool import find_block
 from gem.utils.text import cut_middle
-
-SHIPPED = "sample:"
-"""``sample:log-errors`` is the folder ``data/terminal/log-errors`` of this package, ``sample:`` that of all."""
 
 DONE = "<done/>"
 
 MAX_COMMAND = 100_000
 """Bytes of a command; the kernel takes a few more."""
 
-_TASKS = Path(__file__).with_name("data") / "terminal"
 _MARKS = (
     (re.compile(r"<bash>"), re.compile(r"</bash>")),
     (re.compile(r"```\n?(?:bash|sh|shell)\b"), re.compile(r"```")),
 )
 _INSIDE = Path(terminal_inside.__file__).read_text(encoding="utf-8")
+_RUN_SCRIPT = f"{_INSIDE}\nsys.exit(run_script(json.load(sys.stdin)))"
 _START_SECONDS = 30.0
 _GRACE_SECONDS = 5.0
 
@@ -54,71 +52,6 @@ _RANDOM = (
     "cd ~",
 )
 """Commands of random play, which write the same wherever they run."""
-
-
-@dataclass(frozen=True)
-class TerminalTask:
-    """A folder with a task: ``instruction.md`` and ``check.sh``, and what else there may be.
-
-    Attributes:
-        folder: where it is.
-        instruction: what the model is told.
-        check: script that exits with 0 if the work folder is as it should be.
-        setup: script that makes the work folder; "" if there is none.
-        trial: script that runs what the model wrote, before the check; "" if there is none.
-        solution: script that does the task; "" if there is none.
-    """
-
-    folder: Path
-    instruction: str
-    check: str
-    setup: str = ""
-    trial: str = ""
-    solution: str = ""
-
-    @classmethod
-    def read(cls, folder: str | Path) -> TerminalTask:
-        """Read a task.
-
-        Raises:
-            FileNotFoundError: there is no such folder.
-            ValueError: something is missing in it.
-        """
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"there is no folder {folder}")
-        texts = {}
-        for name in ("instruction.md", "check.sh", "setup.sh", "trial.sh", "solution.sh"):
-            path = folder / name
-            try:
-                text = path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-            except UnicodeDecodeError:
-                raise ValueError(f"{path} is not text in UTF-8") from None
-            if not text and name in ("instruction.md", "check.sh"):
-                state = "is empty" if path.is_file() else "is missing"
-                raise ValueError(f"{folder} is no task: {name} {state} (docs/terminal.md says what a task is)")
-            texts[path.stem] = text
-        return cls(folder.resolve(), **texts)
-
-    def files(self, limit: int) -> str:
-        """Return what is in its ``files``, as the sandbox takes it."""
-        return terminal_inside.pack(str(self.folder / "files"), limit, since=0)
-
-
-def read_tasks(folder: str | Path) -> list[TerminalTask]:
-    """Read the tasks of a folder: one a subfolder, by name.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
-        ValueError: there is no task in it, or something is missing in one.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not folders:
-        raise ValueError(f"{folder} holds no tasks: each is a folder in it")
-    return [TerminalTask.read(path) for path in folders]
 
 
 def find_command(text: str) -> tuple[str | None, bool]:
@@ -194,7 +127,7 @@ class TerminalEnv(Env):
             raise ValueError(f"a terminal's backend is bubblewrap or plain, got {backend!r}")
         self.commands: list[str] = []
         self.max_turns = max_turns
-        self._tasks = read_tasks(_find(tasks)) if task is None else [TerminalTask.read(_find(task))]
+        self._tasks = read_tasks(find_folder(tasks)) if task is None else [TerminalTask.read(find_folder(task))]
         self._command_timeout = command_timeout
         self._episode_timeout = episode_timeout
         self._check_timeout = check_timeout
@@ -305,7 +238,7 @@ class TerminalEnv(Env):
         """End the sandbox."""
         if self._session is not None:
             if self._backend == "plain":  # a sandbox ends with all its processes
-                self._session.run("shell.end_background()")
+                self._session.run(_call("end_background"))
             self._session.close()
         self._original, self._session, self._seconds, self._lost = None, None, 0.0, False
 
@@ -339,8 +272,8 @@ class TerminalEnv(Env):
             self._original = self._set_up()
         self._seconds = 0.0
         session = Session(self._limits, self._backend)
-        shell = f"shell = Shell({self._original!r}, {self._limits.memory_bytes // 2})"
-        result = session.run(f"{_INSIDE}\n{shell}")
+        start = _call("start", packed=self._original, memory_bytes=self._limits.memory_bytes // 2)
+        result = session.run(f"{_INSIDE}\n{start}")
         if result.exit_code != 0:
             session.close()
             raise RuntimeError(f"the shell of {self.task.folder} did not start: {_last_line(result)}")
@@ -351,7 +284,7 @@ class TerminalEnv(Env):
             return "", None
         seconds = max(0.1, min(self._command_timeout, self._episode_timeout - self._seconds))
         limits = self._limits_of(seconds + _GRACE_SECONDS)
-        result = self._session.run(f"shell.run({command!a}, {seconds})", limits)
+        result = self._session.run(_call("run", command=command, seconds=seconds), limits)
         self._seconds += result.seconds
         text = cut_middle(result.stdout.rstrip("\n"), self._max_chars)
         if result.truncated:
@@ -388,10 +321,10 @@ class TerminalEnv(Env):
         if self._session is not None:
             limits = self._limits_of(self._check_timeout, self._packed_bytes)
             # Two calls: what others have written is in the output of the first, which nobody reads.
-            ended = self._session.run("shell.end_background()" if self._backend == "plain" else "end_others()", limits)
+            ended = self._session.run(_call("end_background" if self._backend == "plain" else "end_others"), limits)
             if ended.exit_code != 0:
                 return False, f"The work folder could not be read: {_last_line(ended)}"
-            result = self._session.run(f"print(pack(work_folder(), {self._limits.file_bytes}), end='')", limits)
+            result = self._session.run(_call("hand_over", limit=self._limits.file_bytes), limits)
             if result.exit_code != 0 or result.truncated:
                 return False, f"The work folder could not be read: {_last_line(result)}"
             work = result.stdout
@@ -415,8 +348,7 @@ class TerminalEnv(Env):
             "limit": self._limits.file_bytes,
         }
         limits = self._limits_of(self._check_timeout, self._packed_bytes)
-        program = f"{_INSIDE}\nsys.exit(run_script(json.load(sys.stdin)))"
-        return run(program, json.dumps(order), limits, self._backend)
+        return run(_RUN_SCRIPT, json.dumps(order), limits, self._backend)
 
     @property
     def _packed_bytes(self) -> int:
@@ -436,9 +368,9 @@ class TerminalEnv(Env):
         )
 
 
-def _find(name: Any) -> Path:
-    text = str(name)
-    return _TASKS / text.removeprefix(SHIPPED) if text.startswith(SHIPPED) else Path(text)
+def _call(name: str, **arguments: Any) -> str:
+    """Return the program that calls a function of :data:`gem.envs.terminal_inside.CALLS`; the arguments are JSON."""
+    return f"call({json.dumps([name, arguments])!r})"
 
 
 def _last_line(result: Result) -> str:

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 FIXED_TIME = 1_735_689_600
@@ -359,3 +360,38 @@ def _crowded() -> bool:
     """Return whether half of the processes that there may be are there."""
     limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
     return 0 < limit < 2 * sum(name.isdecimal() for name in os.listdir("/proc"))
+
+
+_shell: Shell | None = None
+
+
+def start(packed: str, memory_bytes: int) -> None:
+    """Make the shell; arguments as in :class:`Shell`."""
+    global _shell
+    _shell = Shell(packed, memory_bytes)
+
+
+def hand_over(limit: int) -> None:
+    """Write the work folder to standard output; see :func:`pack`."""
+    print(pack(work_folder(), limit), end="")
+
+
+CALLS: dict[str, Callable[..., None]] = {
+    "start": start,
+    "run": lambda **arguments: _started().run(**arguments),
+    "end_background": lambda: _started().end_background(),
+    "end_others": end_others,
+    "hand_over": hand_over,
+}
+"""What can be called from outside, by name."""
+
+
+def call(order: str) -> None:
+    """Call one of :data:`CALLS`: its name and its arguments, as JSON."""
+    name, arguments = json.loads(order)
+    CALLS[name](**arguments)
+
+
+def _started() -> Shell:
+    assert _shell is not None, "the shell is started first"
+    return _shell

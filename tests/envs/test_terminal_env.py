@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import gem
-from gem.envs import terminal_env
-from gem.envs.terminal_env import DONE, TerminalEnv, find_command, read_tasks
+from gem.envs import terminal_env, terminal_task
+from gem.envs.terminal_env import DONE, TerminalEnv, find_command
 from gem.envs.terminal_inside import pack, unpack
 from gem.sandbox import Result, SandboxUnavailable, run
 from gem.sandbox.pool import Pool
@@ -120,7 +120,7 @@ def test_a_script_that_only_knows_the_orders_that_are_there_fails():
 def test_all_plays_each_task_by_seed():
     with gem.make("terminal:All-v0") as env:
         names = [env.reset(seed=seed)[1]["task"] for seed in range(env.size)]
-        assert names == [task.folder.name for task in read_tasks(terminal_env._TASKS)]
+        assert names == [task.folder.name for task in read_tasks(terminal_task._TASKS)]
         assert len(set(names)) == 5
         assert env.reset(seed=env.size + 1)[1]["task"] == names[1]
 
