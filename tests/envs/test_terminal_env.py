@@ -120,7 +120,7 @@ def test_a_script_that_only_knows_the_orders_that_are_there_fails():
 def test_all_plays_each_task_by_seed():
     with gem.make("terminal:All-v0") as env:
         names = [env.reset(seed=seed)[1]["task"] for seed in range(env.size)]
-        assert names == [task.folder.name for task in read_tasks(terminal_task._TASKS)]
+        assert names == [task.folder.name for task in terminal_task.read_tasks(terminal_task._TASKS)]
         assert len(set(names)) == 5
         assert env.reset(seed=env.size + 1)[1]["task"] == names[1]
 
