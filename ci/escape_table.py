@@ -15,7 +15,9 @@ import sys
 import warnings
 from pathlib import Path
 
-from gem.sandbox.escapes import ATTEMPTS, NOT_STOPPED, Attempt, escaped, set_up_targets
+from gem.sandbox.attempt import Attempt
+from gem.sandbox.escapes import ATTEMPTS, NOT_STOPPED
+from gem.sandbox.targets import escaped, set_up_targets
 
 PAGE = Path(__file__).parents[1] / "docs" / "sandbox.md"
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"

@@ -57,7 +57,7 @@ def test_a_call_that_ends_its_process_is_told(worker):
 
 DRIPS = """
 import gc, time
-from gem.workers import _Channel
+from gem.workers.channel import Channel
 (channel,) = (each for each in gc.get_objects() if isinstance(each, _Channel))
 channel._socket.send(b"\\0" * 6 + b"\\xff\\xff")  # an answer of 65,535 bytes
 while True:
@@ -84,7 +84,7 @@ def test_a_call_that_is_not_taken_is_over_in_time_too(worker):
 def test_an_answer_is_data_and_of_limited_length(worker, monkeypatch):
     with pytest.raises(CallFailed, match="not JSON serializable"):
         worker.call(Path, timeout=20)
-    monkeypatch.setattr("gem.workers.ANSWER_LIMIT", 1000)
+    monkeypatch.setattr("gem.workers.worker.ANSWER_LIMIT", 1000)
     with pytest.raises(CallFailed, match="answered too much"):
         worker.call(pow, 10, 1000, timeout=20)
     assert worker.call(divmod, 7, 2, timeout=20) == [3, 1]

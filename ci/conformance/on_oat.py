@@ -28,16 +28,9 @@ from oat.utils.ipc import PlasmaShmClient
 
 import gem_oat
 from gem.tasks import Task
-from gem.testing.conformance import (
-    ComputedAdvantages,
-    Difference,
-    Harness,
-    Record,
-    every_turn,
-    main,
-    of_returns,
-    of_turns,
-)
+from gem.testing.advantages import of_returns, of_turns
+from gem.testing.conformance import ComputedAdvantages, Difference, Harness, main
+from gem.testing.records import Record, every_turn
 from gem.testing.scenarios import Scenario, ScriptedPolicy
 
 

@@ -39,7 +39,9 @@ from openrlhf.trainer.ray import launcher, ppo_actor, vllm_engine
 import gem_openrlhf
 from gem.rollout import Episode
 from gem.rollout.rows import openrlhf_row
-from gem.testing.conformance import ComputedAdvantages, Difference, Harness, Record, main, of_groups, one_scalar
+from gem.testing.advantages import of_groups
+from gem.testing.conformance import ComputedAdvantages, Difference, Harness, main
+from gem.testing.records import Record, one_scalar
 from gem.testing.scenarios import Scenario, ScriptedPolicy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))

@@ -26,7 +26,9 @@ from RL2.workers import rollout
 
 import gem_rl2
 from gem.rollout.rows import rl2_row
-from gem.testing.conformance import ComputedAdvantages, Harness, Record, main, of_groups, of_turns
+from gem.testing.advantages import of_groups, of_turns
+from gem.testing.conformance import ComputedAdvantages, Harness, main
+from gem.testing.records import Record
 from gem.testing.scenarios import Scenario, ScriptedPolicy
 
 RUNNING: list[tuple[ScriptedPolicy, Any]] = []

@@ -14,16 +14,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from gem.models.build import Recipe, new_model
 from gem.rollout import Response
-from gem.testing.conformance import (
-    ComputedAdvantages,
-    Difference,
-    Harness,
-    Record,
-    main,
-    of_groups,
-    of_turns,
-    one_scalar,
-)
+from gem.testing.advantages import of_groups, of_turns
+from gem.testing.conformance import ComputedAdvantages, Difference, Harness, main
+from gem.testing.records import Record, one_scalar
 from gem.testing.scenarios import Scenario, ScriptedPolicy
 from gem_trl import GemGRPOTrainer, GemRollout, gem_reward, task_dataset
 

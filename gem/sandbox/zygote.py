@@ -20,12 +20,10 @@ A fork costs by what it copies, and what it copies is what this process has and 
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import gc
 import json
-import linecache
 import marshal
 import math
 import mmap
@@ -36,17 +34,16 @@ import signal
 import socket
 import struct
 import sys
-import threading
-import traceback
-import types
 
 TYPE_CHECKING = False  # that of typing takes a quarter of the memory of this process
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
-    from gem.sandbox import confining
-elif __name__ == "__main__" and json.loads(sys.argv[1])["readable"]:
-    import confining  # stands beside this file, but not where there are namespaces
+    from gem.sandbox import confining, program
+else:
+    import program  # stands beside this file, wherever that is
+if not TYPE_CHECKING and __name__ == "__main__" and json.loads(sys.argv[1])["readable"]:
+    import confining  # stands beside this file too, but not where there are namespaces
 
 _NEW_MOUNTS, _NEW_PROCESSES = 0x20000, 0x20000000
 _DETACH = 2
@@ -93,45 +90,45 @@ def _run(control: socket.socket, how: dict[str, Any], order: dict[str, Any], fds
     init = _start_init() if how["isolated"] else 0
     # Where there is an init, by the C library alone: what Python does for threads and locks is not needed, as there is
     # one thread, and takes long. (What it does for random numbers is: without namespaces, some are drawn here.)
-    program = _libc.fork() if init else os.fork()
-    if program == 0:
+    pid = _libc.fork() if init else os.fork()
+    if pid == 0:
         _become(how, order, fds, folder)
     if init:
         _enter(_OWN_PROCESSES)
     for fd in fds:
         os.close(fd)
-    _wait(control, how, order["limits"], program, folder)
-    return _end_run(how, program, init, folder)
+    _wait(control, how, order["limits"], pid, folder)
+    return _end_run(how, pid, init, folder)
 
 
-def _wait(control: socket.socket, how: dict[str, Any], limits: dict[str, Any], program: int, folder: str) -> None:
+def _wait(control: socket.socket, how: dict[str, Any], limits: dict[str, Any], pid: int, folder: str) -> None:
     """Wait until a program ends, is to be killed, or takes too much."""
-    ended = os.pidfd_open(program)
+    ended = os.pidfd_open(pid)
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(ended, select.POLLIN)
     bounded = how["isolated"] or how["readable"]
     while not (events := poll.poll(_LOOK_SECONDS * 1000 if bounded else None)):
-        if _uses_more_than(limits, program, folder, how):
+        if _uses_more_than(limits, pid, folder, how):
             break
     if any(fd == control.fileno() for fd, _ in events):  # an order to kill it, or nobody waits for it
         control.recv(64)
     os.close(ended)
 
 
-def _end_run(how: dict[str, Any], program: int, init: int, folder: str) -> int | None:
+def _end_run(how: dict[str, Any], pid: int, init: int, folder: str) -> int | None:
     """Kill what is there of a run, and return the status of its program if it had ended."""
-    had_ended = os.waitid(os.P_PID, program, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    had_ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     # Nobody has waited for it yet, so that its number is its own, and its group's.
     if init:
         os.kill(init, signal.SIGKILL)
     elif how["readable"]:
-        os.kill(program, signal.SIGTERM)  # the supervisor kills all others, and itself last
+        os.kill(pid, signal.SIGTERM)  # the supervisor kills all others, and itself last
     else:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # no group yet, or all of it has ended
-            os.killpg(program, signal.SIGKILL)
-        os.kill(program, signal.SIGKILL)
-    _, status = os.waitpid(program, 0)
+            os.killpg(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
     if init:
         os.waitpid(init, 0)  # which ends when all others in its namespace have
     else:
@@ -157,10 +154,10 @@ def _remove(folder: str) -> None:
             run(command, stderr=DEVNULL, check=False)
 
 
-def _uses_more_than(limits: dict[str, Any], program: int, folder: str, how: dict[str, Any]) -> bool:
+def _uses_more_than(limits: dict[str, Any], pid: int, folder: str, how: dict[str, Any]) -> bool:
     """Return whether the processes of a run, together, go beyond what the kernel can limit for each alone."""
     if how["readable"]:
-        processes, tasks = confining.below(program, limits["processes"])
+        processes, tasks = confining.below(pid, limits["processes"])
         if tasks > limits["processes"] or confining.fills(folder, limits["file_bytes"]):
             return True
     else:
@@ -219,14 +216,14 @@ def _become(how: dict[str, Any], order: dict[str, Any], fds: list[int], folder: 
     if how["isolated"]:
         _drop_capabilities(how)
     if "command" in order:
-        _execute(_read_all(_CODE))
+        program.execute(program.read_all(_CODE))
     if order["session"]:
-        _serve_session(socket.socket(fileno=_CODE))
-    source = _read_all(_CODE)
+        program.serve_session(socket.socket(fileno=_CODE))
+    source = program.read_all(_CODE)
     file = os.open("main.py", os.O_WRONLY | os.O_CREAT, 0o644)
     os.write(file, source)
     os.close(file)
-    _end(_run_code(source, "main.py", _new_main()))
+    program.end(program.run_code(source, "main.py", program.new_main()))
 
 
 def _supervise(how: dict[str, Any], folder: str) -> None:
@@ -234,10 +231,10 @@ def _supervise(how: dict[str, Any], folder: str) -> None:
     _control_process(_ADOPT, 1)  # what the program leaves behind
     _control_process(_SIGNAL_AT_END_OF_PARENT, signal.SIGTERM)
     confining.confine_supervisor(folder, how["readable"])
-    program = os.fork()
-    if program:
+    pid = os.fork()
+    if pid:
         os.closerange(3, 1 << 12)
-        confining.end_as(confining.wait_and_kill(program))
+        confining.end_as(confining.wait_and_kill(pid))
     _control_process(_SIGNAL_AT_END_OF_PARENT, signal.SIGKILL)
     confining.confine_program(folder, how["readable"])
     _drop_capabilities(how)
@@ -321,98 +318,13 @@ def _fail(what: str) -> NoReturn:
     raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
 
 
-def _open_streams() -> None:
-    """Put new streams in the place of this process's, for all programs: a file to read, and pipes to write to."""
-    file = os.memfd_create("stdin")
-    os.dup2(file, 0)
-    os.close(file)
-    os.dup2(2, 1)  # a pipe
-    sys.stdin = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
-    sys.stdout = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", 1, "utf-8", "backslashreplace", closefd=False)  # noqa: SIM115
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
-
-
-def _execute(words: bytes) -> NoReturn:
-    command = words.split(b"\0")[:-1]
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    try:
-        os.execvp(command[0], command)
-    except OSError as error:
-        os.write(2, command[0] + f": {error.strerror}\n".encode())
-        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
-
-
-def _serve_session(channel: socket.socket) -> NoReturn:
-    """Run pieces of code, with the variables of the earlier ones, until the other side is gone."""
-    names = _new_main()
-    number = 0
-    while True:
-        message, fds, _, _ = socket.recv_fds(channel, 64, 1)
-        if not message:
-            os._exit(0)
-        number += 1
-        usage = resource.getrusage(resource.RUSAGE_SELF)
-        seconds = math.ceil(usage.ru_utime + usage.ru_stime + float(message))
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.RLIM_INFINITY))
-        code = _run_code(_read_all(fds[0]), f"call {number}", names)
-        _flush()
-        channel.send(str(code).encode())
-
-
-def _read_all(fd: int) -> bytes:
-    source = os.pread(fd, os.fstat(fd).st_size, 0)
-    os.close(fd)
-    return source
-
-
-def _new_main() -> dict[str, Any]:
-    module = sys.modules["__main__"] = types.ModuleType("__main__")
-    sys.argv[:] = ["main.py"]
-    sys.path.insert(0, "")  # the folder of the run
-    return module.__dict__
-
-
-def _run_code(source: bytes, name: str, names: dict[str, Any]) -> int:
-    """Run code as an interpreter would, and return its exit code."""
-    text = source.decode("utf-8", "replace")
-    linecache.cache[name] = len(text), None, text.splitlines(True), name
-    try:
-        exec(compile(source, name, "exec"), names)
-    except SystemExit as error:
-        if error.code is None or isinstance(error.code, int):
-            return (error.code or 0) & 0xFF
-        print(error.code, file=sys.stderr)
-        return 1
-    except BaseException as error:  # noqa: BLE001 (an interpreter shows whatever it is)
-        trace = error.__traceback__
-        traceback.print_exception(type(error), error, trace.tb_next if trace else None)
-        return 1
-    return 0
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):  # whatever the program put there
-            stream.flush()
-
-
-def _end(code: int) -> NoReturn:
-    """End as an interpreter would, without taking itself apart, which takes longer than most programs."""
-    with contextlib.suppress(BaseException):
-        threading._shutdown()  # type: ignore[attr-defined] # waits for threads
-        atexit._run_exitfuncs()
-    _flush()
-    os._exit(code)
-
-
 if __name__ == "__main__":
     # The socket came as standard input. It is moved, so that 0 to 2 are nothing to the program, and handles that are
     # received are above those of the program.
     _control = socket.socket(fileno=os.dup(0))
     while _control.fileno() <= _CODE:
         _control = socket.socket(fileno=os.dup(_control.detach()))
-    _open_streams()
+    program.open_streams()
     _nothing = os.open(os.devnull, os.O_RDWR)
     for _target in (0, 1):
         os.dup2(_nothing, _target)
@@ -420,7 +332,7 @@ if __name__ == "__main__":
         os.close(_nothing)
     os.umask(0o022)
     os.environ.pop("LD_BIND_NOW", None)
-    del sys.path[0]  # the folder of this file
+    del sys.path[0], sys.modules["program"]  # the folder of this file, and a name that is the programs' to use
     for _signal in (signal.SIGINT, signal.SIGTERM):
         signal.signal(_signal, signal.SIG_DFL)
     _how = json.loads(sys.argv[1])
@@ -431,7 +343,7 @@ if __name__ == "__main__":
     _how["filter"] = ctypes.addressof(_filter_buffer := ctypes.create_string_buffer(_filter))
     # What Python makes when it is first needed (types of syntax trees, say) is made once; there is less to copy, and
     # nothing that a fork only counts.
-    _run_code(b"pass", "main.py", {})
+    program.run_code(b"pass", "main.py", {})
     gc.collect()
     _libc.malloc_trim(0)
     gc.freeze()

@@ -8,7 +8,8 @@ The suite runs on an adapter of a sixth trainer with one file:
 
 .. code-block:: python
 
-    from gem.testing.conformance import Harness, Record, main
+    from gem.testing.conformance import Harness, main
+    from gem.testing.records import Record
 
 
     class Mine(Harness):
@@ -36,7 +37,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -46,29 +47,9 @@ import numpy as np
 from gem.rollout.episode import Episode
 from gem.rollout.limits import Limits
 from gem.rollout.rendering import ChatRenderer
-from gem.rollout.returns import discounted_returns, group_advantages, rebn
 from gem.rollout.runner import run_episodes
+from gem.testing.records import Record, difference, records_of
 from gem.testing.scenarios import Scenario, ScriptedPolicy, scenarios
-
-TOLERANCE = 1e-6
-"""Of rewards and log-probabilities; ids and masks are equal or not."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """A sequence that a trainer learns from: a whole episode, or a turn of one.
-
-    Attributes:
-        ids: all tokens, from the first of the prompt to the last that was sampled; length T.
-        mask: 1 where a token was sampled; length T.
-        rewards: length T.
-        logprobs: length T, 0 where no token was sampled; None if the trainer keeps none.
-    """
-
-    ids: list[int]
-    mask: list[int]
-    rewards: list[float]
-    logprobs: list[float] | None
 
 
 @dataclass(frozen=True)
@@ -181,62 +162,6 @@ def _models() -> Path:
     folder = tempfile.mkdtemp(prefix="gem-conformance-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
-
-
-def records_of(episode: Episode) -> list[Record]:
-    """Return the one record of an append-only episode, or one a turn of any other."""
-    if not episode.append_only:
-        return turns_of(episode)
-    row = episode.as_sequence()
-    first = len(row.prompt_ids)
-    return [
-        Record(
-            [*row.prompt_ids.tolist(), *row.completion_ids.tolist()],
-            [0] * first + row.mask.tolist(),
-            [0.0] * first + row.rewards.tolist(),
-            None if row.logprobs is None else [0.0] * first + row.logprobs.tolist(),
-        )
-    ]
-
-
-def turns_of(episode: Episode, rewards: Sequence[float] | None = None) -> list[Record]:
-    """Return one record per turn.
-
-    Args:
-        episode: of any kind.
-        rewards: what each turn's last token has for a reward; by default the turn's own.
-    """
-    records = []
-    for turn, reward in zip(episode.turns, episode.rewards if rewards is None else rewards, strict=True):
-        before, sampled = len(turn.prompt_ids), len(turn.response_ids)
-        logprobs = None if turn.logprobs is None else [0.0] * before + list(turn.logprobs)
-        rewards = [0.0] * (before + sampled - 1) + [float(reward)]
-        records.append(Record([*turn.prompt_ids, *turn.response_ids], [0] * before + [1] * sampled, rewards, logprobs))
-    return records
-
-
-# Changes that several trainers share
-
-
-def one_scalar(episodes: list[Episode]) -> list[Record]:
-    """Return the records of a trainer that keeps the sum of an episode's rewards, on its last token."""
-    records = []
-    for episode in episodes:
-        (record,) = records_of(episode)
-        records.append(replace(record, rewards=[0.0] * (len(record.ids) - 1) + [episode.total_reward]))
-    return records
-
-
-def every_turn(episodes: list[Episode]) -> list[Record]:
-    """Return the records of a trainer that learns from turns."""
-    return [record for episode in episodes for record in turns_of(episode)]
-
-
-def every_turn_with_its_return(episodes: list[Episode]) -> list[Record]:
-    """Return the same, where a turn is worth its return-to-go."""
-    return [
-        record for episode in episodes for record in turns_of(episode, list(discounted_returns(episode.rewards, 1.0)))
-    ]
 
 
 # Conformance
@@ -361,31 +286,6 @@ def _advantages_by_ids(
     return found
 
 
-def difference(expected: Sequence[Record], got: Sequence[Record]) -> str:
-    """Return where records differ, in words; empty if nowhere. Their order does not matter."""
-    if len(expected) != len(got):
-        return f"{len(got)} sequences, expected {len(expected)}"
-    own = [replace(record, ids=[int(i) for i in record.ids]) for record in got]
-    for i, (a, b) in enumerate(zip(sorted(expected, key=_order), sorted(own, key=_order), strict=True)):
-        for name in ("ids", "mask", "rewards", "logprobs"):
-            left, right = getattr(a, name), getattr(b, name)
-            if (left is None) != (right is None):
-                return f"sequence {i}: {'no' if right is None else 'unexpected'} {name}"
-            if left is None:
-                continue
-            if len(left) != len(right):
-                return f"sequence {i}: {len(right)} {name}, expected {len(left)}"
-            apart = np.flatnonzero(~(np.abs(np.subtract(left, right)) <= (0 if name in ("ids", "mask") else TOLERANCE)))
-            if apart.size:
-                at = int(apart[0])
-                return f"sequence {i}, token {at} of {len(left)}: {name} {right[at]}, expected {left[at]}"
-    return ""
-
-
-def _order(record: Record) -> tuple[Any, ...]:
-    return record.ids, record.mask, record.rewards, record.logprobs or []
-
-
 def _last_lines(error: BaseException) -> str:
     where = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {str(error)[:300]} ({Path(where.filename).name}:{where.lineno})"
@@ -424,36 +324,3 @@ def main(harness: Harness) -> None:
     if args.out is not None:
         args.out.write_text(json.dumps(asdict(report), indent=2) + "\n", encoding="utf-8")
     raise SystemExit(0 if report.conformant else 1)
-
-
-# References of advantages
-
-
-def of_groups(size: int, scale: bool, eps: float, ddof: int = 1) -> Callable[[list[Episode]], list[list[float]]]:
-    """Return :func:`gem.rollout.group_advantages` of the valid episodes: every turn has its episode's advantage."""
-
-    def expected(episodes: list[Episode]) -> list[list[float]]:
-        found: list[list[float]] = []
-        for first in range(0, len(episodes), size):
-            group = episodes[first : first + size]
-            returns = [e.total_reward for e in group if e.valid]
-            own = iter(group_advantages(returns, len(returns), scale, eps, ddof) if len(returns) > 1 else [0.0])
-            found += [[float(next(own))] * len(e.turns) if e.valid else [] for e in group]
-        return found
-
-    return expected
-
-
-def of_turns(gamma: float = 1.0) -> Callable[[list[Episode]], list[np.ndarray]]:
-    """Return :func:`gem.rollout.rebn` of the valid episodes as a reference."""
-
-    def expected(episodes: list[Episode]) -> list[np.ndarray]:
-        own = iter(rebn([e.rewards for e in episodes if e.valid], gamma))
-        return [next(own) if e.valid else np.zeros(0) for e in episodes]
-
-    return expected
-
-
-def of_returns(gamma: float = 1.0) -> Callable[[list[Episode]], list[np.ndarray]]:
-    """Return each turn's discounted return as a reference."""
-    return lambda episodes: [discounted_returns(e.rewards, gamma) for e in episodes]

@@ -6,9 +6,10 @@ from contextlib import ExitStack
 import pytest
 
 from gem.sandbox import SandboxUnavailable
-from gem.sandbox.escapes import ATTEMPTS, NOT_STOPPED, escaped, set_up_targets
+from gem.sandbox.escapes import ATTEMPTS, NOT_STOPPED
 from gem.sandbox.pool import BACKENDS, find_pool
 from gem.sandbox.starting import Sandbox, bubblewrap_command, new_user
+from gem.sandbox.targets import escaped, set_up_targets
 
 IN_A_NAMESPACE = "bubblewrap in a user namespace"
 BY_ANOTHER_USER = "bubblewrap in a user namespace, by another user"

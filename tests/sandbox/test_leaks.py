@@ -13,7 +13,8 @@ from processes import descendants, handles, resident, runs
 
 from gem.sandbox import Limits, Session, run
 from gem.sandbox import pool as pools
-from gem.sandbox.escapes import ATTEMPTS, escaped, set_up_targets
+from gem.sandbox.escapes import ATTEMPTS
+from gem.sandbox.targets import escaped, set_up_targets
 
 pytestmark = pytest.mark.usefixtures("sandbox")
 

@@ -9,21 +9,17 @@ import pytest
 pytest.importorskip("transformers")
 
 from gem.rollout import ChatRenderer, Engine, Limits, rebn, run_episodes
+from gem.testing.advantages import of_groups, of_turns
 from gem.testing.conformance import (
     ComputedAdvantages,
     Difference,
     Harness,
     check_advantages,
     check_scenario,
-    difference,
-    every_turn,
-    of_groups,
-    of_turns,
-    one_scalar,
     prepare,
-    records_of,
     run,
 )
+from gem.testing.records import difference, every_turn, one_scalar, records_of
 from gem.testing.scenarios import scenarios
 
 
