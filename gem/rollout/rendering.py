@@ -395,7 +395,5 @@ def shared_renderer(
 
 
 @functools.lru_cache(maxsize=8)
-def _shared_renderer(
-    tokenizer: Any, system: str | None, tool_role: bool, template_kwargs: str, allow_control_tokens: bool
-) -> ChatRenderer:
-    return ChatRenderer(tokenizer, system, tool_role, json.loads(template_kwargs), allow_control_tokens)
+def _shared_renderer(tokenizer: Any, system: Any, tool_role: bool, template_kwargs: str, control: bool) -> ChatRenderer:
+    return ChatRenderer(tokenizer, system, tool_role, json.loads(template_kwargs), control)

@@ -19,7 +19,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -28,121 +27,13 @@ from typing import Any
 from gem.core import Env
 from gem.faults import error_text, is_from_user
 from gem.vector import process_worker
-from gem.vector.process_worker import (
-    FORK,
-    KILL,
-    NOT_SAVED,
-    ORDER,
-    Activity,
-    Heartbeat,
-    Job,
-    Message,
-    fingerprint,
-    messages,
-    packed,
-)
+from gem.vector.process_handle import Past, WorkerHandle, pickle_builds, pickle_setup
+from gem.vector.process_messages import KILL, NOT_SAVED, ORDER, Job
 from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Row, given_up, name_environment
 from gem.vector.vector_env import VectorEnv
 
 CLOSE_SECONDS = 5.0
 """What closing waits for the steps that are under way, where there is no timeout."""
-_CHUNK = 1 << 18
-
-
-class _Past:
-    """How an environment came into its state.
-
-    Attributes:
-        build: what built it, as a pickle; None for the function that the vector environment was given.
-        saved: the state that was saved last; None for a new environment.
-        calls: since then: methods, arguments, and fingerprints of what they returned.
-    """
-
-    def __init__(self) -> None:
-        self.build: bytes | None = None
-        self.saved: bytes | None = None
-        self.calls: list[tuple[str, tuple[Any, ...], int]] = []
-
-    def add(self, job: Job, row: Row | None, saved: bytes | None) -> None:
-        """Go on by a job that was done.
-
-        Args:
-            job: what was done.
-            row: what it returned; None if that cannot be read.
-            saved: the state after it; None if it was not saved.
-        """
-        if saved is not None or row is None:
-            self.saved, self.calls = saved or NOT_SAVED, []
-            return
-        if job.method != "step":  # a seeded reset, or another environment
-            self.saved, self.calls = None, []
-        if job.method == "assign_pickled":
-            self.build = job.arguments[0]
-        if job.method in ("reset", "step"):
-            self.calls.append((job.method, job.arguments, fingerprint(row)))
-
-
-class _Worker:
-    """A worker process, as its parent sees it.
-
-    Attributes:
-        number: by which the fork server knows it; another for each process.
-        indices: of its environments.
-        jobs: that it has not answered, by index.
-        tries: how often an environment was replaced for the job that it has now, by index.
-        late: what it did for too long, so that it was killed.
-        posted: when it was sent jobs, on the monotonic clock.
-        open: whether it has not closed its side of the socket.
-        deaths: how often it ended, without having answered anything, by nobody's fault or by that of an environment
-            from which nothing was expected.
-    """
-
-    def __init__(self, indices: range) -> None:
-        self.indices = indices
-        self.jobs: dict[int, Job] = {}
-        self.tries: dict[int, int] = {}
-        self.deaths = 0
-
-    def begin(self, number: int, control: socket.socket) -> None:
-        """Have a process started."""
-        self.number = number
-        self.late: Activity | None = None
-        self.posted = 0.0
-        self.open = True
-        self._outgoing, self._incoming = bytearray(), bytearray()
-        self.socket, theirs = socket.socketpair()
-        self.socket.setblocking(False)
-        with theirs, tempfile.TemporaryFile() as file:
-            file.truncate(Heartbeat.SIZE)
-            self.heartbeat = Heartbeat(file.fileno())
-            self.heartbeat.end()
-            with contextlib.suppress(ConnectionError):  # the fork server has ended: the next exchange tells
-                socket.send_fds(control, [ORDER.pack(FORK, number)], [theirs.fileno(), file.fileno()])
-
-    def post(self, jobs: list[Job]) -> bool:
-        """Send jobs as far as that goes without waiting; return whether all is sent."""
-        if jobs:
-            self._outgoing += packed(jobs)
-            self.posted = time.monotonic()
-        try:
-            while self._outgoing:
-                del self._outgoing[: self.socket.send(memoryview(self._outgoing)[:_CHUNK].tobytes())]
-        except (BlockingIOError, ConnectionError):  # the fork server tells of those that ended
-            return False
-        return True
-
-    def receive(self) -> list[Message]:
-        """Return the replies that are there."""
-        with contextlib.suppress(BlockingIOError, ConnectionError):
-            while data := self.socket.recv(_CHUNK):
-                self._incoming += data
-            self.open = False
-        return list(messages(self._incoming))
-
-    def end(self) -> None:
-        """Give back what belongs to a process that has ended."""
-        self.socket.close()
-        self.heartbeat.close()
 
 
 class ProcessVectorEnv(VectorEnv):
@@ -175,14 +66,14 @@ class ProcessVectorEnv(VectorEnv):
         if process_worker.is_starter:
             raise RuntimeError('a script that steps environments in processes needs `if __name__ == "__main__":`')
         self.timeout = timeout
-        self._setup = _pickled(self.env_fns, self.autoreset_mode, memory_limit)
-        self._pasts = [_Past() for _ in range(self.num_envs)]
+        self._setup = pickle_setup(self.env_fns, self.autoreset_mode, memory_limit)
+        self._pasts = [Past() for _ in range(self.num_envs)]
         self._seeds_given: dict[int, int] = {}
         self._next_look = 0.0
         self._number = 0
         self._selector = selectors.DefaultSelector()
         size = max(1, min(workers or _cores(), self.num_envs))
-        self._workers = [_Worker(range(first, self.num_envs, size)) for first in range(size)]
+        self._workers = [WorkerHandle(range(first, self.num_envs, size)) for first in range(size)]
         self._begin_starter()
         try:
             for worker in self._workers:
@@ -234,7 +125,7 @@ class ProcessVectorEnv(VectorEnv):
         self._control.setblocking(False)
         self._selector.register(self._control, selectors.EVENT_READ)
 
-    def _begin(self, worker: _Worker) -> None:
+    def _begin(self, worker: WorkerHandle) -> None:
         self._number += 1
         worker.begin(self._number, self._control)
         self._selector.register(worker.socket, selectors.EVENT_READ, worker)
@@ -243,7 +134,7 @@ class ProcessVectorEnv(VectorEnv):
         """Start calls; see :meth:`VectorEnv.start_calls`."""
         batches: dict[int, list[Job]] = {}
         if method == "assign":
-            method, arguments = "assign_pickled", {index: _pickle(build) for index, build in arguments.items()}
+            method, arguments = "assign_pickled", {index: pickle_builds(build) for index, build in arguments.items()}
             for index in arguments:
                 self._seeds_given.pop(index, None)
         for index, argument in arguments.items():
@@ -255,7 +146,7 @@ class ProcessVectorEnv(VectorEnv):
         for number, jobs in batches.items():
             self._post(self._workers[number], jobs)
 
-    def _post(self, worker: _Worker, jobs: list[Job]) -> None:
+    def _post(self, worker: WorkerHandle, jobs: list[Job]) -> None:
         """Send jobs; what the socket does not take yet is sent when it does."""
         if worker.open:
             waiting = selectors.EVENT_READ if worker.post(jobs) else selectors.EVENT_READ | selectors.EVENT_WRITE
@@ -291,7 +182,7 @@ class ProcessVectorEnv(VectorEnv):
                     self._selector.unregister(worker.socket)
         return rows, ended
 
-    def _received(self, worker: _Worker) -> list[tuple[int, Row]]:
+    def _received(self, worker: WorkerHandle) -> list[tuple[int, Row]]:
         rows, again = [], []
         for index, data, saved in worker.receive():
             job = worker.jobs[index]
@@ -311,7 +202,7 @@ class ProcessVectorEnv(VectorEnv):
         self._post(worker, again)
         return rows
 
-    def _unreadable(self, worker: _Worker, index: int, error: str) -> tuple[list[Job], Row | None]:
+    def _unreadable(self, worker: WorkerHandle, index: int, error: str) -> tuple[list[Job], Row | None]:
         """Return what to do, and to deliver, in the place of a reply that cannot be read."""
         if worker.jobs[index].method != "call":
             return self._again(worker, index, error)
@@ -368,7 +259,7 @@ class ProcessVectorEnv(VectorEnv):
             self._post(worker, jobs)
         return rows
 
-    def _failed(self, worker: _Worker, status: int, alone: bool) -> dict[int, str]:
+    def _failed(self, worker: WorkerHandle, status: int, alone: bool) -> dict[int, str]:
         """Return by which environments' fault a worker has ended, and how they failed.
 
         Args:
@@ -390,7 +281,7 @@ class ProcessVectorEnv(VectorEnv):
         worker.tries = dict.fromkeys(worker.jobs, CRASH_LIMIT)
         return dict.fromkeys(worker.jobs, error)
 
-    def _again(self, worker: _Worker, index: int, error: str | None) -> tuple[list[Job], Row | None]:
+    def _again(self, worker: WorkerHandle, index: int, error: str | None) -> tuple[list[Job], Row | None]:
         """Return the jobs that bring an environment back, or that replace it if its process ended by its fault."""
         past, job = self._pasts[index], worker.jobs.get(index)
         tries = worker.tries.get(index, 0)
@@ -421,29 +312,6 @@ class ProcessVectorEnv(VectorEnv):
         if job.method == "assign_pickled":
             return [take_over], ("", 0.0, False, False, {}, RuntimeError(error))
         return [take_over], given_up(error)
-
-
-def _pickled(env_fns: Sequence[Callable[[], Env]], mode: AutoresetMode, memory_limit: int | None) -> bytes:
-    """Return what the fork server needs; see :func:`gem.vector.process_worker.serve`."""
-    data = _pickle((env_fns, mode, memory_limit))
-    main: dict[str, Any] = {}
-    if b"__main__" in data:
-        from multiprocessing import spawn
-
-        names = ("init_main_from_name", "init_main_from_path")
-        found = spawn.get_preparation_data("gem-vector")
-        main = {name: found[name] for name in names if name in found}
-    return pickle.dumps((main, data))
-
-
-def _pickle(builds: Any) -> bytes:
-    try:
-        return pickle.dumps(builds)
-    except Exception as error:
-        raise TypeError(
-            f"the environments cannot be sent to other processes ({error_text(error)}): build and wrap them by "
-            "functions and classes that can be imported, not by a lambda or a function inside another"
-        ) from error
 
 
 def _cores() -> int:

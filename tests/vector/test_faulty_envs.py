@@ -178,7 +178,7 @@ def test_a_process_that_ends_again_and_again_by_nobodys_fault_ends_what_is_expec
 
 
 def _kill(worker):
-    from gem.vector.process_worker import KILL, ORDER
+    from gem.vector.process_messages import KILL, ORDER
 
     return ORDER.pack(KILL, worker.number)
 
