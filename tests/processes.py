@@ -1,5 +1,7 @@
 """What this process holds, and which processes it has started."""
 
+import signal
+
 import psutil
 
 
@@ -25,3 +27,8 @@ def handles():
 def resident():
     """Return the bytes of memory that are held."""
     return psutil.Process().memory_info().rss
+
+
+def take_interrupts() -> None:
+    """Let SIGINT end this process, for ``preexec_fn``: what a shell starts in the background ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

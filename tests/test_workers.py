@@ -58,7 +58,7 @@ def test_a_call_that_ends_its_process_is_told(worker):
 DRIPS = """
 import gc, time
 from gem.workers.channel import Channel
-(channel,) = (each for each in gc.get_objects() if isinstance(each, _Channel))
+(channel,) = (each for each in gc.get_objects() if isinstance(each, Channel))
 channel._socket.send(b"\\0" * 6 + b"\\xff\\xff")  # an answer of 65,535 bytes
 while True:
     channel._socket.send(b" ")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from processes import take_interrupts
 
 from gem.training.process import PACKAGES
 
@@ -38,9 +39,8 @@ def marked(mark):
 def test_nothing_is_left_running(trainer, trains, number, tmp_path):
     mark = uuid.uuid4().hex
     words = [sys.executable, str(EXAMPLES / f"train_{trainer}.py"), "--steps", "500", "--out", str(tmp_path / "out")]
-    with subprocess.Popen(
-        words, env={**os.environ, "GEM_TEST_MARK": mark}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as example:
+    variables, silent = {**os.environ, "GEM_TEST_MARK": mark}, subprocess.DEVNULL
+    with subprocess.Popen(words, env=variables, stdout=silent, stderr=silent, preexec_fn=take_interrupts) as example:
         sign = tmp_path / "out" / ("metrics.jsonl" if trains or trainer == "trl" else f"{trainer}.log")
         end = time.monotonic() + START_SECONDS
         while not (sign.exists() and sign.stat().st_size):

@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+from processes import take_interrupts
 
 from gem.training.process import TrainerFailed, read_rows, require_trainer, run_trainer
 from gem.training.process_tree import ProcessTree
@@ -126,7 +127,8 @@ def importable(monkeypatch):
 def test_a_signal_to_the_starter_ends_all_that_the_trainer_has_started(tmp_path, sign, importable):
     log = tmp_path / "log"
     deaf = ["deaf"] if sign == signal.SIGKILL else []
-    starter = subprocess.Popen([sys.executable, "-c", STARTER, FAMILY, str(log), *deaf], stderr=subprocess.DEVNULL)
+    words = [sys.executable, "-c", STARTER, FAMILY, str(log), *deaf]
+    starter = subprocess.Popen(words, stderr=subprocess.DEVNULL, preexec_fn=take_interrupts)
     wait_for(lambda: log.is_file() and log.read_text().endswith("\n"))
     family = [int(pid) for pid in log.read_text().split()]
     assert len(family) == 3
