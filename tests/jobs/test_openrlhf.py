@@ -78,7 +78,7 @@ def write(experiences):
 
 
 def write_rows(out, *arguments):
-    command = [sys.executable, "-m", "gem_openrlhf", "--out", str(out), *arguments]
+    command = [sys.executable, "-m", "gem", "tasks", *arguments, "--format", "openrlhf", "--out", str(out)]
     subprocess.run(command, check=True, capture_output=True)
 
 
@@ -125,10 +125,10 @@ def test_a_job_is_trained_validated_and_resumed_while_one_of_eight_episodes_fail
     (tmp_path / "agent.py").write_text(AGENT)
     (tmp_path / "spy.py").write_text(SPY)
     half = GROUPS * STEPS // 2
-    measured = ["--model", str(small_model), "--max-len", "512"]
+    measured = ["--model", str(small_model), "--max-context", "512"]
     flaky = f"env={FLAKY},fails=chance"
-    write_rows(tmp_path / "train.jsonl", *measured, "--tasks", f"env={NEAR},seeds=0:{half};{flaky},seeds=0:{half}")
-    validation = ["--split", "eval", "--tasks", f"env={NEAR},seeds=0:6", "--tasks", f"{flaky},seeds=0:6"]
+    write_rows(tmp_path / "train.jsonl", *measured, f"env={NEAR},seeds=0:{half};{flaky},seeds=0:{half}")
+    validation = ["--split", "eval", f"env={NEAR},seeds=0:6", f"{flaky},seeds=0:6"]
     write_rows(tmp_path / "eval.jsonl", *measured, *validation)
 
     first = train(tmp_path, small_model, "--train.num_episodes", "1")
@@ -182,8 +182,8 @@ def test_a_job_is_trained_validated_and_resumed_while_one_of_eight_episodes_fail
 def test_an_asynchronous_job_with_a_critic_leaves_failures_out_too(small_model, tmp_path):
     (tmp_path / "agent.py").write_text(AGENT)
     (tmp_path / "spy.py").write_text(SPY)
-    write_rows(tmp_path / "train.jsonl", "--env", FLAKY, "--seeds", "0:16", "--env-kwargs", '{"fails": "every"}')
-    write_rows(tmp_path / "eval.jsonl", "--env", NEAR, "--seeds", "0:4", "--split", "eval")
+    write_rows(tmp_path / "train.jsonl", f"env={FLAKY},seeds=0:16,fails=every")
+    write_rows(tmp_path / "eval.jsonl", f"env={NEAR},seeds=0:4", "--split", "eval")
     flags = ["--train.async_enable", "--algo.advantage.estimator", "gae", "--vllm.num_engines", "1"]
     output = train(
         tmp_path,

@@ -50,8 +50,9 @@ runpy.run_module("RL2.trainer.ppo", run_name="__main__", alter_sys=True)
 """
 
 
-def write_rows(*arguments):
-    done = subprocess.run([sys.executable, "-m", "gem_rl2", *map(str, arguments)], capture_output=True, text=True)
+def write_rows(out, *arguments):
+    command = [sys.executable, "-m", "gem", "tasks", *arguments, "--format", "rl2", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -113,10 +114,8 @@ def check_log(found, folder, steps, split):
 
 def test_rows_of_several_environments_are_mixed(tmp_path):
     source = f"env=mylab:Near-v0,seeds=0:4;env=mylab:Flaky-v0,fails=member,attempts={tmp_path},seeds=0:2"
-    assert "6 tasks" in write_rows(source, tmp_path / "train.jsonl")
-    write_rows(
-        "env=mylab:Near-v0,seeds=0:2,split=eval", "env=mylab:Flaky-v0,seeds=0:1,split=eval", tmp_path / "x.jsonl"
-    )
+    assert "6 tasks" in write_rows(tmp_path / "train.jsonl", source)
+    write_rows(tmp_path / "x.jsonl", "env=mylab:Near-v0,seeds=0:2", "env=mylab:Flaky-v0,seeds=0:1", "--split", "eval")
     lines = [json.loads(line) for name in ("train", "x") for line in (tmp_path / f"{name}.jsonl").open()]
     tasks = [Task.from_json(row["extra_info"]["task"]) for row in lines]
     assert [task.env_id[6:10] for task in tasks] == [
@@ -131,16 +130,16 @@ def test_rows_of_several_environments_are_mixed(tmp_path):
         "Near",
     ]
     assert tasks[1].env_kwargs == {"fails": "member", "attempts": str(tmp_path)}
-    with pytest.raises(AssertionError, match=r"error: .*lenght"):
-        write_rows("env=mylab:Near-v0,seeds=0:4", "env=mylab:Near-v0,seeds=0:4,lenght=3", tmp_path / "y.jsonl")
+    with pytest.raises(AssertionError, match=r"gem: .*lenght"):
+        write_rows(tmp_path / "y.jsonl", "env=mylab:Near-v0,seeds=0:4", "env=mylab:Near-v0,seeds=0:4,lenght=3")
 
 
 @pytest.mark.slow
 def test_a_job_with_wrapper_tool_kl_and_validation_that_resumes(tmp_path):
     flaky = f"env=mylab:Flaky-v0,fails=member,attempts={tmp_path / 'attempts'}"
-    write_rows(f"env=mylab:Near-v0,seeds=0:8;{flaky},seeds=0:8", tmp_path / "train.jsonl")
+    write_rows(tmp_path / "train.jsonl", f"env=mylab:Near-v0,seeds=0:8;{flaky},seeds=0:8")
     write_rows(
-        "env=mylab:Near-v0,seeds=0:4,split=eval;env=mylab:Flaky-v0,seeds=0:4,split=eval", tmp_path / "test.jsonl"
+        tmp_path / "test.jsonl", "env=mylab:Near-v0,seeds=0:4", "env=mylab:Flaky-v0,seeds=0:4", "--split", "eval"
     )
     (tmp_path / "lab.py").write_text(LAB)
     keys = {
@@ -172,8 +171,8 @@ def test_a_job_with_wrapper_tool_kl_and_validation_that_resumes(tmp_path):
 
 @pytest.mark.slow
 def test_ten_steps_in_which_one_of_eight_episodes_fails(tmp_path):
-    write_rows("env=mylab:Flaky-v0,fails=chance,seeds=0:40", tmp_path / "train.jsonl")
-    write_rows("env=mylab:Near-v0,seeds=0:4,split=eval", tmp_path / "test.jsonl")
+    write_rows(tmp_path / "train.jsonl", "env=mylab:Flaky-v0,fails=chance,seeds=0:40")
+    write_rows(tmp_path / "test.jsonl", "env=mylab:Near-v0,seeds=0:4", "--split", "eval")
     (tmp_path / "lab.py").write_text(LAB)
     (tmp_path / "recorded.py").write_text(RECORDED)
     keys = {
