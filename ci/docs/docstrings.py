@@ -23,7 +23,7 @@ def as_markdown(text: str) -> str:
     text = _ROLE.sub(r"`\1`", text + "\n")
     text = _CODE_BLOCK.sub(_code_block, text)
     text = _DOCTEST.sub(lambda found: _fenced("pycon", found[0]), text)
-    return _TABLE.sub(lambda found: _fenced("text", found[0]), text).rstrip("\n")
+    return _TABLE.sub(lambda found: _fenced("text", found[0].replace("`", "")), text).rstrip("\n")
 
 
 def _code_block(found: re.Match[str]) -> str:
