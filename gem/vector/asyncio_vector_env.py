@@ -21,7 +21,7 @@ from typing import Any
 from gem.core import Env, ResetNeeded
 from gem.faults import call_unforked, error_text
 from gem.step_results import checked_reset, checked_step
-from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Row, Slot, given_up, needs_reset
+from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Slot, StepOutcome, given_up, needs_reset
 from gem.vector.stepper import Stepper
 from gem.vector.vector_env import LocalVectorEnv
 
@@ -43,7 +43,7 @@ class _Place(Stepper):
 
     __slots__ = ("_begin", "_deliver", "_doing", "_error", "_index", "_last", "late", "since", "slot", "tries")
 
-    def __init__(self, index: int, slot: Slot, deliver: Callable[[int, Row], None]) -> None:
+    def __init__(self, index: int, slot: Slot, deliver: Callable[[int, StepOutcome], None]) -> None:
         super().__init__()
         self.slot = slot
         self.since: float | None = None
@@ -52,7 +52,7 @@ class _Place(Stepper):
         self._index, self._deliver = index, deliver
         self._doing = ""
         self._begin = False
-        self._last: Row | None = None
+        self._last: StepOutcome | None = None
         self._error = ""
         slot.allow = self.allow
 
@@ -95,8 +95,8 @@ class _Place(Stepper):
                     return self.replace(self.late)
                 raise failure
             if self._doing == "step":
-                last = *checked_step(slot.env, result), None
-                if not (last[2] or last[3]):
+                last = StepOutcome(*checked_step(slot.env, result))
+                if not (last.terminated or last.truncated):
                     return self._done(last)
                 if slot.mode is AutoresetMode.SAME_STEP:
                     self._doing, self._last = "reset after", last
@@ -148,9 +148,9 @@ class _Place(Stepper):
         if coroutine is not None:
             self.run(coroutine)
 
-    def _done(self, row: Row) -> Coroutine[Any, Any, Any] | None:
+    def _done(self, outcome: StepOutcome) -> Coroutine[Any, Any, Any] | None:
         self.since, self.late, self.tries, self._last = None, "", 0, None
-        self._deliver(self._index, row)
+        self._deliver(self._index, outcome)
         return None
 
 
@@ -159,14 +159,14 @@ class _Stage:
 
     Attributes:
         slots: of the environments.
-        rows: that are ready.
+        outcomes: that are ready.
         abandoned: how many coroutines did not heed their cancellation.
     """
 
     def __init__(self, slots: list[Slot], timeout: float | None) -> None:
         self.slots = slots
         self.timeout = timeout
-        self.rows: list[tuple[int, Row]] = []
+        self.outcomes: list[tuple[int, StepOutcome]] = []
         self.abandoned = 0
         self.loop = asyncio.new_event_loop()
         self._places: list[_Place] = []
@@ -191,7 +191,7 @@ class _Stage:
             place.call(method, argument)
 
     def wait(self, seconds: float | None) -> None:
-        """Run the loop until a row is ready, or the time is up."""
+        """Run the loop until an outcome is ready, or the time is up."""
         if asyncio._get_running_loop() is not None:  # this thread is taken: the other one must do it
             self._away_since, self._awaited = 0.0, True
             self._ready.wait(seconds)
@@ -199,7 +199,7 @@ class _Stage:
             self._take_turn()
             try:
                 self._awaited = True
-                if not self.rows:
+                if not self.outcomes:
                     timer = None if seconds is None else self.loop.call_later(seconds, self.loop.stop)
                     self.loop.run_forever()
                     if timer is not None:
@@ -246,8 +246,8 @@ class _Stage:
             finally:
                 self._turn.release()
 
-    def _deliver(self, index: int, row: Row) -> None:
-        self.rows.append((index, row))
+    def _deliver(self, index: int, outcome: StepOutcome) -> None:
+        self.outcomes.append((index, outcome))
         if self._awaited:
             self._awaited = False
             self._ready.set()
@@ -315,13 +315,13 @@ class AsyncioVectorEnv(LocalVectorEnv):
         """Start calls; see :meth:`VectorEnv.start_calls`."""
         self._stage.loop.call_soon_threadsafe(self._stage.start, method, arguments)
 
-    def finished_calls(self, seconds: float | None) -> list[tuple[int, Row]]:
-        """Return the rows of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
+    def finished_calls(self, seconds: float | None) -> list[tuple[int, StepOutcome]]:
+        """Return the outcomes of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
         stage = self._stage
-        if not stage.rows:
+        if not stage.outcomes:
             stage.wait(seconds)
-        count = len(stage.rows)
-        rows = stage.rows[:count]
-        del stage.rows[:count]
+        count = len(stage.outcomes)
+        outcomes = stage.outcomes[:count]
+        del stage.outcomes[:count]
         self.restarts = stage.abandoned
-        return rows
+        return outcomes

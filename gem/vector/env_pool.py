@@ -35,7 +35,7 @@ from weakref import WeakMethod
 from gem.core import Env, Info, StepResult
 from gem.faults import EnvironmentFailed
 from gem.vector.backends import load_backend
-from gem.vector.slot import AutoresetMode, CrashLoop, Row
+from gem.vector.slot import AutoresetMode, Kind, StepOutcome
 
 CHECK_SECONDS = 0.25
 """How often deadlines are checked, at least."""
@@ -77,7 +77,7 @@ class _PoolSlot:
 
     index: int
     state: _State = _State.FREE
-    result: asyncio.Future[Row] | None = None
+    result: asyncio.Future[StepOutcome] | None = None
     closed: asyncio.Future[None] | None = None
 
 
@@ -94,8 +94,8 @@ class PooledEnv:
         Raises:
             EnvironmentFailed: it failed.
         """
-        observation, _, _, _, info, _ = await self._call("reset", seed)
-        return observation, info
+        outcome = await self._call("reset", seed)
+        return outcome.observation, outcome.info
 
     async def step(self, action: str) -> StepResult:
         """Step the environment.
@@ -104,8 +104,7 @@ class PooledEnv:
             EnvironmentFailed: it failed.
             ResetNeeded: its episode has ended or not begun.
         """
-        observation, reward, terminated, truncated, info, _ = await self._call("step", action)
-        return observation, reward, terminated, truncated, info
+        return (await self._call("step", action))[:5]
 
     async def get(self, name: str) -> Any:
         """Return an attribute of the environment.
@@ -113,7 +112,7 @@ class PooledEnv:
         Raises:
             RuntimeError: it has none of that name.
         """
-        return (await self._call("call", (name, (), {})))[0]
+        return (await self._call("call", (name, (), {}))).observation
 
     @property
     def env(self) -> Env:
@@ -140,7 +139,7 @@ class PooledEnv:
         assert self._closed is not None
         await asyncio.shield(self._closed)
 
-    async def _call(self, method: str, argument: Any) -> Row:
+    async def _call(self, method: str, argument: Any) -> StepOutcome:
         if self._closed is not None:
             raise RuntimeError("this environment is closed")
         return await self._pool.call(self._slot, method, argument)
@@ -205,7 +204,7 @@ class EnvPool:
             raise
         return env
 
-    async def call(self, slot: _PoolSlot, method: str, argument: Any) -> Row:
+    async def call(self, slot: _PoolSlot, method: str, argument: Any) -> StepOutcome:
         """Call the environment in a slot and await the result; for :class:`PooledEnv`."""
         if self._closed:
             raise RuntimeError("this environment is closed")
@@ -213,15 +212,12 @@ class EnvPool:
             raise RuntimeError("this environment is being called already")
         result = self._start(slot, method, argument)  # which raises if the argument cannot be sent to a process
         slot.state = _State.CALLING
-        row = await result
-        fault = row[5]
-        if isinstance(fault, CrashLoop):
-            raise EnvironmentFailed(fault.error)
-        if isinstance(fault, Exception):
-            raise fault
-        if fault:
-            raise EnvironmentFailed(fault)
-        return row
+        outcome = await result
+        if outcome.kind is Kind.REFUSED:
+            raise outcome.error
+        if outcome.kind in (Kind.FAILURE, Kind.GIVEN_UP):
+            raise EnvironmentFailed(outcome.error)
+        return outcome
 
     def close_when_idle(self, slot: _PoolSlot) -> asyncio.Future[None]:
         """Have a slot's environment closed when nothing runs in it; return what is done afterwards."""
@@ -270,7 +266,7 @@ class EnvPool:
         """Close the pool."""
         await self.aclose()
 
-    def _start(self, slot: _PoolSlot, method: str, argument: Any) -> asyncio.Future[Row]:
+    def _start(self, slot: _PoolSlot, method: str, argument: Any) -> asyncio.Future[StepOutcome]:
         self._vec.start_calls(method, {slot.index: argument})
         slot.result = self._loop.create_future()
         if self._timer is None and self._vec.timeout is not None:
@@ -302,11 +298,11 @@ class EnvPool:
         self._collect_scheduled = False
         if self._closed:  # a call that has returned meanwhile: its environment is closed with all others
             return
-        for index, row in self._vec.finished_calls(0.0):
+        for index, outcome in self._vec.finished_calls(0.0):
             slot = self._slots[index]
             assert slot.result is not None
             if not slot.result.done():  # else whoever awaited it was cancelled
-                slot.result.set_result(row)
+                slot.result.set_result(outcome)
             slot.result = None
             if slot.state is _State.CLOSING:
                 slot.state = _State.FREE

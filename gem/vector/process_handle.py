@@ -24,7 +24,7 @@ from gem.vector.process_messages import (
     messages,
     packed,
 )
-from gem.vector.slot import AutoresetMode, Row
+from gem.vector.slot import AutoresetMode, StepOutcome
 
 _CHUNK = 1 << 18
 
@@ -43,15 +43,15 @@ class Past:
         self.saved: bytes | None = None
         self.calls: list[tuple[str, tuple[Any, ...], int]] = []
 
-    def add(self, job: Job, row: Row | None, saved: bytes | None) -> None:
+    def add(self, job: Job, outcome: StepOutcome | None, saved: bytes | None) -> None:
         """Go on by a job that was done.
 
         Args:
             job: what was done.
-            row: what it returned; None if that cannot be read.
+            outcome: what it returned; None if that cannot be read.
             saved: the state after it; None if it was not saved.
         """
-        if saved is not None or row is None:
+        if saved is not None or outcome is None:
             self.saved, self.calls = saved or NOT_SAVED, []
             return
         if job.method != "step":  # a seeded reset, or another environment
@@ -59,7 +59,7 @@ class Past:
         if job.method == "assign_pickled":
             self.build = job.arguments[0]
         if job.method in ("reset", "step"):
-            self.calls.append((job.method, job.arguments, fingerprint(row)))
+            self.calls.append((job.method, job.arguments, fingerprint(outcome)))
 
 
 class WorkerHandle:

@@ -13,7 +13,7 @@ from pickle import HIGHEST_PROTOCOL, dumps
 from time import monotonic
 from typing import Any, NamedTuple
 
-from gem.vector.slot import Row
+from gem.vector.slot import StepOutcome
 
 NOT_SAVED = b""
 """In the place of a state that cannot be saved."""
@@ -102,7 +102,7 @@ class Message(NamedTuple):
 
     Attributes:
         env: the number of the environment; -1 for none.
-        data: a pickle, of jobs or of a row.
+        data: a pickle, of jobs or of an outcome.
         saved: the state after the job; None if it was not saved.
     """
 
@@ -130,6 +130,6 @@ def messages(buffer: bytearray) -> Iterator[Message]:
         yield message
 
 
-def fingerprint(row: Row) -> int:
-    """Return a number that another row is unlikely to have."""
-    return zlib.crc32(repr(row[:4]).encode())
+def fingerprint(outcome: StepOutcome) -> int:
+    """Return a number that another outcome is unlikely to have."""
+    return zlib.crc32(repr(tuple(outcome[:4])).encode())

@@ -29,7 +29,7 @@ from gem.faults import error_text, is_from_user
 from gem.vector import process_worker
 from gem.vector.process_handle import Past, WorkerHandle, pickle_builds, pickle_setup
 from gem.vector.process_messages import KILL, NOT_SAVED, ORDER, Job
-from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Row, given_up, name_environment
+from gem.vector.slot import CRASH_LIMIT, AutoresetMode, StepOutcome, given_up, name_environment, refused
 from gem.vector.vector_env import VectorEnv
 
 CLOSE_SECONDS = 5.0
@@ -153,20 +153,20 @@ class ProcessVectorEnv(VectorEnv):
             if self._selector.get_key(worker.socket).events != waiting:
                 self._selector.modify(worker.socket, waiting, worker)
 
-    def finished_calls(self, seconds: float | None) -> list[tuple[int, Row]]:
-        """Return the rows of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
+    def finished_calls(self, seconds: float | None) -> list[tuple[int, StepOutcome]]:
+        """Return the outcomes of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
         end = None if seconds is None else time.monotonic() + seconds
         while True:
             left = None if end is None else max(0.0, end - time.monotonic())
             waits = [limit for limit in (left, self._kill_late()) if limit is not None]
-            rows, ended = self._exchange(min(waits, default=None))
-            rows += self._revive(ended)
-            if rows or left == 0.0:
-                return rows
+            outcomes, ended = self._exchange(min(waits, default=None))
+            outcomes += self._revive(ended)
+            if outcomes or left == 0.0:
+                return outcomes
 
-    def _exchange(self, seconds: float | None) -> tuple[list[tuple[int, Row]], list[tuple[int, int]] | None]:
-        """Send and receive; return rows, and number and status of processes that ended (None: the fork server)."""
-        rows: list[tuple[int, Row]] = []
+    def _exchange(self, seconds: float | None) -> tuple[list[tuple[int, StepOutcome]], list[tuple[int, int]] | None]:
+        """Send and receive; return outcomes, and number and status of processes that ended (None: the fork server)."""
+        outcomes: list[tuple[int, StepOutcome]] = []
         ended: list[tuple[int, int]] | None = []
         for key, events in self._selector.select(seconds):
             worker = key.data
@@ -177,37 +177,37 @@ class ProcessVectorEnv(VectorEnv):
             if events & selectors.EVENT_WRITE:
                 self._post(worker, [])
             if events & selectors.EVENT_READ:
-                rows += self._received(worker)
+                outcomes += self._received(worker)
                 if not worker.open:
                     self._selector.unregister(worker.socket)
-        return rows, ended
+        return outcomes, ended
 
-    def _received(self, worker: WorkerHandle) -> list[tuple[int, Row]]:
-        rows, again = [], []
+    def _received(self, worker: WorkerHandle) -> list[tuple[int, StepOutcome]]:
+        outcomes, again = [], []
         for index, data, saved in worker.receive():
             job = worker.jobs[index]
             worker.deaths = 0
             try:
-                row = pickle.loads(data)
+                outcome = pickle.loads(data)
             except BaseException as error:
                 if is_from_user(error):
                     raise
                 self._pasts[index].add(job, None, saved)
-                jobs, row = self._unreadable(worker, index, f"what it returned cannot be read: {error_text(error)}")
+                jobs, outcome = self._unreadable(worker, index, f"what it returned cannot be read: {error_text(error)}")
                 again += jobs
             else:
-                self._pasts[index].add(worker.jobs.pop(index), row, saved)
+                self._pasts[index].add(worker.jobs.pop(index), outcome, saved)
                 worker.tries.pop(index, None)
-            rows += [] if row is None else [(index, row)]
+            outcomes += [] if outcome is None else [(index, outcome)]
         self._post(worker, again)
-        return rows
+        return outcomes
 
-    def _unreadable(self, worker: WorkerHandle, index: int, error: str) -> tuple[list[Job], Row | None]:
+    def _unreadable(self, worker: WorkerHandle, index: int, error: str) -> tuple[list[Job], StepOutcome | None]:
         """Return what to do, and to deliver, in the place of a reply that cannot be read."""
         if worker.jobs[index].method != "call":
             return self._again(worker, index, error)
         del worker.jobs[index]
-        return [], ("", 0.0, False, False, {}, RuntimeError(error))
+        return [], refused(RuntimeError(error))
 
     def _kill_late(self) -> float | None:
         """Kill the workers whose step takes too long; return the seconds until the next can."""
@@ -232,19 +232,19 @@ class ProcessVectorEnv(VectorEnv):
                     self._control.send(ORDER.pack(KILL, worker.number))
         return self._next_look - now
 
-    def _revive(self, ended: list[tuple[int, int]] | None) -> list[tuple[int, Row]]:
-        """Start processes in the place of those that ended; return rows that they had sent, or that are given up."""
+    def _revive(self, ended: list[tuple[int, int]] | None) -> list[tuple[int, StepOutcome]]:
+        """Start processes in the place of those that ended; return what they had sent, and what is given up."""
         alone = ended is not None
         if ended is None:  # and so have the workers
             self._selector.unregister(self._control)
             self._stop()
             ended = [(worker.number, signal.SIGKILL) for worker in self._workers]
             self._begin_starter()
-        rows = []
+        outcomes = []
         for number, status in ended:
             worker = next(worker for worker in self._workers if worker.number == number)
             registered = worker.open
-            rows += self._received(worker)
+            outcomes += self._received(worker)
             if registered:
                 self._selector.unregister(worker.socket)
             failed = self._failed(worker, status, alone)
@@ -253,11 +253,11 @@ class ProcessVectorEnv(VectorEnv):
             self._begin(worker)
             jobs = []
             for each in worker.indices:
-                again, row = self._again(worker, each, failed.get(each))
+                again, outcome = self._again(worker, each, failed.get(each))
                 jobs += again
-                rows += [(each, row)] if row else []
+                outcomes += [(each, outcome)] if outcome else []
             self._post(worker, jobs)
-        return rows
+        return outcomes
 
     def _failed(self, worker: WorkerHandle, status: int, alone: bool) -> dict[int, str]:
         """Return by which environments' fault a worker has ended, and how they failed.
@@ -281,7 +281,7 @@ class ProcessVectorEnv(VectorEnv):
         worker.tries = dict.fromkeys(worker.jobs, CRASH_LIMIT)
         return dict.fromkeys(worker.jobs, error)
 
-    def _again(self, worker: WorkerHandle, index: int, error: str | None) -> tuple[list[Job], Row | None]:
+    def _again(self, worker: WorkerHandle, index: int, error: str | None) -> tuple[list[Job], StepOutcome | None]:
         """Return the jobs that bring an environment back, or that replace it if its process ended by its fault."""
         past, job = self._pasts[index], worker.jobs.get(index)
         tries = worker.tries.get(index, 0)
@@ -310,7 +310,7 @@ class ProcessVectorEnv(VectorEnv):
         worker.tries.pop(index, None)
         past.saved = NOT_SAVED
         if job.method == "assign_pickled":
-            return [take_over], ("", 0.0, False, False, {}, RuntimeError(error))
+            return [take_over], refused(RuntimeError(error))
         return [take_over], given_up(error)
 
 

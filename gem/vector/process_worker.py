@@ -32,7 +32,7 @@ from typing import Any, NoReturn
 from gem.core import Env
 from gem.faults import end_forked_child, error_text, fork_depth
 from gem.vector.process_messages import KILL, NOT_SAVED, ORDER, Heartbeat, Job, fingerprint, messages, packed
-from gem.vector.slot import AutoresetMode, Row, Slot
+from gem.vector.slot import AutoresetMode, Kind, Slot, StepOutcome, refused
 
 FLUSH_SECONDS = 0.001
 """How long a worker keeps results while it goes on with other jobs."""
@@ -162,50 +162,49 @@ class _WorkerSlot(Slot):
         """Return False: nobody presses Ctrl-C here."""
         return False
 
-    def do(self, method: str, arguments: tuple[Any, ...]) -> tuple[Row, bytes | None]:
-        """Call a method; return its row, and the state after it if it is to be saved."""
+    def do(self, method: str, arguments: tuple[Any, ...]) -> tuple[StepOutcome, bytes | None]:
+        """Call a method; return its outcome, and the state after it if it is to be saved."""
         begin = time.perf_counter()
-        row: Row = getattr(self, method)(*arguments)
+        outcome: StepOutcome = getattr(self, method)(*arguments)
         self._playing += time.perf_counter() - begin
         self._calls += 1
-        if method == "reset" and arguments[0] is not None and not row[5]:
+        if method == "reset" and arguments[0] is not None and outcome.error is None:
             self._playing, self._calls = 0.0, 1  # this seed and what follows bring the state back
-            return row, None
+            return outcome, None
         if method in ("first", "assign_pickled"):  # as the building does
             self._playing, self._calls = 0.0, 0
-            return row, None
-        needed = bool(row[5]) or method == "call" or method == "reset" or self._calls > REPLAY_LENGTH
+            return outcome, None
+        needed = outcome.error is not None or method == "call" or method == "reset" or self._calls > REPLAY_LENGTH
         if not needed and self._playing < REPLAY_SHARE * self._saving:
-            return row, None
+            return outcome, None
         begin = time.perf_counter()
         try:
             saved = dumps(self.get_state())
         except BaseException:  # noqa: BLE001 (whatever get_state raises: a contract that some do not keep)
             self._saving = float("inf")
-            return row, NOT_SAVED if needed else None
+            return outcome, NOT_SAVED if needed else None
         self._saving = time.perf_counter() - begin
         self._playing, self._calls = 0.0, 0
-        return row, saved
+        return outcome, saved
 
-    def first(self, name: str) -> Row:
+    def first(self, name: str) -> StepOutcome:
         """Build the first environment, which the error refers to by ``name``."""
-        row = self.assign(self._build)
-        if row[5]:
-            error = error_text(row[5]) if isinstance(row[5], Exception) else row[5]
-            return *row[:5], RuntimeError(f"{name} cannot be built: {error}")
-        return row
+        outcome = self.assign(self._build)
+        if outcome.error is not None:
+            return refused(RuntimeError(f"{name} cannot be built: {error_text(outcome.error)}"))
+        return outcome
 
-    def assign_pickled(self, build: bytes) -> Row:
+    def assign_pickled(self, build: bytes) -> StepOutcome:
         """Put another environment into this slot; see :meth:`assign`."""
         try:
             function = loads(build)
         except BaseException as error:  # noqa: BLE001 (whatever an import raises)
             if not isinstance(error, Exception):
                 error = RuntimeError(error_text(error))
-            return "", 0.0, False, False, {}, error
+            return refused(error)
         return self.assign(function)
 
-    def reset(self, seed: int | None = None) -> Row:
+    def reset(self, seed: int | None = None) -> StepOutcome:
         """Begin an episode, also where the environment was lost: nobody asks for the old one."""
         if isinstance(self.env, _Lost) and seed is not None:
             self.env = None
@@ -304,13 +303,13 @@ class _Worker:
         if method in ("take_over", "restore", "lose"):
             getattr(slot, method)(*arguments)
             return
-        row, saved = slot.do(method, arguments)
+        outcome, saved = slot.do(method, arguments)
         try:
-            self._replies += packed(row, index, saved)
+            self._replies += packed(outcome, index, saved)
         except BaseException as error:  # noqa: BLE001 (an object's own __reduce__ may raise anything)
-            row, saved = _unsendable(slot, method, saved, error_text(error))
-            self._replies += packed(row, index, saved)
-        if isinstance(row[5], str) and "MemoryError" in row[5]:
+            outcome, saved = _unsendable(slot, method, saved, error_text(error))
+            self._replies += packed(outcome, index, saved)
+        if outcome.kind is Kind.FAILURE and "MemoryError" in outcome.error:
             self._heartbeat.end()
             self._flush()
             _exit(os.EX_SOFTWARE)  # what took the memory may have kept it: the others go on in a new process
@@ -355,9 +354,9 @@ def _identity(descriptor: int) -> tuple[int, ...] | None:
         return None
 
 
-def _unsendable(slot: _WorkerSlot, method: str, saved: bytes | None, error: str) -> tuple[Row, bytes | None]:
-    """Return what to answer in the place of a row that cannot be pickled, and the state."""
+def _unsendable(slot: _WorkerSlot, method: str, saved: bytes | None, error: str) -> tuple[StepOutcome, bytes | None]:
+    """Return what to answer in the place of an outcome that cannot be pickled, and the state."""
     error = f"what it returned cannot be sent: {error}"
     if method in ("call", "assign_pickled"):
-        return ("", 0.0, False, False, {}, RuntimeError(error)), saved
+        return refused(RuntimeError(error)), saved
     return slot.do("replace", (error, None, method == "reset"))

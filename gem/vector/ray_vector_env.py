@@ -13,7 +13,7 @@ from typing import Any
 
 from gem.core import Env
 from gem.faults import error_text
-from gem.vector.slot import BUILD_SECONDS, CRASH_LIMIT, AutoresetMode, Row, Slot, given_up
+from gem.vector.slot import BUILD_SECONDS, CRASH_LIMIT, AutoresetMode, Slot, StepOutcome, given_up
 from gem.vector.vector_env import VectorEnv
 
 CLOSE_SECONDS = 5.0
@@ -30,11 +30,11 @@ class _Actor:
         """Build the environment."""
         self._slot.build()
 
-    def do(self, method: str, argument: Any) -> Row:
+    def do(self, method: str, argument: Any) -> StepOutcome:
         """Call a method of the slot."""
         return getattr(self._slot, method)(argument)
 
-    def replace(self, error: str, begin: bool, seed: int | None, faults: int) -> Row:
+    def replace(self, error: str, begin: bool, seed: int | None, faults: int) -> StepOutcome:
         """Go on in the place of an actor that was lost."""
         self._slot.inherit(seed, faults)
         return self._slot.replace(error, None, begin)
@@ -100,25 +100,26 @@ class RayVectorEnv(VectorEnv):
             call = self._actors[index].do.remote(method, argument)
             self._under[call] = index, method, time.monotonic()
 
-    def finished_calls(self, seconds: float | None) -> list[tuple[int, Row]]:
-        """Return the rows of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
+    def finished_calls(self, seconds: float | None) -> list[tuple[int, StepOutcome]]:
+        """Return the outcomes of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
         end = None if seconds is None else time.monotonic() + seconds
-        rows: list[tuple[int, Row]] = []
-        while not rows:
+        outcomes: list[tuple[int, StepOutcome]] = []
+        while not outcomes:
             left = None if end is None else max(0.0, end - time.monotonic())
             waits = [limit for limit in (left, self._kill_late()) if limit is not None]
             calls = list(self._under)
             if self._ray.wait(calls, timeout=min(waits, default=None))[0]:
                 ready, _ = self._ray.wait(calls, num_returns=len(calls), timeout=0)
-                rows = [row for call in ready if (row := self._row(call, *self._under.pop(call))) is not None]
+                found = (self._outcome(call, *self._under.pop(call)) for call in ready)
+                outcomes = [outcome for outcome in found if outcome is not None]
             if left == 0.0:
                 break
-        return rows
+        return outcomes
 
-    def _row(self, call: Any, index: int, method: str, since: float) -> tuple[int, Row] | None:
-        """Return the row of a call that has ended; None if the environment is being replaced."""
+    def _outcome(self, call: Any, index: int, method: str, since: float) -> tuple[int, StepOutcome] | None:
+        """Return the outcome of a call that has ended; None if the environment is being replaced."""
         try:
-            row = self._ray.get(call)
+            outcome = self._ray.get(call)
         except self._ray.exceptions.RayError as failure:
             error = _cause(failure)
             if index in self._late:
@@ -132,9 +133,9 @@ class RayVectorEnv(VectorEnv):
                 call = actor.remote(error, method == "reset", seed, faults)
                 self._under[call] = index, method, time.monotonic() + BUILD_SECONDS
                 return None
-            row = given_up(error)
+            outcome = given_up(error)
         self._replaced.pop(index, None)
-        return index, row
+        return index, outcome
 
     def _kill_late(self) -> float | None:
         """Kill the actors whose step takes too long, for Ray to start again; return the seconds until the next can."""

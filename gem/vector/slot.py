@@ -1,8 +1,8 @@
 """Slot: the place of one environment in a vector environment, wherever it is stepped.
 
 A slot knows what comes after an episode (autoreset) and after a failure (a fresh environment), and answers every call
-with a :data:`Row`. Back ends differ only in where their slots are: in this thread, in others, in an event loop, in
-other processes.
+with a :class:`StepOutcome`. Back ends differ only in where their slots are: in this thread, in others, in an event
+loop, in other processes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import random
 from collections.abc import Callable
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from gem.core import Env, Info, ResetNeeded
 from gem.faults import call_unforked, end_forked_child, error_message, error_text, fork_depth, is_from_user, type_name
@@ -25,9 +25,42 @@ CRASH_LIMIT = 5
 BUILD_SECONDS = 60.0
 """What building a fresh environment may take, beside the time of the call that does it."""
 
-Row = tuple[str, float, bool, bool, Info, "str | Exception | None"]
-"""Observation, reward, terminated, truncated, info, and the failure: None for a healthy step, "" for a reset, another
-text for a failure that ended the episode, an exception for what the caller must be told."""
+
+class Kind(Enum):
+    """What a call of an environment came to."""
+
+    STEP = 0
+    """A healthy step."""
+    NO_STEP = 1
+    """A reset, or the answer to a call: neither a healthy step nor a failed one."""
+    FAILURE = 2
+    """The environment failed, and its episode has ended; a fresh one may have taken its place."""
+    GIVEN_UP = 3
+    """It failed again and again, and is not tried any more."""
+    REFUSED = 4
+    """The call was wrong, or cannot be answered: the caller is to get the exception."""
+
+
+class StepOutcome(NamedTuple):
+    """What a call of an environment returned, wherever it was made.
+
+    Attributes:
+        observation: a text; or what was asked for by a call.
+        reward: of the step.
+        terminated: whether the task ended.
+        truncated: whether a limit, or a failure, ended the episode.
+        info: a dict.
+        kind: what the call came to.
+        error: a text for a failure, and for one that was given up; an exception for what is refused.
+    """
+
+    observation: Any
+    reward: float
+    terminated: bool
+    truncated: bool
+    info: Info
+    kind: Kind = Kind.STEP
+    error: Any = None
 
 
 class AutoresetMode(Enum):
@@ -129,8 +162,8 @@ class Slot:
         if self.allow is not None:
             self.allow(0.0)
 
-    def reset(self, seed: int | None = None) -> Row:
-        """Begin an episode; the row has no reward and no end."""
+    def reset(self, seed: int | None = None) -> StepOutcome:
+        """Begin an episode; the outcome has no reward and no end."""
         try:
             if self.env is None:
                 self.build()
@@ -138,9 +171,9 @@ class Slot:
         except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
             return self.replace(self._described(error), begin=True)
 
-    def step(self, action: Any) -> Row:
+    def step(self, action: Any) -> StepOutcome:
         """Step, and reset where the mode says so."""
-        last: Row | None = None
+        last: StepOutcome | None = None
         depth = fork_depth()
         try:
             if self.ended:
@@ -151,7 +184,7 @@ class Slot:
             result = self.env.step(action)
             end_forked_child(depth)  # as call_unforked does, for half the time
             observation, reward, terminated, truncated, info = checked_step(self.env, result)
-            last = observation, reward, terminated, truncated, info, None
+            last = StepOutcome(observation, reward, terminated, truncated, info)
             if terminated or truncated:
                 if self.mode is AutoresetMode.SAME_STEP:
                     return self.after(last, *checked_reset(self.env, call_unforked(self.env.reset)))
@@ -172,7 +205,7 @@ class Slot:
             raise error
         return error_text(error)
 
-    def replace(self, error: str, last: Row | None = None, begin: bool = False) -> Row:
+    def replace(self, error: str, last: StepOutcome | None = None, begin: bool = False) -> StepOutcome:
         """Put a fresh environment in the place of one that failed.
 
         Args:
@@ -181,7 +214,7 @@ class Slot:
             begin: whether to begin an episode in any mode.
 
         Returns:
-            A row that ends the episode, with the error in its info.
+            An outcome that ends the episode, with the error in its info.
         """
         for _ in range(CRASH_LIMIT):
             try:
@@ -192,8 +225,8 @@ class Slot:
                 error = self._described(another)
         return given_up(error)
 
-    def assign(self, build: Callable[[], Env]) -> Row:
-        """Put another environment into this slot; what building it raises is in the row."""
+    def assign(self, build: Callable[[], Env]) -> StepOutcome:
+        """Put another environment into this slot; what building it raises is in the outcome."""
         self.close()
         self._build = build
         self.env, self.ended, self._fresh, self._begun = None, False, False, False
@@ -202,18 +235,18 @@ class Slot:
             self.build()
         except BaseException as error:  # noqa: BLE001 (the caller is told)
             text = self._described(error)
-            return "", 0.0, False, False, {}, error if isinstance(error, Exception) else RuntimeError(text)
-        return "", 0.0, False, False, {}, ""
+            return refused(error if isinstance(error, Exception) else RuntimeError(text))
+        return answered("")
 
-    def call(self, what: tuple[str, tuple[Any, ...], dict[str, Any]]) -> Row:
+    def call(self, what: tuple[str, tuple[Any, ...], dict[str, Any]]) -> StepOutcome:
         """Return an attribute of the environment, or what it returns if it is a method, in the observation's place."""
         name, args, kwargs = what
         try:
             value = getattr(self.env, name)
             value = call_unforked(value, *args, **kwargs) if callable(value) else value
         except BaseException as error:  # noqa: BLE001 (the caller is told)
-            return "", 0.0, False, False, {}, RuntimeError(self._described(error))
-        return value, 0.0, False, False, {}, ""
+            return refused(RuntimeError(self._described(error)))
+        return answered(value)
 
     def get_state(self) -> dict[str, Any]:
         """Return the state of the environment and of this slot.
@@ -274,33 +307,43 @@ class Slot:
         """Whether an episode is under way: then it is wrong of the environment to raise ``ResetNeeded``."""
         return self._begun and not self.ended
 
-    def begun(self, observation: str, info: Info) -> Row:
-        """Return the row of a reset."""
+    def begun(self, observation: str, info: Info) -> StepOutcome:
+        """Return the outcome of a reset."""
         self.ended, self._begun = False, True
-        return observation, 0.0, False, False, info, ""
+        return StepOutcome(observation, 0.0, False, False, info, Kind.NO_STEP)
 
-    def after(self, last: Row, observation: str, info: Info) -> Row:
-        """Return the row of the step that ended an episode, after which the next has begun."""
-        final = {"final_obs": last[0], "final_info": last[4]}
-        return observation, last[1], last[2], last[3], {**info, **final}, None
+    def after(self, last: StepOutcome, observation: str, info: Info) -> StepOutcome:
+        """Return the outcome of the step that ended an episode, after which the next has begun."""
+        final = {"final_obs": last.observation, "final_info": last.info}
+        return last._replace(observation=observation, info={**info, **final})
 
-    def failed(self, error: str, last: Row | None, begun: tuple[str, Info] | None) -> Row:
-        """Return the row that tells of a failure, after which a fresh environment has begun an episode, or not."""
-        final, reward, terminated, truncated, info, _ = last or ("", 0.0, False, True, {"error": error}, None)
+    def failed(self, error: str, last: StepOutcome | None, begun: tuple[str, Info] | None) -> StepOutcome:
+        """Return the outcome that tells of a failure, after which a fresh environment has begun an episode, or not."""
+        last = last or StepOutcome("", 0.0, False, True, {"error": error})
         self.ended = begun is None
         self._begun = self._begun or begun is not None
         if begun is None:
-            return final, reward, terminated, truncated, {**info, "error": error}, error
+            return last._replace(info={**last.info, "error": error}, kind=Kind.FAILURE, error=error)
         observation, new = begun
-        new = {**new, "final_obs": final, "final_info": info, "error": error}
-        return observation, reward, terminated, truncated, new, error
+        new = {**new, "final_obs": last.observation, "final_info": last.info, "error": error}
+        return last._replace(observation=observation, info=new, kind=Kind.FAILURE, error=error)
 
 
-def needs_reset(error: ResetNeeded) -> Row:
-    """Return the row of a step that was asked for where none was possible."""
-    return "", 0.0, False, False, {}, ResetNeeded(error_message(error))
+def answered(value: Any) -> StepOutcome:
+    """Return the outcome of a call that is no step."""
+    return StepOutcome(value, 0.0, False, False, {}, Kind.NO_STEP)
 
 
-def given_up(error: str) -> Row:
-    """Return the row of an environment of which no fresh one can be had."""
-    return "", 0.0, False, True, {"error": error}, CrashLoop(error)
+def refused(error: Exception) -> StepOutcome:
+    """Return the outcome of a call that the caller is to get an exception for."""
+    return StepOutcome("", 0.0, False, False, {}, Kind.REFUSED, error)
+
+
+def needs_reset(error: ResetNeeded) -> StepOutcome:
+    """Return the outcome of a step that was asked for where none was possible."""
+    return refused(ResetNeeded(error_message(error)))
+
+
+def given_up(error: str) -> StepOutcome:
+    """Return the outcome of an environment of which no fresh one can be had."""
+    return StepOutcome("", 0.0, False, True, {"error": error}, Kind.GIVEN_UP, error)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gem.core import Env
-from gem.vector.slot import AutoresetMode, Row, Slot
+from gem.vector.slot import AutoresetMode, Slot, StepOutcome
 from gem.vector.vector_env import Actions, LocalVectorEnv, VectorStep
 
 
@@ -27,7 +27,7 @@ class SyncVectorEnv(LocalVectorEnv):
     ) -> None:
         super().__init__(env_ids, env_fns, autoreset_mode)
         self._slots = [Slot(build, self.autoreset_mode) for build in env_fns]
-        self._rows: list[tuple[int, Row]] = []
+        self._outcomes: list[tuple[int, StepOutcome]] = []
         for slot in self._slots:
             slot.build()
 
@@ -41,11 +41,11 @@ class SyncVectorEnv(LocalVectorEnv):
         """Step all environments, or those that a dict from index to action names."""
         if isinstance(actions, dict | str) or len(actions) != self.num_envs or self._under_way:
             return super().step(actions)
-        rows = [slot.step(action) for slot, action in zip(self._slots, actions, strict=True)]
-        observations, rewards, terminated, truncated, infos, faults = zip(*rows, strict=True)
-        if any(faults) or self._failing:
+        outcomes = [slot.step(action) for slot, action in zip(self._slots, actions, strict=True)]
+        observations, rewards, terminated, truncated, infos, _, errors = zip(*outcomes, strict=True)
+        if any(errors) or self._failing:
             self._under_way.update(range(self.num_envs))
-            self._arrived = dict(enumerate(rows))
+            self._arrived = dict(enumerate(outcomes))
             return self._delivered(self._arrived)[1:]
         return (
             list(observations),
@@ -59,11 +59,11 @@ class SyncVectorEnv(LocalVectorEnv):
         """Start calls; see :meth:`VectorEnv.start_calls`."""
         slots = self._slots
         if method == "step":
-            self._rows += [(index, slots[index].step(action)) for index, action in arguments.items()]
+            self._outcomes += [(index, slots[index].step(action)) for index, action in arguments.items()]
         else:
-            self._rows += [(index, getattr(slots[index], method)(value)) for index, value in arguments.items()]
+            self._outcomes += [(index, getattr(slots[index], method)(value)) for index, value in arguments.items()]
 
-    def finished_calls(self, seconds: float | None) -> list[tuple[int, Row]]:
-        """Return the rows of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
-        rows, self._rows = self._rows, []
-        return rows
+    def finished_calls(self, seconds: float | None) -> list[tuple[int, StepOutcome]]:
+        """Return the outcomes of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
+        outcomes, self._outcomes = self._outcomes, []
+        return outcomes

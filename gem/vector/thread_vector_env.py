@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from gem.core import Env
-from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Row, Slot, given_up
+from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Slot, StepOutcome, given_up
 from gem.vector.vector_env import LocalVectorEnv
 
 MAX_THREADS = 1024
@@ -28,6 +28,10 @@ _INSTANT = 1e-4
 """Seconds that are not worth waiting; Python 3.10 waits for ever if they are less than a microsecond."""
 
 
+_Result = tuple[int, StepOutcome]
+"""An index, and what a call of that environment came to."""
+
+
 class _Job:
     """A call of a slot's method.
 
@@ -35,7 +39,7 @@ class _Job:
         started: when it began, on the monotonic clock; None before.
         thread: that does it; None before.
         ended: is acquired once: by the thread, when the call has returned, or by who abandons the thread.
-        replaced: how many slots were tried before this one, since a row was last delivered.
+        replaced: how many slots were tried before this one, since an outcome was last delivered.
         drop: whether nobody needs the environment any more when the call has returned.
     """
 
@@ -54,7 +58,7 @@ class _Job:
         self.started = time.monotonic() + seconds
 
 
-def _work(jobs: queue.SimpleQueue[_Job | None], deliver: Callable[[tuple[int, Row]], object]) -> None:
+def _work(jobs: queue.SimpleQueue[_Job | None], deliver: Callable[[_Result], object]) -> None:
     """Do jobs, in a thread, until there is None."""
     thread = threading.current_thread()
     while (job := jobs.get()) is not None:
@@ -62,14 +66,14 @@ def _work(jobs: queue.SimpleQueue[_Job | None], deliver: Callable[[tuple[int, Ro
         job.thread = thread
         slot.allow = job.allow
         job.started = time.monotonic()
-        row = getattr(slot, job.method)(*job.arguments)
+        outcome = getattr(slot, job.method)(*job.arguments)
         if not job.ended.acquire(blocking=False):
             slot.close()
             return
         if job.drop:
             slot.close()
             slot.env = None
-        deliver((job.index, row))
+        deliver((job.index, outcome))
 
 
 class ThreadVectorEnv(LocalVectorEnv):
@@ -100,7 +104,7 @@ class ThreadVectorEnv(LocalVectorEnv):
         for slot in self._slots:
             slot.build()
         self._todo: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[tuple[int, Row]] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[_Result] = queue.SimpleQueue()
         self._deliver = self._done.put if on_ready is None else partial(_put_and_tell, self._done, on_ready)
         self._jobs: dict[int, _Job] = {}
         self._threads: list[threading.Thread] = []
@@ -138,34 +142,34 @@ class ThreadVectorEnv(LocalVectorEnv):
             job = self._jobs[index] = _Job(index, self._slots[index], method, (argument,))
             self._todo.put(job)
 
-    def finished_calls(self, seconds: float | None) -> list[tuple[int, Row]]:
-        """Return the rows of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
+    def finished_calls(self, seconds: float | None) -> list[_Result]:
+        """Return the outcomes of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
         end = None if seconds is None else time.monotonic() + seconds
-        rows: list[tuple[int, Row]] = []
-        while not rows:
-            rows = self._abandon_late()
+        outcomes: list[_Result] = []
+        while not outcomes:
+            outcomes = self._abandon_late()
             left = None if end is None else max(0.0, end - time.monotonic())
             waits = [limit for limit in (left, self._until_next_look()) if limit is not None]
             wait = min(waits, default=None)
-            worth_waiting = not rows and (wait is None or wait > _INSTANT)
+            worth_waiting = not outcomes and (wait is None or wait > _INSTANT)
             with contextlib.suppress(queue.Empty):
-                rows.append(self._done.get(worth_waiting, wait))
-            rows += [self._done.get() for _ in range(self._done.qsize())]
+                outcomes.append(self._done.get(worth_waiting, wait))
+            outcomes += [self._done.get() for _ in range(self._done.qsize())]
             if left == 0.0:
                 break
-        for index, _ in rows:
+        for index, _ in outcomes:
             del self._jobs[index]
-        return rows
+        return outcomes
 
     def _until_next_look(self) -> float | None:
         return None if self.timeout is None else max(0.0, self._next_look - time.monotonic())
 
-    def _abandon_late(self) -> list[tuple[int, Row]]:
-        """Abandon the threads whose calls take too long; return the rows of environments that are given up."""
+    def _abandon_late(self) -> list[_Result]:
+        """Abandon the threads whose calls take too long; return the outcomes of environments that are given up."""
         now = time.monotonic()
         if self.timeout is None or now < self._next_look:
             return []
-        rows = []
+        outcomes = []
         self._next_look = now + self.timeout
         for job in list(self._jobs.values()):
             if job.started is None or job.thread is None:
@@ -183,12 +187,12 @@ class ThreadVectorEnv(LocalVectorEnv):
                     self._jobs[job.index] = again
                     self._todo.put(again)
                 else:
-                    rows.append((job.index, given_up(error)))
-        return rows
+                    outcomes.append((job.index, given_up(error)))
+        return outcomes
 
 
-def _put_and_tell(done: queue.SimpleQueue[tuple[int, Row]], tell: Callable[[], object], row: tuple[int, Row]) -> None:
-    done.put(row)
+def _put_and_tell(done: queue.SimpleQueue[_Result], tell: Callable[[], object], result: _Result) -> None:
+    done.put(result)
     tell()
 
 

