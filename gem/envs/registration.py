@@ -11,6 +11,7 @@ from gem.core import Env, EnvSpec, check_seed
 from gem.registry import ENV_REGISTRY, all_specs, find_spec, register, register_if_unknown
 
 if TYPE_CHECKING:
+    from gem.vector.slot import AutoresetMode
     from gem.vector.vector_env import VectorEnv
 
 __all__ = ["ENV_REGISTRY", "Build", "EnvSpec", "make", "make_vec", "print_envs", "register"]
@@ -67,6 +68,12 @@ def make_vec(
     vec_kwargs: Sequence[dict[str, Any]] | None = None,
     async_mode: bool = False,
     seed: int | None = 0,
+    *,
+    backend: str | None = None,
+    autoreset_mode: AutoresetMode | str = "SameStep",
+    timeout: float | None = None,
+    workers: int | None = None,
+    backend_kwargs: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> VectorEnv:
     """Build several environments that are stepped together.
@@ -76,14 +83,17 @@ def make_vec(
         wrappers: applied to each environment, in order: functions of an environment, as
             :func:`gem.wrappers.wrapper_factory.get_wrapper_fns` returns them.
         vec_kwargs: constructor arguments of each environment.
-        async_mode: step in threads, unless ``kwargs`` name another back end.
+        async_mode: step in threads, unless a ``backend`` is named.
         seed: environment ``i`` begins with seed ``seed + i``, unless its ``vec_kwargs`` have a ``seed``; None
             seeds from the operating system.
-        **kwargs: of the vector environment, the first three: ``backend`` (``"sync"``, ``"thread"``, ``"asyncio"``,
-            ``"process"``, ``"ray"``, or ``"auto"`` for what the environments declare; by default ``"sync"``),
-            ``autoreset_mode``, and ``backend_kwargs`` (a dict: ``timeout``, ``workers`` and so on, see the classes in
-            :mod:`gem.vector`). The others are constructor arguments of all environments; one that has the name of
-            one of the three goes into ``vec_kwargs``.
+        backend: ``"sync"`` (the default), ``"thread"``, ``"asyncio"``, ``"process"``, ``"ray"``, or ``"auto"`` for what
+            the environments declare.
+        autoreset_mode: when the next episode begins; see :class:`gem.vector.AutoresetMode`.
+        timeout: seconds that a step or a reset may take; not for ``"sync"``.
+        workers: threads or processes, for ``"thread"`` and ``"process"``.
+        backend_kwargs: further arguments of the back end's class in :mod:`gem.vector`.
+        **kwargs: constructor arguments of all environments; one that has the name of an argument here goes into
+            ``vec_kwargs``.
 
     Raises:
         ValueError: there is no such environment or back end, or ``vec_kwargs`` are too few or too many.
@@ -94,8 +104,8 @@ def make_vec(
     ids = [env_ids] if isinstance(env_ids, str) else list(env_ids)
     if vec_kwargs is not None and len(vec_kwargs) != len(ids):
         raise ValueError(f"vec_kwargs has {len(vec_kwargs)} entries for {len(ids)} environments")
-    backend = kwargs.pop("backend", "thread" if async_mode else "sync")
-    options = {"autoreset_mode": kwargs.pop("autoreset_mode", "SameStep"), **kwargs.pop("backend_kwargs", {})}
+    options = {"autoreset_mode": autoreset_mode, **(backend_kwargs or {})}
+    options |= {name: value for name, value in (("timeout", timeout), ("workers", workers)) if value is not None}
     first_seed = check_seed(seed)
     builds = []
     for index, env_id in enumerate(ids):
@@ -103,9 +113,13 @@ def make_vec(
         own_seed = None if first_seed is None else first_seed + index
         arguments = {"seed": own_seed, **own, **kwargs}
         builds.append(Build(find_spec(env_id), arguments, tuple(wrappers or ())))
-    if backend == "auto":
-        backend = choose_backend(ids, builds, options.get("timeout") is not None)
-    return load_backend(backend)(ids, builds, **options)
+    name = backend or ("thread" if async_mode else "sync")
+    if name == "auto":
+        name = choose_backend(ids, builds, options.get("timeout") is not None)
+    new = load_backend(name)
+    if unknown := [option for option in options if option not in inspect.signature(new).parameters]:
+        raise TypeError(f"the back end {name!r} takes no {unknown[0]}")
+    return new(ids, builds, **options)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 import itertools
 import random
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from vector_envs import AsyncBroken, AsyncTold, Broken, Told
 
 import gem
+import gem.vector
 from gem.vector.asyncio_vector_env import AsyncioVectorEnv
 from gem.vector.backends import choose_backend
 from gem.vector.process_vector_env import ProcessVectorEnv
@@ -346,7 +349,7 @@ def test_auto_looks_at_the_environments_with_their_wrappers():
     assert isinstance(gem.make_vec("game:Mastermind-v0", backend="auto"), SyncVectorEnv)
     with gem.make_vec("game:Mastermind-v0", [Waits], backend="auto") as vec:
         assert isinstance(vec, ThreadVectorEnv)
-    with gem.make_vec("game:Mastermind-v0", backend="auto", backend_kwargs={"timeout": 5}) as vec:
+    with gem.make_vec("game:Mastermind-v0", backend="auto", timeout=5) as vec:
         assert (isinstance(vec, ThreadVectorEnv), vec.timeout) == (True, 5)
 
 
@@ -355,7 +358,9 @@ def test_make_vec_takes_a_back_end_its_options_and_a_mode():
         ["game:GuessTheNumber-v0-easy"] * 3,
         backend="process",
         autoreset_mode="next_step",
-        backend_kwargs={"workers": 1, "timeout": 9},
+        workers=1,
+        timeout=9,
+        backend_kwargs={"memory_limit": 2 << 30},
         max_turns=1,
     ) as vec:
         assert isinstance(vec, ProcessVectorEnv)
@@ -363,6 +368,23 @@ def test_make_vec_takes_a_back_end_its_options_and_a_mode():
         _, _, terminated, truncated, infos = vec.step(["\\boxed{0}"] * 3)
         assert (terminated | truncated).all()
         assert "final_obs" not in infos[0]
+
+
+def test_make_vec_refuses_what_the_back_end_does_not_take():
+    with pytest.raises(TypeError, match="the back end 'sync' takes no timeout"):
+        gem.make_vec("game:Mastermind-v0", timeout=3)
+    with pytest.raises(TypeError, match="the back end 'asyncio' takes no workers"):
+        gem.make_vec("game:Mastermind-v0", backend="asyncio", workers=3)
+
+
+def test_all_classes_are_in_one_place_and_imported_when_they_are_asked_for():
+    code = "import sys, gem.vector; print(sorted(name for name in sys.modules if name.startswith('gem.vector')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['gem.vector']"
+    assert {name: getattr(gem.vector, name).__name__ for name in gem.vector.__all__} == {
+        n: n for n in gem.vector.__all__
+    }
+    assert gem.vector.ProcessVectorEnv is ProcessVectorEnv
 
 
 def test_make_vec_names_the_back_ends_there_are():
