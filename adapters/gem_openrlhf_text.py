@@ -62,7 +62,7 @@ class AgentInstance(AgentInstanceBase):
         return {"observation": self._text(self.prompt_ids)}
 
     async def step(self, state_dict: dict[str, Any], **_: Any) -> dict[str, Any]:
-        """Take ``state_dict["action_text"]``; return reward, what is said next, and whether it is over."""
+        """Take ``state_dict["action_text"]``; return the reward, the next message, and whether the episode is over."""
         import torch
 
         answer = self.renderer.parse(self.renderer.encode(state_dict["action_text"]), self.prompt_ids)

@@ -1,7 +1,7 @@
 """What an environment is.
 
 An environment is a text game for a language model: ``reset`` gives the first observation, ``step``
-takes what the model said and gives the next observation and a reward. Four invariants hold for
+takes what the model wrote and gives the next observation and a reward. Four invariants hold for
 every environment here, and :func:`gem.testing.check_env` tests them on any other:
 
 * **Nothing is random but through** ``self.rng``, which ``reset(seed)`` makes. Same constructor

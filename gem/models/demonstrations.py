@@ -64,7 +64,7 @@ def _demonstrate(part: CurriculumPart, rng: random.Random) -> list[Message]:
 
 
 def anywhere(env: Env, observations: list[str], rng: random.Random) -> str:
-    """Guess any number of the range, whatever was said."""
+    """Guess any number of the range, whatever the observations were."""
     return _boxed(rng.randint(*_interval(observations[:1])))
 
 

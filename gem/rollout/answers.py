@@ -128,7 +128,7 @@ def answer_in(text: str, thinks: bool = False) -> str:
     '\\boxed{5}'
 
     Args:
-        text: as the model said it.
+        text: as the model wrote it.
         thinks: whether a thought had begun before it.
     """
     if _CHANNEL in text:

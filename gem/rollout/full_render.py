@@ -89,7 +89,7 @@ def render_differences(
     for name, conversation in (conversations or CONVERSATIONS | (TOOL_CONVERSATIONS if tool_role else {})).items():
         messages = list(renderer._before)
         ids: list[int] = []
-        said = ""
+        answer_before = ""
         for turn, (observation, answer, *roles) in enumerate(conversation, start=1):
             role = roles[0] if roles else "user"
             messages.append(message(role, observation))
@@ -100,17 +100,17 @@ def render_differences(
                 end = renderer.end_of_turn(role)
                 bridge = renderer.bridge(end, observation, role, first=conversation[0][0])
                 place = rendered[len(ids) : len(rendered) - len(bridge)]
-                ids = [*ids, *_clean_response(renderer, said, end, place), *bridge]
+                ids = [*ids, *_clean_response(renderer, answer_before, end, place), *bridge]
             if ids != rendered:
                 found.append(_difference(renderer.tokenizer, name, turn, ids, rendered))
                 break
-            said = answer
+            answer_before = answer
             messages.append(message("assistant", answer))
     return found
 
 
 def _clean_response(renderer: ChatRenderer, answer: str, end: list[int], place: list[int]) -> list[int]:
-    """Return the ids of a full render in the answer's place if they say ``answer``, else the answer encoded alone.
+    """Return the ids of a full render in the answer's place if they decode to ``answer``, else the answer encoded alone.
 
     Alone is not the same: many tokenizers put a blank before a text, which is not there after a prompt.
     """

@@ -10,7 +10,7 @@ For a conversation whose answers encode as they were sampled this gives the ids 
 the template rewrites the past (drops earlier thinking, say): :func:`gem.rollout.render_differences` finds out.
 
 The observation is the user's message. A tool's may be the tool's instead, in a template that has such messages after
-an answer that is plain text: what the model said is never taken apart into ``tool_calls``.
+an answer that is plain text: what the model wrote is never taken apart into ``tool_calls``.
 """
 
 from __future__ import annotations
@@ -324,7 +324,7 @@ class ChatRenderer:
         except Exception:  # noqa: BLE001 - then it tells them apart
             return
         if shown.split(_TOOL_MARKERS[1])[0] == as_answers.split(_TOOL_MARKERS[1])[0]:
-            raise ValueError(f"the chat template shows a tool's message as if the model had said it. {advice}")
+            raise ValueError(f"the chat template shows a tool's message as if the model had written it. {advice}")
 
     def _tool_turns(self, role: str) -> list[dict[str, str]]:
         """Return a conversation with a tool's message in the middle, and one at the end, after plain answers."""

@@ -122,7 +122,7 @@ class ObservationWrapper(EnvWrapper):
     def _render(self, messages: list[dict[str, str]]) -> str:
         guarded = [
             message
-            if message["role"] == "assistant"  # the model may have said control tokens: a thought is between two
+            if message["role"] == "assistant"  # the model may have sampled control tokens: a thought is between two
             else {**message, "content": broken_up(message["content"], self._control)}
             for message in messages
         ]

@@ -52,7 +52,7 @@ class SolverResult(NamedTuple):
     Attributes:
         return_: the sum of its rewards.
         turns: turns played.
-        success: what the environment said about the task.
+        success: the environment's ``info["success"]``.
     """
 
     return_: float
