@@ -141,7 +141,7 @@ def _advantages(stock: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
                 experience.advantages = torch.zeros_like(experience.advantages)
         for experience, of_rows, mask in zip(experiences, kept, sampled, strict=True):
             _take_the_weight(experience, ~of_rows, mask)
-        _add_metrics(experiences)
+        _replace_metrics(experiences)
         return experiences
 
     return compute_advantages_and_returns
@@ -201,8 +201,11 @@ def _take_the_weight(experience: Any, rows: torch.Tensor, sampled: torch.Tensor)
     experience.info["return"][rows] = 0.0
 
 
-def _add_metrics(experiences: list[Any]) -> None:
-    """Put the metrics of the batch in the place of each episode's, which OpenRLHF averages over all rows."""
+def _replace_metrics(experiences: list[Any]) -> None:
+    """Replace the metrics of each row (an episode) by the means of the batch.
+
+    OpenRLHF logs the mean over all rows, invalid episodes included, which should not count in most of them.
+    """
     means = mean_metrics([_Row(e.labels[i], e.info, i) for e in experiences for i in range(len(e.labels))])
     for experience in experiences:
         for key in [key for key in experience.info if key.startswith("gem/")]:

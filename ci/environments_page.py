@@ -1,4 +1,4 @@
-"""Write docs/environments.md: every environment, what it pays, and what random play and a reference solver earn in it.
+"""Write docs/environments: every environment, what it pays, and what random play and a reference solver earn in it.
 
 The figures are played for, here and now, and the texts are taken from the environments and their modules.
 
@@ -25,7 +25,7 @@ from gem.envs.reasoning_gym_rules import HACKABLE, PARTIAL_CREDIT
 from gem.registry import all_specs
 from gem.testing.solvers import find_solver, solve
 
-PAGE = Path(__file__).parents[1] / "docs" / "environments.md"
+PAGES = Path(__file__).parents[1] / "docs" / "environments"
 EXAMPLE_TURNS = 4
 EXAMPLE_CHARACTERS = 1_200
 
@@ -37,8 +37,18 @@ HEAD = """\
 Every id of this package. *Random* is the mean return of random legal actions, *solver* that of a reference solver: a
 script that reads nothing but the observations (games), or the reference answer (questions). Both were run for this
 page: {episodes} episodes of random actions per id, {good} of the solver. An id without a variant is the hard one.
-[differences.md](differences.md) says what is not as in `gem-llm` 0.1.0.
+[Differences](../differences.md) says what is not as in `gem-llm` 0.1.0.
+
+| page | environments |
+|---|---|
+| [Games](games.md) | {games}: several turns, a reference solver for each |
+| [Terminal](terminal.md) | {terminal}: tasks with files and commands |
+| [reasoning_gym](reasoning_gym.md) | {rg}: one question per episode, made from the seed |
+| [Questions](questions.md) | {questions}: maths, code, question answering and logic, from data at hand |
+| [Questions from a hub](hub.md) | {hub}: the published data sets |
 """
+
+WRITTEN = "\n\n<!-- Written by ci/environments_page.py: change that, or the environments, and run it again. -->\n\n"
 
 
 def random_return(env: Env, episodes: int) -> float:
@@ -112,7 +122,7 @@ def _reference_or_random(env: Env) -> str:
 
 
 def details(title: str, text: str) -> str:
-    return f"<details><summary>{title}</summary>\n\n{fenced(text)}\n</details>\n"
+    return f'<details markdown="1"><summary>{title}</summary>\n\n{fenced(text)}\n</details>\n'
 
 
 def games(specs: list[EnvSpec], episodes: int, good: int) -> str:
@@ -120,10 +130,10 @@ def games(specs: list[EnvSpec], episodes: int, good: int) -> str:
     by_game: dict[str, list[EnvSpec]] = {}
     for spec in specs:
         by_game.setdefault(spec.id.split("-v")[0].removeprefix("game:"), []).append(spec)
-    text = "\n## Games\n\nThe action is the last `\\boxed{...}` of the text. "
+    text = f"# Games{WRITTEN}The action is the last `\\boxed{...}` of the text. "
     text += "Text without a move costs 0.1 and ends the episode; an illegal move pays 0 and spends the turn.\n"
     for name, variants in by_game.items():
-        text += f"\n### {name}\n\n{documentation(variants[0])}\n\n" + table("id", "turns", "random", "good")
+        text += f"\n## {name}\n\n{documentation(variants[0])}\n\n" + table("id", "turns", "random", "solver")
         for spec in track(variants, name, transient=True):
             with gem.make(spec.id) as env:
                 env.reset(seed=0)
@@ -146,7 +156,7 @@ def documentation(spec: EnvSpec) -> str:
 
 def questions(specs: list[EnvSpec], episodes: int, good: int) -> str:
     """Return the section of what is asked from data at hand."""
-    text = "\n## Questions, from data at hand\n\n" + table("id", "questions", "random", "good")
+    text = f"# Questions, from data at hand{WRITTEN}" + table("id", "questions", "random", "solver")
     examples = ""
     for spec in track(specs, "questions", transient=True):
         with gem.make(spec.id) as env:
@@ -158,10 +168,8 @@ def questions(specs: list[EnvSpec], episodes: int, good: int) -> str:
 
 def reasoning_gym(specs: list[EnvSpec], episodes: int, good: int) -> str:
     """Return the section of reasoning_gym's data sets."""
-    text = textwrap.dedent(
-        """
-        ## reasoning_gym
-
+    text = f"# reasoning_gym{WRITTEN}" + textwrap.dedent(
+        """\
         One question per episode, made from the seed when it is asked; the answer is the last `\\boxed{...}`, graded
         from 0 to 1 by the data set's own scorer. A random action is the right answer to another question. *Partial* is
         the score above which partial credit counts; where there is none, only a right answer earns anything
@@ -170,7 +178,7 @@ def reasoning_gym(specs: list[EnvSpec], episodes: int, good: int) -> str:
 
         """
     )
-    text += table("id", "random", "good", "partial")
+    text += table("id", "random", "solver", "partial")
     examples = ""
     for spec in track(specs, "reasoning_gym", transient=True):
         name = spec.kwargs["name"]
@@ -186,17 +194,15 @@ def reasoning_gym(specs: list[EnvSpec], episodes: int, good: int) -> str:
 
 def terminal(specs: list[EnvSpec], episodes: int, good: int) -> str:
     """Return the section of the tasks for a shell."""
-    text = textwrap.dedent(
-        """
-        ## Terminal
-
-        A shell in the sandbox, and a task that ends with a check of the files: [terminal.md](terminal.md). Reward: 1
-        if the check passes, else 0. The seed makes the files. A random action is a harmless command, or the end; the
-        good player runs the solution that is part of the task.
+    text = f"# Terminal{WRITTEN}" + textwrap.dedent(
+        """\
+        A shell in the sandbox, and a task that ends with a check of the files: [terminal tasks](../terminal.md).
+        Reward: 1 if the check passes, else 0. The seed makes the files. A random action is a harmless command, or the
+        end; the solver runs the solution that is part of the task.
 
         """
     )
-    text += table("id", "turns", "tasks", "random", "good")
+    text += table("id", "turns", "tasks", "random", "solver")
     examples = ""
     for spec in track(specs, "terminal", transient=True):
         with gem.make(spec.id) as env:
@@ -209,8 +215,10 @@ def terminal(specs: list[EnvSpec], episodes: int, good: int) -> str:
 
 def hub(specs: list[EnvSpec]) -> str:
     """Return the section of what is loaded from a hub."""
-    text = "\n## Questions, from a hub\n\nLoaded by `datasets.load_dataset` at the first use; "
-    text += '`dataset_name="folder/or/file.jsonl"` takes a local copy. They have the rules of the samples above. '
+    text = f"# Questions, from a hub{WRITTEN}Loaded by `datasets.load_dataset` at the first use; "
+    text += (
+        '`dataset_name="folder/or/file.jsonl"` takes a local copy. They have the rules of [the samples](questions.md). '
+    )
     text += "No figures: nothing was loaded for this page.\n\n" + table("id", "data set", "split", "environment")
     for spec in specs:
         kwargs = spec.kwargs
@@ -233,14 +241,27 @@ def main() -> None:
     counts = options.episodes, options.good
     specs = list(all_specs().values())
     rest = [spec for spec in specs if not spec.id.startswith(("game:", "rg:", "terminal:"))]
-    text = HEAD.format(episodes=options.episodes, good=options.good)
-    text += games([spec for spec in specs if spec.id.startswith("game:")], *counts)
-    text += terminal([spec for spec in specs if spec.id.startswith("terminal:")], *counts)
-    text += questions([spec for spec in rest if not needs_hub(spec)], *counts)
-    text += reasoning_gym([spec for spec in specs if spec.id.startswith("rg:")], *counts)
-    text += hub([spec for spec in rest if needs_hub(spec)])
-    PAGE.write_text(text, encoding="utf-8")
-    print(f"wrote {PAGE}: {len(specs)} environments")
+    families = {
+        "games": [spec for spec in specs if spec.id.startswith("game:")],
+        "terminal": [spec for spec in specs if spec.id.startswith("terminal:")],
+        "rg": [spec for spec in specs if spec.id.startswith("rg:")],
+        "questions": [spec for spec in rest if not needs_hub(spec)],
+        "hub": [spec for spec in rest if needs_hub(spec)],
+    }
+    pages = {
+        "index": HEAD.format(
+            episodes=options.episodes, good=options.good, **{name: len(some) for name, some in families.items()}
+        ),
+        "games": games(families["games"], *counts),
+        "terminal": terminal(families["terminal"], *counts),
+        "reasoning_gym": reasoning_gym(families["rg"], *counts),
+        "questions": questions(families["questions"], *counts),
+        "hub": hub(families["hub"]),
+    }
+    PAGES.mkdir(exist_ok=True)
+    for name, text in pages.items():
+        (PAGES / f"{name}.md").write_text(text, encoding="utf-8")
+    print(f"wrote {PAGES}: {len(specs)} environments")
 
 
 if __name__ == "__main__":

@@ -64,10 +64,10 @@ def check_seed(seed: Any) -> int | None:
 
 
 def observation_text(env: Env, observation: str, info: Info) -> str:
-    """Return all that the agent must see: environments may put a part of it into ``info``.
+    """Return all that the agent must see: the observation between ``info["prefix"]`` and ``info["suffix"]``.
 
-    Ours do not; ``info["prefix"]`` and ``info["suffix"]`` are honoured for environments that do. A wrapper that
-    shows the history has put them where they belong already.
+    The environments of this package put nothing there; others do. Where a wrapper shows the history (its
+    ``observation_form`` is not ``"message"``), the observation has both already, and is returned as it is.
     """
     if env.observation_form != "message":
         return observation

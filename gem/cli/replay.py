@@ -48,6 +48,7 @@ def replay(
 
 
 def _replay(episode: Episode) -> list[str]:
+    """Run an episode's actions in its environment again; return what differs from the record, or the error."""
     from gem.registry import find_spec
     from gem.rollout.replay import replay as replay_episode
 

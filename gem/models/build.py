@@ -86,7 +86,12 @@ def _name_as_transformers_4_does(path: Path) -> None:
 
 
 def new_model(tokenizer: Any, recipe: Recipe) -> Any:
-    """Return an untrained Qwen3 for the tokenizer's vocabulary."""
+    """Return an untrained Qwen3 model of transformers, for the tokenizer's vocabulary.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        recipe: has the model's sizes and the seed of its weights.
+    """
     end, pad = (tokenizer.convert_tokens_to_ids(token) for token in (TURN_END, END_OF_TEXT))
     heads = recipe.hidden_size // HEAD_DIM
     config = Qwen3Config(

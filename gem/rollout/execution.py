@@ -293,9 +293,10 @@ def _run_guarded(function: Callable[[], T], setup_errors: tuple[type[Exception],
 
 
 async def _contained(function: Callable[[], Awaitable[T]]) -> T:
-    """Await what a function returns; raise :class:`EnvironmentFailed` for what it raises.
+    """Await what a function returns; raise :class:`EnvironmentFailed` in the place of what the environment raises.
 
-    No task of asyncio may end with it: SystemExit would end the event loop, and asyncio computes an exception's repr.
+    The environment's own exception must not leave the task: SystemExit would end the event loop, and asyncio calls
+    ``repr`` on exceptions, which may raise or never return. Cancellation is passed on.
     """
     try:
         return await _unforked(function)

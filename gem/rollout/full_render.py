@@ -110,7 +110,7 @@ def render_differences(
 
 
 def _clean_response(renderer: ChatRenderer, answer: str, end: list[int], place: list[int]) -> list[int]:
-    """Return the ids of a full render in the answer's place if they decode to ``answer``, else the answer encoded alone.
+    """Return the ids of a full render in the answer's place if they decode to it, else the answer encoded alone.
 
     Alone is not the same: many tokenizers put a blank before a text, which is not there after a prompt.
     """

@@ -115,7 +115,9 @@ def current_run(folder: str | Path) -> Run | None:
 
 
 def append_episode(folder: str | Path, episode: Episode, step: int | None = None) -> None:
-    """Append an episode to the file of its split, of the training step, of the run, and of this process.
+    """Append an episode, as a JSON line, to a file of the folder, for :func:`read_episodes`.
+
+    There is a file for each split of tasks, training step, run (see :func:`begin_run`) and process.
 
     Args:
         folder: made if it is not there.

@@ -32,7 +32,9 @@ def check() -> None:
 
 
 def confine_supervisor(folder: str, readable: list[str]) -> None:
-    """Put Landlock on this process, for ever, and on all that it will start.
+    """Confine this process, which starts a program and kills what the program leaves behind (the *supervisor*).
+
+    It is confined for ever, with all that it starts, by Landlock: the kernel's way to restrict access to files.
 
     Args:
         folder: what can be written to.
@@ -73,7 +75,11 @@ def wait_and_kill(program: int) -> int | None:
 
 
 def end_as(status: int | None) -> NoReturn:
-    """End as another process did, whose status that is."""
+    """End this process as a child ended: with its exit code, or by the same signal.
+
+    Args:
+        status: of the child, as ``waitpid`` gives it; None if this process was told to kill it.
+    """
     if status is not None and os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -91,6 +91,7 @@ def run_checks(
 
 
 def _run(check: Check, subject: Subject) -> CheckResult:
+    """Run a check on the environment under test; what it raises becomes an error of the result."""
     try:
         note = check.function(subject)
     except CheckFailed as failure:

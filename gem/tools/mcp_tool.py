@@ -167,11 +167,11 @@ class MCPTool(BlockTool):
         )
 
     def execute_action(self, action: str) -> ToolResult:
-        """Execute the first call."""
+        """Execute the first call in an action; see :meth:`execute_action_async`."""
         return run_async(self.execute_action_async(action))
 
     async def execute_action_async(self, action: str) -> ToolResult:
-        """Execute the first call, in the tools' event loop."""
+        """Execute the first call in an action at its MCP server; what follows it is left to the environment."""
         block = self.find_block(action)
         if block is None:
             return False, True, "", ""

@@ -80,7 +80,7 @@ class ToolEnvWrapper(EnvWrapper):
 
     @property
     def reward_range(self) -> tuple[float, float]:  # type: ignore[override]
-        """The environment's range, widened by what tools can pay."""
+        """The environment's range, widened by the rewards and penalties for calls of tools; of an episode too."""
         low, high = self.env.reward_range
         uses = float("inf") if self.max_tool_uses is None else self.max_tool_uses
         pays = (self.tool_reward, self.tool_reward + self.tool_success_reward)

@@ -117,7 +117,7 @@ class TrainingLog:
         return metrics
 
     def summary(self) -> str:
-        """Return what became better, in words."""
+        """Return the success rate of the first steps beside that of the last ones, in a sentence."""
         if not self.metrics:
             return "no step was made"
         window = min(WINDOW, max(1, len(self.metrics) // 2))

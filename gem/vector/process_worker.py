@@ -217,7 +217,12 @@ class _WorkerSlot(Slot):
         self.inherit(seed, faults)
 
     def restore(self, saved: bytes | None, calls: list[tuple[str, tuple[Any, ...], int]]) -> None:
-        """Bring an environment back: from a saved state or from the beginning, and by the calls after it."""
+        """Bring the environment back to where it was, after its process was ended by another environment.
+
+        Args:
+            saved: the state that was saved last; None to begin with a new environment.
+            calls: since then: methods, their arguments, and the :func:`fingerprint` of what each returned.
+        """
         try:
             self.build()
             if saved == NOT_SAVED:

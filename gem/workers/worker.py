@@ -114,6 +114,7 @@ class Worker:
         return value
 
     def _make_ready(self, prepare: Callable[[], object]) -> None:
+        """Call ``prepare`` in the new process; stop it, and raise :class:`NotReady`, if that fails."""
         try:
             answer, value = self._send(self._channel, pickle.dumps((prepare, ())), START_SECONDS)
         except CallFailed as error:

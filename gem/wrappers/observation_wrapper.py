@@ -120,6 +120,7 @@ class ObservationWrapper(EnvWrapper):
         return self._render(messages)
 
     def _render(self, messages: list[dict[str, str]]) -> str:
+        """Return messages (``role``, ``content``) in the tokenizer's chat template, with a generation prompt."""
         guarded = [
             message
             if message["role"] == "assistant"  # the model may have sampled control tokens: a thought is between two

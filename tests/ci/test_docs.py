@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -47,8 +48,9 @@ def test_the_example_of_a_class_has_the_same_methods_everywhere():
 def test_links_that_leave_the_site_become_paths():
     links = load("links")
     page = "See [the shims](../ci/cpu/verl/README.md), [`gem.x`](../gem/x.py) and [verl](verl.md)."
-    assert links.on_page_markdown(page) == "See the shims (`ci/cpu/verl/README.md`), `gem.x` and [verl](verl.md)."
-    included = links.on_page_markdown("include CONTRIBUTING.md\n")
+    assert links.for_site(page) == "See the shims (`ci/cpu/verl/README.md`), `gem.x` and [verl](verl.md)."
+    contributing = SimpleNamespace(file=SimpleNamespace(src_uri="contributing.md"))
+    included = links.on_page_markdown("include CONTRIBUTING.md\n", contributing)
     assert included.startswith("# Contributing")
     assert "](docs/" not in included
 

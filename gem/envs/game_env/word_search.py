@@ -39,7 +39,7 @@ class WordSearchEnv(Game):
         self._sizes: tuple[Any, ...] = (hardcore, max_turns, num_words)
 
     def deal(self) -> str:
-        """Draw the sizes (if they are random), the words and the grid."""
+        """Draw the number of words (if it is random), the words and the grid; return the instructions."""
         hardcore, self.max_turns, count = self._sizes
         if None in self._sizes:
             hardcore, self.max_turns, count = self.rng.random() < 0.5, 20, 5
