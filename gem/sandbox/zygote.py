@@ -245,8 +245,9 @@ def _mount_own_files(size: int, below_tmp: list[str]) -> None:
         _fail("unshare")
     _mount(b"none", b"/", b"", _PRIVATE | _RECURSIVE, b"")
     # What this program is read from: the table of mounts would name its place outside.
-    if _libc.umount2(b"/gem/zygote.py", _DETACH) != 0:
-        _fail("umount of /gem/zygote.py")
+    for file in (b"/gem/zygote.py", b"/gem/program.py"):
+        if _libc.umount2(file, _DETACH) != 0:
+            _fail(f"umount of {file.decode()}")
     # Only processes: without /proc/sys and the like, some of which even a process without capabilities can write if the
     # user is root outside.
     _mount(b"proc", b"/proc", b"proc", _NOSUID | _NODEV | _NOEXEC, b"subset=pid")
