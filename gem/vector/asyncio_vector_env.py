@@ -18,10 +18,10 @@ import weakref
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from gem.core import Env, ResetNeeded
+from gem.core import Env, ResetNeeded, StepResult
 from gem.faults import call_unforked, error_text
 from gem.step_results import checked_reset, checked_step
-from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Slot, StepOutcome, given_up, needs_reset
+from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Slot, StepOutcome, as_outcome, given_up, needs_reset
 from gem.vector.stepper import Stepper
 from gem.vector.vector_env import LocalVectorEnv
 
@@ -52,7 +52,7 @@ class _Place(Stepper):
         self._index, self._deliver = index, deliver
         self._doing = ""
         self._begin = False
-        self._last: StepOutcome | None = None
+        self._last: StepResult | None = None
         self._error = ""
         slot.allow = self.allow
 
@@ -95,19 +95,19 @@ class _Place(Stepper):
                     return self.replace(self.late)
                 raise failure
             if self._doing == "step":
-                last = StepOutcome(*checked_step(slot.env, result))
-                if not (last.terminated or last.truncated):
-                    return self._done(last)
+                last = checked_step(slot.env, result)
+                if not (last[2] or last[3]):
+                    return self._done(as_outcome(last))
                 if slot.mode is AutoresetMode.SAME_STEP:
                     self._doing, self._last = "reset after", last
                     return call_unforked(slot.env.reset_async, seed=None)
                 slot.ended = True
-                return self._done(last)
+                return self._done(as_outcome(last))
             observation, info = checked_reset(slot.env, result)
             if self._doing == "reset":
                 return self._done(slot.begun(observation, info))
             if self._doing == "reset after" and self._last is not None:
-                return self._done(slot.after(self._last, observation, info))
+                return self._done(as_outcome(slot.after(self._last, observation, info)))
             return self._done(slot.failed(self._error, self._last, (observation, info)))
         except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
             return self._after_failure(error)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Any, NamedTuple
 
-from gem.core import Env, Info, ResetNeeded
+from gem.core import Env, Info, ResetNeeded, StepResult
 from gem.faults import call_unforked, end_forked_child, error_message, error_text, fork_depth, is_from_user, type_name
 from gem.step_results import checked_reset, checked_step
 
@@ -63,7 +63,9 @@ class StepOutcome(NamedTuple):
     error: Any = None
 
 
-_new, _STEP = tuple.__new__, Kind.STEP
+def as_outcome(result: StepResult | StepOutcome) -> StepOutcome:
+    """Return what :meth:`Slot.plain_step` returned as an outcome."""
+    return result if isinstance(result, StepOutcome) else StepOutcome(*result)
 
 
 class AutoresetMode(Enum):
@@ -176,7 +178,11 @@ class Slot:
 
     def step(self, action: Any) -> StepOutcome:
         """Step, and reset where the mode says so."""
-        last: StepOutcome | None = None
+        return as_outcome(self.plain_step(action))
+
+    def plain_step(self, action: Any) -> StepResult | StepOutcome:
+        """Do the same; return a healthy step as five values, since most are, and a class takes time to make."""
+        last: StepResult | None = None
         depth = fork_depth()
         try:
             if self.ended:
@@ -186,9 +192,8 @@ class Slot:
                     raise ResetNeeded
             result = self.env.step(action)
             end_forked_child(depth)  # as call_unforked does, for half the time
-            checked = checked_step(self.env, result)
-            last = _new(StepOutcome, (*checked, _STEP, None))  # half the time of calling the class
-            if checked[2] or checked[3]:
+            last = checked_step(self.env, result)
+            if last[2] or last[3]:
                 if self.mode is AutoresetMode.SAME_STEP:
                     return self.after(last, *checked_reset(self.env, call_unforked(self.env.reset)))
                 self.ended = True
@@ -208,7 +213,7 @@ class Slot:
             raise error
         return error_text(error)
 
-    def replace(self, error: str, last: StepOutcome | None = None, begin: bool = False) -> StepOutcome:
+    def replace(self, error: str, last: StepResult | None = None, begin: bool = False) -> StepOutcome:
         """Put a fresh environment in the place of one that failed.
 
         Args:
@@ -315,22 +320,21 @@ class Slot:
         self.ended, self._begun = False, True
         return StepOutcome(observation, 0.0, False, False, info, Kind.NO_STEP)
 
-    def after(self, last: StepOutcome, observation: str, info: Info) -> StepOutcome:
-        """Return the outcome of the step that ended an episode, after which the next has begun."""
-        final = {"final_obs": last.observation, "final_info": last.info}
-        _, reward, terminated, truncated, _, kind, error = last
-        return _new(StepOutcome, (observation, reward, terminated, truncated, {**info, **final}, kind, error))
+    def after(self, last: StepResult, observation: str, info: Info) -> StepResult:
+        """Return the step that ended an episode, after which the next has begun."""
+        final, reward, terminated, truncated, final_info = last
+        return observation, reward, terminated, truncated, {**info, "final_obs": final, "final_info": final_info}
 
-    def failed(self, error: str, last: StepOutcome | None, begun: tuple[str, Info] | None) -> StepOutcome:
-        """Return the outcome that tells of a failure, after which a fresh environment has begun an episode, or not."""
-        last = last or StepOutcome("", 0.0, False, True, {"error": error})
+    def failed(self, error: str, last: StepResult | None, begun: tuple[str, Info] | None) -> StepOutcome:
+        """Return the outcome of a failure, after which a fresh environment has begun an episode, or not."""
+        final, reward, terminated, truncated, info = last or ("", 0.0, False, True, {"error": error})
         self.ended = begun is None
         self._begun = self._begun or begun is not None
         if begun is None:
-            return last._replace(info={**last.info, "error": error}, kind=Kind.FAILURE, error=error)
-        observation, new = begun
-        new = {**new, "final_obs": last.observation, "final_info": last.info, "error": error}
-        return last._replace(observation=observation, info=new, kind=Kind.FAILURE, error=error)
+            observation, new = final, {**info, "error": error}
+        else:
+            observation, new = begun[0], {**begun[1], "final_obs": final, "final_info": info, "error": error}
+        return StepOutcome(observation, reward, terminated, truncated, new, Kind.FAILURE, error)
 
 
 def answered(value: Any) -> StepOutcome:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gem.core import Env
-from gem.vector.slot import AutoresetMode, Slot, StepOutcome
+from gem.vector.slot import AutoresetMode, Slot, StepOutcome, as_outcome
 from gem.vector.vector_env import Actions, LocalVectorEnv, VectorStep
 
 
@@ -41,12 +41,12 @@ class SyncVectorEnv(LocalVectorEnv):
         """Step all environments, or those that a dict from index to action names."""
         if isinstance(actions, dict | str) or len(actions) != self.num_envs or self._under_way:
             return super().step(actions)
-        outcomes = [slot.step(action) for slot, action in zip(self._slots, actions, strict=True)]
-        observations, rewards, terminated, truncated, infos, _, errors = zip(*outcomes, strict=True)
-        if any(errors) or self._failing:
+        steps = [slot.plain_step(action) for slot, action in zip(self._slots, actions, strict=True)]
+        if self._failing or StepOutcome in map(type, steps):
             self._under_way.update(range(self.num_envs))
-            self._arrived = dict(enumerate(outcomes))
+            self._arrived = dict(enumerate(map(as_outcome, steps)))
             return self._delivered(self._arrived)[1:]
+        observations, rewards, terminated, truncated, infos = zip(*steps, strict=True)
         return (
             list(observations),
             np.array(rewards, dtype=np.float64),
