@@ -11,6 +11,7 @@ environments by an entry point in the group ``gem.envs``, whose name is the id a
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Callable
@@ -74,7 +75,14 @@ def _unknown(env_id: str) -> str:
     by_lower = {known.lower(): known for known in ENV_REGISTRY}
     near = difflib.get_close_matches(str(env_id).lower(), by_lower, n=4, cutoff=0.5)
     hint = f"The nearest: {', '.join(by_lower[name] for name in near)}. " if near else ""
-    return f"there is no environment {env_id!r}. {hint}`gem envs` lists them all."
+    own = ""
+    if str(env_id).partition(":")[0] not in {known.partition(":")[0] for known in ENV_REGISTRY if _is_ours(known)}:
+        own = f" A package of yours must be installed in {sys.prefix}, and again when its entry points change."
+    return f"there is no environment {env_id!r}. {hint}`gem envs` lists them all.{own}"
+
+
+def _is_ours(env_id: str) -> bool:
+    return str(ENV_REGISTRY[env_id].entry_point).startswith("gem.")
 
 
 def _read_entry_points() -> None:

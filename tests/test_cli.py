@@ -360,7 +360,7 @@ def test_at_most_so_many_episodes_are_shown_as_asked(run, file, games, command):
 
 def test_replay_of_episodes_that_hold(run, file, games):
     result = run("replay", file("a", games))
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "3 of 3 episodes hold\n", "")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "3 of 3 episodes are reproduced\n", "")
 
 
 def test_replay_shows_what_does_not_hold(run, file, games):
@@ -370,7 +370,8 @@ def test_replay_shows_what_does_not_hold(run, file, games):
     assert result.stdout == (
         "✗ episode 2: game:GuessTheNumber-v1-easy, train seed 1\n"
         "    turn 2 reward: recorded 0.5, now 0.0\n"
-        "1 of 3 episodes do not hold\n"
+        "1 of 3 episodes are not reproduced\n"
+        "(the bare environment of a task is built: wrappers of a make_env are not)\n"
     )
 
 
@@ -381,7 +382,7 @@ def test_replay_says_which_environment_there_is_not_and_plays_the_others(run, fi
     assert result.exit_code == 1
     assert "    there is no environment 'game:Mastermint-v0'. The nearest: game:Mastermind" in result.stdout
     assert "episode 3:" in result.stdout
-    assert result.stdout.endswith("2 of 3 episodes do not hold\n")
+    assert "2 of 3 episodes are not reproduced\n" in result.stdout
 
 
 def test_replay_reports_an_environment_that_raises(run, file, registered):

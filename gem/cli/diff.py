@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 
 def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help="A file of episodes, one JSON line each.")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="A file or a folder of episodes, one JSON line each.")],
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
-    tokenizer: Annotated[str | None, typer.Option(help="Show tokens as its text too: a folder or an id.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Show tokens as its text too: embedded, a folder or an id.")
+    ] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="How far two numbers may be apart.")] = 1e-6,
     limit: Limit = 20,
 ) -> None:
@@ -47,6 +49,9 @@ def diff(
             _show(console, difference, text_of)
     say_how_many_more(len(differing) - limit)
     say(f"{len(differing)} of {min(len(episodes), len(others))} episodes differ")
+    pairs = list(zip(episodes, others, strict=False))
+    if sum(one.task != other.task for one, other in pairs) > len(pairs) / 2:
+        say("most pairs are of different tasks: give both runs the same seed, and their episodes the same order")
     if len(episodes) != len(others):
         say(f"{a} has {len(episodes)} episodes, {b} has {len(others)}")
     raise typer.Exit(1)
@@ -60,9 +65,11 @@ def _token_text(tokenizer: str | None) -> Callable[[int], str]:
         from transformers import AutoTokenizer
     except ImportError:
         stop("--tokenizer needs transformers: pip install transformers")
+    from gem.models import resolve_model
+
     try:
-        decode = AutoTokenizer.from_pretrained(tokenizer).decode
-    except (OSError, ValueError) as error:
+        decode = AutoTokenizer.from_pretrained(resolve_model(tokenizer)).decode
+    except (OSError, ValueError, ImportError) as error:
         stop(f"cannot load the tokenizer {tokenizer}: {' '.join(str(error).split())}")
     return lambda token: f"{token} {decode([token])!r}"
 

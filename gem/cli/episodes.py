@@ -12,12 +12,22 @@ from gem.cli.printing import say, stop, warn
 if TYPE_CHECKING:
     from gem.rollout.episode import Episode
 
-EpisodesFile = Annotated[Path, typer.Argument(metavar="EPISODES", help="A file of episodes, one JSON line each.")]
+EpisodesFile = Annotated[
+    Path, typer.Argument(metavar="EPISODES", help="A file of episodes, one JSON line each, or a folder.")
+]
 Limit = Annotated[int, typer.Option(min=1, help="How many episodes to show at most.")]
 
 
 def read_file(path: Path) -> list[Episode]:
-    """Return the episodes of a file, or end the command; a line that a crash has torn is reported, and left out."""
+    """Return the episodes of a file, or of all files of a folder, by name; or end the command.
+
+    A line that a crash has torn is reported, and left out.
+    """
+    if path.is_dir():
+        files = sorted(path.glob("*.jsonl"))
+        if not files:
+            stop(f"{path} has no file of episodes (*.jsonl)")
+        return [episode for file in files for episode in read_file(file)]
     from gem.files import whole_lines
 
     episodes, torn = [], []

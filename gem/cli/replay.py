@@ -42,9 +42,14 @@ def replay(
             print_lines(console, f"    {line}")
     say_how_many_more(len(failed) - limit)
     if failed:
-        say(f"{len(failed)} of {len(episodes)} episodes do not hold")
+        say(f"{len(failed)} of {len(episodes)} episodes are not reproduced")
+        say("(the bare environment of a task is built: wrappers of a make_env are not)")
         raise typer.Exit(1)
-    say(f"{len(episodes)} of {len(episodes)} episodes hold")
+    invalid = sum(not episode.valid for episode in episodes)
+    say(
+        f"{len(episodes)} of {len(episodes)} episodes are reproduced"
+        + f"; {invalid} of them are invalid" * bool(invalid)
+    )
 
 
 def _replay(episode: Episode) -> list[str]:
