@@ -60,6 +60,23 @@ def error_text(error: BaseException) -> str:
     return f"{type_name(error)}: {error_message(error)}"
 
 
+_traceback_of = BaseException.__dict__["__traceback__"].__get__
+
+
+def raised_at(error: BaseException) -> str:
+    """Return where an exception, or the one that it was raised from, was raised: file and line; "" if nobody knows.
+
+    >>> raised_at(ValueError("not raised at all"))
+    ''
+    """
+    trace = _traceback_of(error.__cause__ if error.__cause__ is not None else error)
+    if trace is None:
+        return ""
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return _bounded(f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}", _EXCERPT_LENGTH)
+
+
 def excerpt(value: object) -> str:
     """Return the beginning of a value's ``repr``: never raises, is of limited length, and can be encoded.
 

@@ -32,7 +32,7 @@ import anyio
 import anyio.to_thread
 
 from gem.core import Env
-from gem.faults import EnvironmentFailed, error_text
+from gem.faults import EnvironmentFailed, error_text, raised_at
 from gem.rollout.engine import Engine
 from gem.rollout.episode import Episode, OnError, Turn
 from gem.rollout.execution import EnvExecution, RunningEnv
@@ -204,7 +204,7 @@ class EpisodeRunner:
         try:
             env = await self._execution.open(task)
         except EnvironmentFailed as failure:
-            logger.warning("environment error in %s: %s", task, failure)
+            _log_failure(task, failure)
         else:
             await env.close()
 
@@ -240,7 +240,7 @@ class EpisodeRunner:
             try:
                 return await self._run_once(sample, episode)
             except EnvironmentFailed as failure:
-                logger.warning("environment error in %s: %s", episode.task, failure)
+                _log_failure(episode.task, failure)
                 if episode.turns or episode.retries == self.limits.retries:
                     episode.truncation, episode.error = "error", str(failure)
                     return
@@ -348,3 +348,8 @@ async def _render(render: Callable[[str], list[int]], text: str) -> list[int]:
         return await anyio.to_thread.run_sync(render, text)
     except ObservationRefused as error:
         raise EnvironmentFailed(error_text(error)) from error
+
+
+def _log_failure(task: Task, failure: EnvironmentFailed) -> None:
+    where = raised_at(failure)
+    logger.warning("environment error in %s: %s%s", task, failure, f" ({where})" if failure.__cause__ and where else "")
