@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import reprlib
 import threading
-from collections.abc import Callable
+import types
+from collections.abc import Awaitable, Callable, Generator
 from os import _exit  # by name: an environment may replace the attributes of ``os``
 from typing import Any, TypeVar
 
@@ -118,6 +119,23 @@ def call_unforked(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     finally:
         if _fork_depth != depth:
             _exit(1)
+
+
+@types.coroutine
+def in_this_process(function: Callable[..., Awaitable[T]], *args: Any) -> Generator[Any, Any, T]:
+    """Await what a function returns, in this process only: a forked child would go on with the event loop."""
+    steps: Any = call_unforked(function, *args).__await__()
+    send: Any = steps.__next__
+    value: tuple[Any, ...] = ()
+    while True:
+        try:
+            awaited = call_unforked(send, *value)
+        except StopIteration as end:
+            return end.value
+        try:
+            send, value = steps.send, ((yield awaited),)
+        except BaseException as error:  # noqa: BLE001 (it belongs into the coroutine)
+            send, value = steps.throw, (error,)
 
 
 def _count_fork() -> None:

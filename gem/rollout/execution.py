@@ -25,13 +25,12 @@ import abc
 import asyncio
 import json
 import logging
-import types
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
 from gem.core import Env, EnvSpec, Info, StepResult, observation_text
-from gem.faults import EnvironmentFailed, call_unforked, error_text, excerpt, is_from_user
+from gem.faults import EnvironmentFailed, call_unforked, error_text, excerpt, in_this_process, is_from_user
 from gem.registry import find_spec, register_if_unknown
 from gem.rollout.episode import plain_json
 from gem.rollout.limits import Limits
@@ -299,27 +298,10 @@ async def _contained(function: Callable[[], Awaitable[T]]) -> T:
     ``repr`` on exceptions, which may raise or never return. Cancellation is passed on.
     """
     try:
-        return await _unforked(function)
+        return await in_this_process(function)
     except (asyncio.CancelledError, GeneratorExit):
         raise
     except BaseException as error:
         if is_from_user(error):
             raise
         raise _failure(error) from error
-
-
-@types.coroutine
-def _unforked(function: Callable[[], Awaitable[T]]) -> Generator[Any, Any, T]:
-    """Await what a function returns, in this process only: a forked child would go on with the event loop."""
-    steps: Any = call_unforked(function).__await__()
-    send: Any = steps.__next__
-    value: tuple[Any, ...] = ()
-    while True:
-        try:
-            awaited = call_unforked(send, *value)
-        except StopIteration as end:
-            return end.value
-        try:
-            send, value = steps.send, ((yield awaited),)
-        except BaseException as error:  # noqa: BLE001 (it belongs into the coroutine)
-            send, value = steps.throw, (error,)

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from gem.vector.asyncio_vector_env import AsyncioVectorEnv
     from gem.vector.collecting import collect
     from gem.vector.env_pool import EnvPool
+    from gem.vector.outcome import CrashLoop
     from gem.vector.process_vector_env import ProcessVectorEnv
     from gem.vector.ray_vector_env import RayVectorEnv
-    from gem.vector.slot import AutoresetMode, CrashLoop
+    from gem.vector.slot import AutoresetMode
     from gem.vector.sync_vector_env import SyncVectorEnv
     from gem.vector.thread_vector_env import ThreadVectorEnv
     from gem.vector.vector_env import Ready, VectorEnv
@@ -36,7 +37,7 @@ __all__ = [
 _MODULES = {
     "AsyncioVectorEnv": "asyncio_vector_env",
     "AutoresetMode": "slot",
-    "CrashLoop": "slot",
+    "CrashLoop": "outcome",
     "EnvPool": "env_pool",
     "ProcessVectorEnv": "process_vector_env",
     "RayVectorEnv": "ray_vector_env",

@@ -1,8 +1,7 @@
 """AsyncioVectorEnv: environments with ``async`` steps, thousands of them in one thread.
 
-An event loop runs them: in the caller's thread while it waits in ``recv``, and in a thread of its own while the caller
-does something else, so that servers are talked to meanwhile. A step that takes longer than ``timeout`` is cancelled;
-one that does not heed that is abandoned.
+An event loop in a thread of its own runs them, each call in a task: servers are talked to while the caller does
+something else. A step that takes longer than ``timeout`` is cancelled; one that does not heed that is abandoned.
 
 Steps must ``await`` what they wait for: one that blocks the thread holds up all environments, as anywhere in asyncio.
 Environments without ``async`` steps are stepped in the loop too, which is right for steps of microseconds only.
@@ -11,247 +10,157 @@ Environments without ``async`` steps are stepped in the loop too, which is right
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from gem.core import Env, ResetNeeded, StepResult
-from gem.faults import call_unforked, error_text
-from gem.step_results import checked_reset, checked_step
-from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Slot, StepOutcome, as_outcome, given_up, needs_reset
-from gem.vector.stepper import Stepper
+from gem.core import Env
+from gem.faults import call_unforked, error_text, in_this_process
+from gem.vector.outcome import CRASH_LIMIT, StepOutcome, given_up
+from gem.vector.slot import AutoresetMode, Slot
 from gem.vector.vector_env import LocalVectorEnv
 
 CLOSE_SECONDS = 5.0
 """What closing waits for tasks that environments have left behind to heed their cancellation."""
-AWAY_SECONDS = 0.002
-"""How long the caller is elsewhere before the loop goes on in its own thread."""
 
 
-class _Place(Stepper):
-    """Where one environment is stepped: what :class:`~gem.vector.slot.Slot` does, with coroutines.
+class _AwaitedSlot(Slot):
+    """A slot whose environment is awaited, if it is asynchronous.
 
     Attributes:
-        slot: of the environment.
-        since: when the time of the call under way began, on the monotonic clock; None if nothing is under way.
-        late: why it was cancelled, if it was.
-        tries: how many environments failed in it.
+        late: why the running call was cancelled, if it was.
+        closing: whether nobody waits for its call any more: what ends its task then is not the environment's doing.
     """
 
-    __slots__ = ("_begin", "_deliver", "_doing", "_error", "_index", "_last", "late", "since", "slot", "tries")
+    late = ""
+    closing = False
 
-    def __init__(self, index: int, slot: Slot, deliver: Callable[[int, StepOutcome], None]) -> None:
-        super().__init__()
-        self.slot = slot
-        self.since: float | None = None
-        self.late = ""
-        self.tries = 0
-        self._index, self._deliver = index, deliver
-        self._doing = ""
-        self._begin = False
-        self._last: StepResult | None = None
-        self._error = ""
-        slot.allow = self.allow
+    async def _call_env(self, method: str, *args: Any) -> Any:
+        if not getattr(self.env, "asynchronous", False):
+            return call_unforked(getattr(self.env, method), *args)
+        return await in_this_process(getattr(self.env, f"{method}_async"), *args)
+
+    def _described(self, error: BaseException) -> str:
+        if self.late and isinstance(error, asyncio.CancelledError):
+            text, self.late = self.late, ""
+            task: Any = asyncio.current_task()
+            if hasattr(task, "uncancel"):  # since Python 3.11: what comes next in this task is not cancelled
+                task.uncancel()
+            return text
+        return super()._described(error)
+
+    def passes_on(self, error: BaseException) -> bool:
+        """Return whether an exception is not the environment's own, but ends the task."""
+        ends = self.closing and isinstance(error, (asyncio.CancelledError, GeneratorExit))
+        return ends or super().passes_on(error)
+
+    def successor(self) -> _AwaitedSlot:
+        """Return a slot that goes on in the place of this one, which hangs."""
+        slot = _AwaitedSlot(self._build, self.mode)
+        slot.inherit(self._seed, self._faults)
+        return slot
+
+
+class _Call:
+    """A call of a slot's method that is running.
+
+    Attributes:
+        since: when its time began, on the monotonic clock.
+        tries: how many slots were abandoned in it.
+    """
+
+    __slots__ = ("begins", "since", "task", "tries")
+
+    def __init__(self, begins: bool, tries: int = 0) -> None:
+        self.begins, self.tries = begins, tries
+        self.since = time.monotonic()
+        self.task: asyncio.Task[None] | None = None
 
     def allow(self, seconds: float) -> None:
-        """Let the time of the running call begin again, so many seconds from now."""
+        """Let the time of the call begin again, so many seconds from now."""
         self.since = time.monotonic() + seconds
 
-    def call(self, method: str, argument: Any) -> None:
-        """Call a method of the slot, or the environment's coroutine in its place."""
-        self._begin = method == "reset"
-        try:
-            if method in ("call", "assign") or not self._has_coroutines():
-                self._done(getattr(self.slot, method)(argument))
-                return
-            coroutine: Coroutine[Any, Any, Any] | None = self._coroutine_for(method, argument)
-        except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
-            coroutine = self._after_failure(error)
-        self._run(coroutine)
 
-    def _has_coroutines(self) -> bool:
-        if self._begin and self.slot.env is None:
-            self.slot.build()
-        return getattr(self.slot.env, "asynchronous", False)
-
-    def _coroutine_for(self, method: str, argument: Any) -> Coroutine[Any, Any, Any]:
-        slot = self.slot
-        if method == "step" and not (slot.ended and slot.mode is AutoresetMode.NEXT_STEP):
-            self._doing = "step"
-            return call_unforked(slot.env.step_async, argument)
-        self._doing = "reset"
-        seed = slot.next_seed(argument if method == "reset" else None)
-        return call_unforked(slot.env.reset_async, seed=seed)
-
-    def ended(self, result: Any, failure: BaseException | None) -> Coroutine[Any, Any, Any] | None:
-        """Go on after a coroutine of the environment; see :class:`~gem.vector.stepper.Stepper`."""
-        slot = self.slot
-        try:
-            if failure is not None:
-                if self.late and isinstance(failure, asyncio.CancelledError):
-                    return self.replace(self.late)
-                raise failure
-            if self._doing == "step":
-                last = checked_step(slot.env, result)
-                if not (last[2] or last[3]):
-                    return self._done(as_outcome(last))
-                if slot.mode is AutoresetMode.SAME_STEP:
-                    self._doing, self._last = "reset after", last
-                    return call_unforked(slot.env.reset_async, seed=None)
-                slot.ended = True
-                return self._done(as_outcome(last))
-            observation, info = checked_reset(slot.env, result)
-            if self._doing == "reset":
-                return self._done(slot.begun(observation, info))
-            if self._doing == "reset after" and self._last is not None:
-                return self._done(as_outcome(slot.after(self._last, observation, info)))
-            return self._done(slot.failed(self._error, self._last, (observation, info)))
-        except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
-            return self._after_failure(error)
-
-    def _after_failure(self, error: BaseException) -> Coroutine[Any, Any, Any] | None:
-        if isinstance(error, ResetNeeded) and self._doing == "step" and not self.slot.has_begun:
-            return self._done(needs_reset(error))
-        if self.slot.passes_on(error):
-            raise error
-        return self.replace(error_text(error))
-
-    def replace(self, error: str) -> Coroutine[Any, Any, Any] | None:
-        """Put a fresh environment in the place of one that failed; return the coroutine that resets it, if any."""
-        slot = self.slot
-        while self.tries < CRASH_LIMIT:
-            self.tries += 1
-            self._doing, self._error, self.late = "reset fresh", error, ""
-            try:
-                if not slot.renew(self._begin):
-                    return self._done(slot.failed(error, self._last, None))
-                seed = slot.next_seed(None)
-                if getattr(slot.env, "asynchronous", False):
-                    return call_unforked(slot.env.reset_async, seed=seed)
-                begun = checked_reset(slot.env, call_unforked(slot.env.reset, seed=seed))
-                return self._done(slot.failed(error, self._last, begun))
-            except BaseException as another:
-                if slot.passes_on(another):
-                    raise
-                error = error_text(another)
-        return self._done(given_up(error))
-
-    def go_on(self, other: _Place, error: str) -> None:
-        """Go on in the place of another, whose coroutine does not heed that it was cancelled."""
-        self.tries, self._begin, self._last = other.tries, other._begin, other._last
-        self._run(self.replace(error))
-
-    def _run(self, coroutine: Coroutine[Any, Any, Any] | None) -> None:
-        if coroutine is not None:
-            self.run(coroutine)
-
-    def _done(self, outcome: StepOutcome) -> Coroutine[Any, Any, Any] | None:
-        self.since, self.late, self.tries, self._last = None, "", 0, None
-        self._deliver(self._index, outcome)
-        return None
-
-
-class _Stage:
-    """An event loop, the environments in it, and the two threads that take turns in running it.
+class _Loop:
+    """An event loop in a thread, and the calls of slots in it. Nothing here refers to the vector environment.
 
     Attributes:
         slots: of the environments.
-        outcomes: that are ready.
         abandoned: how many coroutines did not heed their cancellation.
     """
 
-    def __init__(self, slots: list[Slot], timeout: float | None) -> None:
-        self.slots = slots
-        self.timeout = timeout
-        self.outcomes: list[tuple[int, StepOutcome]] = []
+    def __init__(self, slots: list[_AwaitedSlot], timeout: float | None) -> None:
+        self.slots, self.timeout = slots, timeout
         self.abandoned = 0
-        self.loop = asyncio.new_event_loop()
-        self._places: list[_Place] = []
-        self._turn = threading.Lock()  # whoever has it runs the loop
-        self._away_since: float | None = time.monotonic()
-        self._awaited = False
+        self._outcomes: deque[tuple[int, StepOutcome]] = deque()
         self._ready = threading.Event()
-        self._closed = False
+        self._calls: dict[int, _Call] = {}
+        self._loop = asyncio.new_event_loop()
         if timeout is not None:
-            self.loop.call_soon(self._look)
-        self._thread = threading.Thread(target=self._run_while_away, name="gem-vector-loop", daemon=True)
+            self._loop.call_soon(self._look)
+        self._thread = threading.Thread(target=self._loop.run_forever, name="gem-vector-loop", daemon=True)
         self._thread.start()
 
     def start(self, method: str, arguments: dict[int, Any]) -> None:
-        """Call a method of slots with an argument each; where the loop runs."""
-        if not self._places:
-            self._places = [_Place(index, slot, self._deliver) for index, slot in enumerate(self.slots)]
-        now = time.monotonic()
-        for index, argument in arguments.items():
-            place = self._places[index]
-            place.since = now
-            place.call(method, argument)
+        """Call a method of slots with an argument each; from any thread."""
+        self._loop.call_soon_threadsafe(self._start, method, arguments)
 
-    def wait(self, seconds: float | None) -> None:
-        """Run the loop until an outcome is ready, or the time is up."""
-        if asyncio._get_running_loop() is not None:  # this thread is taken: the other one must do it
-            self._away_since, self._awaited = 0.0, True
+    def finished(self, seconds: float | None) -> list[tuple[int, StepOutcome]]:
+        """Return what calls have come to, waiting at most so long for the first."""
+        if not self._outcomes:
             self._ready.wait(seconds)
-        else:
-            self._take_turn()
-            try:
-                self._awaited = True
-                if not self.outcomes:
-                    timer = None if seconds is None else self.loop.call_later(seconds, self.loop.stop)
-                    self.loop.run_forever()
-                    if timer is not None:
-                        timer.cancel()
-            finally:
-                self._turn.release()
-                self._away_since = time.monotonic()
-        self._awaited = False
         self._ready.clear()
+        return [self._outcomes.popleft() for _ in range(len(self._outcomes))]
 
     def close(self) -> None:
-        """Cancel what is under way, and end the loop and its thread."""
-        self._closed = True
-        self._take_turn()
+        """Cancel what is running, and end the loop and its thread."""
+        if threading.current_thread() is self._thread:  # the garbage collector came by there
+            self._loop.stop()
+            return
+        asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        for place in self._places:
-            place.close()
-        tasks = asyncio.all_tasks(self.loop)
+        self._loop.close()
+
+    async def _cancel_all(self) -> None:
+        self._calls.clear()
+        for slot in self.slots:
+            slot.closing = True
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
-        if asyncio._get_running_loop() is None:
-            self.loop.run_until_complete(asyncio.wait(tasks, timeout=CLOSE_SECONDS) if tasks else asyncio.sleep(0))
-        self.loop.close()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
 
-    def _take_turn(self) -> None:
-        self._away_since = None
-        while not self._turn.acquire(timeout=AWAY_SECONDS):
-            with contextlib.suppress(RuntimeError):
-                self.loop.call_soon_threadsafe(self._leave)
+    def _start(self, method: str, arguments: dict[int, Any]) -> None:
+        for index, argument in arguments.items():
+            slot = self.slots[index]
+            call = self._calls[index] = _Call(method == "reset")
+            slot.allow = call.allow
+            if method in ("step", "reset"):
+                in_loop = slot.step_in_loop if method == "step" else slot.reset_in_loop
+                call.task = self._loop.create_task(self._deliver(index, call, in_loop(argument)))
+            else:
+                self._done(index, call, getattr(slot, method)(argument))
 
-    def _leave(self) -> None:
-        if threading.current_thread() is self._thread:
-            self.loop.stop()
+    async def _deliver(self, index: int, call: _Call, coroutine: Any) -> None:
+        try:
+            outcome = await coroutine
+        except asyncio.CancelledError:  # the vector environment is closed
+            raise
+        except BaseException as error:  # noqa: BLE001 (a slot has let it pass: the caller is to know)
+            outcome = given_up(error_text(error))
+        self._done(index, call, outcome)
 
-    def _run_while_away(self) -> None:
-        while not self._closed:
-            time.sleep(AWAY_SECONDS)
-            since = self._away_since
-            if since is None or time.monotonic() - since < AWAY_SECONDS or not self._turn.acquire(blocking=False):
-                continue
-            try:
-                if self._away_since is not None:
-                    self.loop.run_forever()
-            finally:
-                self._turn.release()
-
-    def _deliver(self, index: int, outcome: StepOutcome) -> None:
-        self.outcomes.append((index, outcome))
-        if self._awaited:
-            self._awaited = False
+    def _done(self, index: int, call: _Call, outcome: StepOutcome) -> None:
+        if self._calls.get(index) is call:  # else it was abandoned
+            del self._calls[index]
+            self.slots[index].late = ""
+            self._outcomes.append((index, outcome))
             self._ready.set()
-            self.loop.stop()
 
     def _look(self) -> None:
         """Cancel what takes too long; abandon what goes on for as long again."""
@@ -259,23 +168,30 @@ class _Stage:
         now = time.monotonic()
         due = now + self.timeout
         error = f"no answer within {self.timeout:g} s"
-        for index, place in enumerate(self._places):
-            if place.since is None:
+        for index, call in list(self._calls.items()):
+            if now < call.since + self.timeout:
+                due = min(due, call.since + self.timeout)
                 continue
-            if now < place.since + self.timeout:
-                due = min(due, place.since + self.timeout)
-                continue
-            place.since = now
-            if not place.late:
-                place.late = error
-                place.cancel()
-                continue
-            self.abandoned += 1
-            place.close()
-            self.slots[index] = place.slot.successor()
-            self._places[index] = _Place(index, self.slots[index], self._deliver)
-            self._places[index].go_on(place, error)
-        self.loop.call_later(max(0.0, due - now), self._look)
+            call.since = now
+            assert call.task is not None, "only coroutines can be late"
+            if not self.slots[index].late:
+                self.slots[index].late = error
+                call.task.cancel()
+            else:
+                self._abandon(index, call, error)
+        self._loop.call_later(max(0.0, due - now), self._look)
+
+    def _abandon(self, index: int, call: _Call, error: str) -> None:
+        """Go on in another slot, in the place of one whose coroutine does not heed that it was cancelled."""
+        self.abandoned += 1
+        self.slots[index].closing = True
+        slot = self.slots[index] = self.slots[index].successor()
+        again = self._calls[index] = _Call(call.begins, call.tries + 1)
+        slot.allow = again.allow
+        if again.tries < CRASH_LIMIT:
+            again.task = self._loop.create_task(self._deliver(index, again, slot._replace(error, None, call.begins)))
+        else:
+            self._done(index, again, given_up(error))
 
 
 class AsyncioVectorEnv(LocalVectorEnv):
@@ -297,11 +213,12 @@ class AsyncioVectorEnv(LocalVectorEnv):
         timeout: float | None = None,
     ) -> None:
         super().__init__(env_ids, env_fns, autoreset_mode)
-        self._slots = [Slot(build, self.autoreset_mode) for build in env_fns]
-        for slot in self._slots:
+        slots = [_AwaitedSlot(build, self.autoreset_mode) for build in env_fns]
+        self._slots = slots
+        for slot in slots:
             slot.build()
-        self._stage = _Stage(self._slots, timeout)
-        self._stop = weakref.finalize(self, self._stage.close)
+        self._loop = _Loop(slots, timeout)
+        self._stop = weakref.finalize(self, self._loop.close)
 
     def close(self) -> None:
         """Close all environments; steps that are under way are cancelled."""
@@ -313,15 +230,10 @@ class AsyncioVectorEnv(LocalVectorEnv):
 
     def start_calls(self, method: str, arguments: dict[int, Any]) -> None:
         """Start calls; see :meth:`VectorEnv.start_calls`."""
-        self._stage.loop.call_soon_threadsafe(self._stage.start, method, arguments)
+        self._loop.start(method, arguments)
 
     def finished_calls(self, seconds: float | None) -> list[tuple[int, StepOutcome]]:
         """Return the outcomes of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
-        stage = self._stage
-        if not stage.outcomes:
-            stage.wait(seconds)
-        count = len(stage.outcomes)
-        outcomes = stage.outcomes[:count]
-        del stage.outcomes[:count]
-        self.restarts = stage.abandoned
+        outcomes = self._loop.finished(seconds)
+        self.restarts = self._loop.abandoned
         return outcomes

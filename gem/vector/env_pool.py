@@ -35,7 +35,8 @@ from weakref import WeakMethod
 from gem.core import Env, Info, StepResult
 from gem.faults import EnvironmentFailed
 from gem.vector.backends import load_backend
-from gem.vector.slot import AutoresetMode, Kind, StepOutcome
+from gem.vector.outcome import Kind, StepOutcome
+from gem.vector.slot import AutoresetMode
 
 CHECK_SECONDS = 0.25
 """How often deadlines are checked, at least."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from gem.core import Env
 from gem.faults import error_text
+from gem.vector.outcome import StepOutcome
 from gem.vector.process_messages import (
     FORK,
     NOT_SAVED,
@@ -24,7 +25,7 @@ from gem.vector.process_messages import (
     messages,
     packed,
 )
-from gem.vector.slot import AutoresetMode, StepOutcome
+from gem.vector.slot import AutoresetMode
 
 _CHUNK = 1 << 18
 

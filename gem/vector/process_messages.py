@@ -13,7 +13,7 @@ from pickle import HIGHEST_PROTOCOL, dumps
 from time import monotonic
 from typing import Any, NamedTuple
 
-from gem.vector.slot import StepOutcome
+from gem.vector.outcome import StepOutcome
 
 NOT_SAVED = b""
 """In the place of a state that cannot be saved."""

@@ -27,9 +27,10 @@ from typing import Any
 from gem.core import Env
 from gem.faults import error_text, is_from_user
 from gem.vector import process_worker
+from gem.vector.outcome import CRASH_LIMIT, StepOutcome, given_up, name_environment, refused
 from gem.vector.process_handle import Past, WorkerHandle, pickle_builds, pickle_setup
 from gem.vector.process_messages import KILL, NOT_SAVED, ORDER, Job
-from gem.vector.slot import CRASH_LIMIT, AutoresetMode, StepOutcome, given_up, name_environment, refused
+from gem.vector.slot import AutoresetMode
 from gem.vector.vector_env import VectorEnv
 
 CLOSE_SECONDS = 5.0

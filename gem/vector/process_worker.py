@@ -31,8 +31,9 @@ from typing import Any, NoReturn
 
 from gem.core import Env
 from gem.faults import end_forked_child, error_text, fork_depth
+from gem.vector.outcome import Kind, StepOutcome, refused
 from gem.vector.process_messages import KILL, NOT_SAVED, ORDER, Heartbeat, Job, fingerprint, messages, packed
-from gem.vector.slot import AutoresetMode, Kind, Slot, StepOutcome, refused
+from gem.vector.slot import AutoresetMode, Slot
 
 FLUSH_SECONDS = 0.001
 """How long a worker keeps results while it goes on with other jobs."""

@@ -13,7 +13,8 @@ from typing import Any
 
 from gem.core import Env
 from gem.faults import error_text
-from gem.vector.slot import BUILD_SECONDS, CRASH_LIMIT, AutoresetMode, Slot, StepOutcome, given_up
+from gem.vector.outcome import CRASH_LIMIT, StepOutcome, given_up
+from gem.vector.slot import BUILD_SECONDS, AutoresetMode, Slot
 from gem.vector.vector_env import VectorEnv
 
 CLOSE_SECONDS = 5.0

@@ -9,63 +9,20 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 from gem.core import Env, Info, ResetNeeded, StepResult
-from gem.faults import call_unforked, end_forked_child, error_message, error_text, fork_depth, is_from_user, type_name
+from gem.faults import call_unforked, end_forked_child, error_text, fork_depth, is_from_user, type_name
 from gem.step_results import checked_reset, checked_step
+from gem.vector.outcome import CRASH_LIMIT, Kind, StepOutcome, answered, as_outcome, given_up, needs_reset, refused
 
 logger = logging.getLogger("gem.vector")
-
-CRASH_LIMIT = 5
-"""Failures of an environment, without a healthy step in between, after which it is given up."""
+T = TypeVar("T")
 
 BUILD_SECONDS = 60.0
 """What building a fresh environment may take, beside the time of the call that does it."""
-
-
-class Kind(Enum):
-    """What a call of an environment came to."""
-
-    STEP = 0
-    """A healthy step."""
-    NO_STEP = 1
-    """A reset, or the answer to a call: neither a healthy step nor a failed one."""
-    FAILURE = 2
-    """The environment failed, and its episode has ended; a fresh one may have taken its place."""
-    GIVEN_UP = 3
-    """It failed again and again, and is not tried any more."""
-    REFUSED = 4
-    """The call was wrong, or cannot be answered: the caller is to get the exception."""
-
-
-class StepOutcome(NamedTuple):
-    """What a call of an environment returned, wherever it was made.
-
-    Attributes:
-        observation: a text; or what was asked for by a call.
-        reward: of the step.
-        terminated: whether the task ended.
-        truncated: whether a limit, or a failure, ended the episode.
-        info: a dict.
-        kind: what the call came to.
-        error: a text for a failure, and for one that was given up; an exception for what is refused.
-    """
-
-    observation: Any
-    reward: float
-    terminated: bool
-    truncated: bool
-    info: Info
-    kind: Kind = Kind.STEP
-    error: Any = None
-
-
-def as_outcome(result: StepResult | StepOutcome) -> StepOutcome:
-    """Return what :meth:`Slot.plain_step` returned as an outcome."""
-    return result if isinstance(result, StepOutcome) else StepOutcome(*result)
 
 
 class AutoresetMode(Enum):
@@ -91,32 +48,6 @@ class AutoresetMode(Enum):
     @classmethod
     def _missing_(cls, value: object) -> AutoresetMode | None:
         return cls.__members__.get(value.upper()) if isinstance(value, str) else None
-
-
-class CrashLoop(RuntimeError):
-    """An environment failed :data:`CRASH_LIMIT` times without a healthy step in between, and is not tried again.
-
-    Attributes:
-        error: how it failed the last time.
-        index: of the environment; None before the vector environment raises it.
-        env_id: of the environment; empty if it has none.
-    """
-
-    def __init__(self, error: str, index: int | None = None, env_id: str = "") -> None:
-        super().__init__(f"{name_environment(index, env_id)} failed {CRASH_LIMIT} times in a row: {error}")
-        self.error, self.index, self.env_id = error, index, env_id
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return CrashLoop, (self.error, self.index, self.env_id), vars(self)
-
-
-def name_environment(index: int | None, env_id: str) -> str:
-    """Return how errors refer to an environment.
-
-    >>> name_environment(3, "game:Sudoku-v0")
-    'environment 3 (game:Sudoku-v0)'
-    """
-    return ("an environment" if index is None else f"environment {index}") + (f" ({env_id})" if env_id else "")
 
 
 class Slot:
@@ -169,12 +100,7 @@ class Slot:
 
     def reset(self, seed: int | None = None) -> StepOutcome:
         """Begin an episode; the outcome has no reward and no end."""
-        try:
-            if self.env is None:
-                self.build()
-            return self.begun(*self._reset(seed))
-        except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
-            return self.replace(self._described(error), begin=True)
+        return _run(self.reset_in_loop(seed))
 
     def step(self, action: Any) -> StepOutcome:
         """Step, and reset where the mode says so."""
@@ -182,30 +108,70 @@ class Slot:
 
     def plain_step(self, action: Any) -> StepResult | StepOutcome:
         """Do the same; return a healthy step as five values, since most are, and a class takes time to make."""
-        last: StepResult | None = None
+        if self.ended:
+            return _run(self._instead_of_step(action))
         depth = fork_depth()
         try:
-            if self.ended:
-                if self.mode is AutoresetMode.NEXT_STEP:
-                    return self.begun(*self._reset(None))
-                if self.env is None:
-                    raise ResetNeeded
             result = self.env.step(action)
             end_forked_child(depth)  # as call_unforked does, for half the time
             last = checked_step(self.env, result)
-            if last[2] or last[3]:
-                if self.mode is AutoresetMode.SAME_STEP:
-                    return self.after(last, *checked_reset(self.env, call_unforked(self.env.reset)))
-                self.ended = True
-            return last
         except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
             end_forked_child(depth)
-            if isinstance(error, ResetNeeded) and not self.has_begun:
-                return needs_reset(error)
-            return self.replace(self._described(error), last)
+            return _run(self._after_failure(error))
+        return _run(self._after_end(last)) if last[2] or last[3] else last
 
-    def _reset(self, seed: int | None) -> tuple[str, Info]:
-        return checked_reset(self.env, call_unforked(self.env.reset, seed=self.next_seed(seed)))
+    async def reset_in_loop(self, seed: int | None = None) -> StepOutcome:
+        """Begin an episode, as :meth:`reset` does, in an event loop."""
+        try:
+            if self.env is None:
+                self.build()
+            return self.begun(*await self._reset(seed))
+        except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
+            return await self._replace(self._described(error), begin=True)
+
+    async def step_in_loop(self, action: Any) -> StepOutcome:
+        """Step, as :meth:`step` does, in an event loop."""
+        if self.ended:
+            return as_outcome(await self._instead_of_step(action))
+        try:
+            last = checked_step(self.env, await self._call_env("step", action))
+        except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
+            return await self._after_failure(error)
+        return as_outcome(await self._after_end(last) if last[2] or last[3] else last)
+
+    async def _instead_of_step(self, action: Any) -> StepResult | StepOutcome:
+        """Begin the next episode where the mode says so, in the place of a step of one that has ended."""
+        try:
+            if self.mode is AutoresetMode.NEXT_STEP:
+                return self.begun(*await self._reset(None))
+            if self.env is None:
+                raise ResetNeeded
+            last = checked_step(self.env, await self._call_env("step", action))  # which raises ResetNeeded
+        except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
+            return await self._after_failure(error)
+        return await self._after_end(last) if last[2] or last[3] else last
+
+    async def _after_end(self, last: StepResult) -> StepResult | StepOutcome:
+        """Go on after the step that ended an episode."""
+        if self.mode is not AutoresetMode.SAME_STEP:
+            self.ended = True
+            return last
+        try:
+            return self.after(last, *checked_reset(self.env, await self._call_env("reset")))
+        except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
+            return await self._replace(self._described(error), last)
+
+    async def _after_failure(self, error: BaseException) -> StepOutcome:
+        if isinstance(error, ResetNeeded) and not self.has_begun:
+            return needs_reset(error)
+        return await self._replace(self._described(error))
+
+    async def _reset(self, seed: int | None) -> tuple[str, Info]:
+        return checked_reset(self.env, await self._call_env("reset", self.next_seed(seed)))
+
+    async def _call_env(self, method: str, *args: Any) -> Any:
+        """Call a method of the environment; here, without waiting for anything."""
+        return call_unforked(getattr(self.env, method), *args)
 
     def _described(self, error: BaseException) -> str:
         """Return the text of what the environment raised; raise what is not its own affair."""
@@ -224,11 +190,14 @@ class Slot:
         Returns:
             An outcome that ends the episode, with the error in its info.
         """
+        return _run(self._replace(error, last, begin))
+
+    async def _replace(self, error: str, last: StepResult | None = None, begin: bool = False) -> StepOutcome:
         for _ in range(CRASH_LIMIT):
             try:
                 if not self.renew(begin):
                     return self.failed(error, last, None)
-                return self.failed(error, last, self._reset(None))
+                return self.failed(error, last, await self._reset(None))
             except BaseException as another:  # noqa: BLE001 (its own affair, SystemExit too)
                 error = self._described(another)
         return given_up(error)
@@ -337,21 +306,10 @@ class Slot:
         return StepOutcome(observation, reward, terminated, truncated, new, Kind.FAILURE, error)
 
 
-def answered(value: Any) -> StepOutcome:
-    """Return the outcome of a call that is no step."""
-    return StepOutcome(value, 0.0, False, False, {}, Kind.NO_STEP)
-
-
-def refused(error: Exception) -> StepOutcome:
-    """Return the outcome of a call that the caller is to get an exception for."""
-    return StepOutcome("", 0.0, False, False, {}, Kind.REFUSED, error)
-
-
-def needs_reset(error: ResetNeeded) -> StepOutcome:
-    """Return the outcome of a step that was asked for where none was possible."""
-    return refused(ResetNeeded(error_message(error)))
-
-
-def given_up(error: str) -> StepOutcome:
-    """Return the outcome of an environment of which no fresh one can be had."""
-    return StepOutcome("", 0.0, False, True, {"error": error}, Kind.GIVEN_UP, error)
+def _run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Return what a coroutine returns that waits for nothing."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError("an environment was awaited where nothing can be")

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from gem.core import Env
-from gem.vector.slot import AutoresetMode, Slot, StepOutcome, as_outcome
+from gem.vector.outcome import StepOutcome, as_outcome
+from gem.vector.slot import AutoresetMode, Slot
 from gem.vector.vector_env import Actions, LocalVectorEnv, VectorStep
 
 

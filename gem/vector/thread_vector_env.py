@@ -17,7 +17,8 @@ from functools import partial
 from typing import Any
 
 from gem.core import Env
-from gem.vector.slot import CRASH_LIMIT, AutoresetMode, Slot, StepOutcome, given_up
+from gem.vector.outcome import CRASH_LIMIT, StepOutcome, given_up
+from gem.vector.slot import AutoresetMode, Slot
 from gem.vector.vector_env import LocalVectorEnv
 
 MAX_THREADS = 1024

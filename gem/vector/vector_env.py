@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gem.core import Env, Info, ResetNeeded, check_seed
-from gem.vector.slot import CRASH_LIMIT, AutoresetMode, CrashLoop, Kind, StepOutcome, name_environment
+from gem.vector.outcome import CRASH_LIMIT, CrashLoop, Kind, StepOutcome, name_environment
+from gem.vector.slot import AutoresetMode
 
 __all__ = ["Actions", "AutoresetMode", "CrashLoop", "Ready", "VectorEnv", "VectorStep"]
 
@@ -59,7 +60,7 @@ class VectorEnv(abc.ABC):
     An environment that raises, returns what :func:`gem.core.checked_step` refuses, takes longer than ``timeout`` (on
     the back ends that have it) or ends its process ends its own episode: ``truncated``, with the reason in
     ``info["error"]``. A fresh one takes its place, and the others go on. One that does so
-    :data:`~gem.vector.slot.CRASH_LIMIT` times without a healthy step in between is reported by :class:`CrashLoop`,
+    :data:`~gem.vector.outcome.CRASH_LIMIT` times without a healthy step in between is reported by :class:`CrashLoop`,
     which ``step``, ``recv`` or ``reset`` raise; what the others have done can still be received.
 
     A vector environment belongs to one thread.

@@ -94,7 +94,7 @@ def test_a_hanging_crash_loop_is_reported(kind):
     with kind([""], [broken]) as vec:
         vec.timeout = 0.1
         if kind.func is AsyncioVectorEnv:
-            vec._stage.timeout = 0.1
+            vec._loop.timeout = 0.1
         vec.reset(seed=0)
         with pytest.raises(CrashLoop, match=r"environment 0 failed 5 times in a row: no answer within"):
             step_often(vec, ["x"])
