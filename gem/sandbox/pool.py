@@ -13,9 +13,9 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
 
 from gem.sandbox.limits import SandboxUnavailable
+from gem.sandbox.messages import Order
 from gem.sandbox.starting import Sandbox, start_bubblewrap, start_landlock, start_plain
 
 KEPT = max(4, 2 * (os.cpu_count() or 1))
@@ -50,7 +50,7 @@ class Pool:
         self._started = set()
         self._last_back = 0.0
 
-    def send(self, order: dict[str, Any], fds: Sequence[int]) -> Sandbox:
+    def send(self, order: Order, fds: Sequence[int]) -> Sandbox:
         """Let a sandbox run a program, and return it: it is the caller's until it is given back.
 
         Raises:

@@ -9,13 +9,12 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from types import TracebackType
-from typing import Any
 
 from gem.sandbox.limits import Limits, Result
+from gem.sandbox.messages import Order
 from gem.sandbox.pool import Pool, find_pool
-from gem.sandbox.starting import Sandbox
+from gem.sandbox.starting import Sandbox, new_order
 
 GRACE_SECONDS = 5.0
 """How long a sandbox may take to kill a program before it is killed as a whole."""
@@ -52,12 +51,8 @@ def run(
     pool = find_pool(backend)
     source = _file(stdin)
     try:
-        order: dict[str, Any] = {"session": False, "limits": asdict(limits)}
-        if isinstance(program, str):
-            code = _file(program)
-        else:
-            order["command"] = True
-            code = _file(_joined(program))  # which may be too long for a message
+        order = new_order(limits, command=not isinstance(program, str))
+        code = _file(program if isinstance(program, str) else _joined(program))  # which may be too long for a message
         try:
             process = _Process(pool, order, source, code)
         finally:
@@ -144,7 +139,7 @@ class Session:
             self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             nothing = os.open(os.devnull, os.O_RDONLY)
             with theirs:
-                order = {"session": True, "limits": asdict(self.limits)}
+                order = new_order(self.limits, session=True)
                 self._process = _Process(self._pool, order, nothing, theirs.fileno())
             os.close(nothing)
         return self._process, self._channel
@@ -181,7 +176,7 @@ class _Output:
 class _Process:
     """A program that runs in a sandbox of a pool."""
 
-    def __init__(self, pool: Pool, order: dict[str, Any], stdin: int, code: int) -> None:
+    def __init__(self, pool: Pool, order: Order, stdin: int, code: int) -> None:
         self._pool = pool
         self._outputs = [_Output(), _Output()]
         fds = [stdin, *(output.theirs for output in self._outputs), code]

@@ -18,9 +18,10 @@ from contextlib import suppress
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from gem.sandbox.limits import Limits, SandboxUnavailable
+from gem.sandbox.messages import Order, RunLimits, Settings
 from gem.sandbox.seccomp import MACHINES, filter_program
 
 START_SECONDS = 30.0
@@ -103,13 +104,13 @@ class Sandbox:
                 raise SandboxUnavailable(f"the sandbox did not start: {lines[-1]}")
         self.control.settimeout(None)
 
-    def send(self, order: dict[str, Any], fds: Sequence[int]) -> None:
+    def send(self, order: Order, fds: Sequence[int]) -> None:
         """Let it run a program.
 
         Raises:
             ConnectionError: the sandbox has ended.
         """
-        socket.send_fds(self.control, [marshal.dumps(order)], fds)
+        socket.send_fds(self.control, [marshal.dumps(dict(order))], fds)
 
     def kill(self) -> None:
         """Let it kill the program that it runs."""
@@ -318,18 +319,22 @@ def _python(program: str) -> list[str]:
 def _settings(isolated: bool = False, root: bool = False, readable: Sequence[str] = ()) -> str:
     confined = isolated or bool(readable)
     machine = platform.machine()
-    return json.dumps(
-        {
-            "isolated": isolated,
-            "root": root,
-            "readable": readable,
-            "filter": filter_program(machine, namespaces=isolated).hex() if confined else "",
-            "users": [USERS.start, len(USERS)],
-            "folders": tempfile.gettempdir(),
-            "first": {"session": False, "limits": asdict(Limits())},
-            "below_tmp": [prefix for prefix in _prefixes() if prefix.startswith("/tmp/")],
-        }
-    )
+    settings: Settings = {
+        "isolated": isolated,
+        "root": root,
+        "readable": list(readable),
+        "filter": filter_program(machine, namespaces=isolated).hex() if confined else "",
+        "users": (USERS.start, len(USERS)),
+        "folders": tempfile.gettempdir(),
+        "first": new_order(Limits()),
+        "below_tmp": [prefix for prefix in _prefixes() if prefix.startswith("/tmp/")],
+    }
+    return json.dumps(settings)
+
+
+def new_order(limits: Limits, session: bool = False, command: bool = False) -> Order:
+    """Return an order for a run; see :class:`~gem.sandbox.messages.Order`."""
+    return {"session": session, "command": command, "limits": cast("RunLimits", asdict(limits))}
 
 
 @functools.cache
@@ -341,7 +346,7 @@ def _as_root() -> bool:
         sandbox = Sandbox(bubblewrap_command(root=True))
     except SandboxUnavailable:
         return False
-    order = {"session": False, "limits": asdict(Limits()), "command": True}
+    order = new_order(Limits(), command=True)
     nothing, command = os.open(os.devnull, os.O_RDWR), os.memfd_create("gem")
     os.write(command, b"".join(os.fsencode(word) + b"\0" for word in (sys.executable, "-I", "-c", "pass")))
     try:

@@ -37,9 +37,10 @@ import sys
 
 TYPE_CHECKING = False  # that of typing takes a quarter of the memory of this process
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import NoReturn
 
     from gem.sandbox import confining, program
+    from gem.sandbox.messages import Order, RunLimits, Settings
 else:
     import program  # stands beside this file, wherever that is
 if not TYPE_CHECKING and __name__ == "__main__" and json.loads(sys.argv[1])["readable"]:
@@ -71,9 +72,10 @@ _PAUSE = ctypes.cast(_libc.pause, ctypes.c_void_p)
 _STACK = mmap.mmap(-1, 1 << 16, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 _STACK_TOP = ctypes.addressof(ctypes.c_char.from_buffer(_STACK)) + len(_STACK)
 _OWN_PROCESSES = os.open("/proc/self/ns/pid", os.O_RDONLY)
+_filter_address = 0  # of the program of the system call filter
 
 
-def serve(control: socket.socket, how: dict[str, Any]) -> None:
+def serve(control: socket.socket, settings: Settings) -> None:
     """Take orders until the other side of the socket is gone."""
     while True:
         message, fds, _, _ = socket.recv_fds(control, 1 << 16, 8)
@@ -81,48 +83,48 @@ def serve(control: socket.socket, how: dict[str, Any]) -> None:
             os._exit(0)
         order = marshal.loads(message)
         if order is not None:  # else it is to kill a run, which has just ended
-            control.send(marshal.dumps(_run(control, how, order, fds)))
+            control.send(marshal.dumps(_run(control, settings, order, fds)))
 
 
-def _run(control: socket.socket, how: dict[str, Any], order: dict[str, Any], fds: list[int]) -> int | None:
+def _run(control: socket.socket, settings: Settings, order: Order, fds: list[int]) -> int | None:
     """Run a program to its end; return its status as waitpid gives it, or None if it was killed."""
-    folder = _HOME if how["isolated"] else _new_folder(how)
-    init = _start_init() if how["isolated"] else 0
+    folder = _HOME if settings["isolated"] else _new_folder(settings)
+    init = _start_init() if settings["isolated"] else 0
     # Where there is an init, by the C library alone: what Python does for threads and locks is not needed, as there is
     # one thread, and takes long. (What it does for random numbers is: without namespaces, some are drawn here.)
     pid = _libc.fork() if init else os.fork()
     if pid == 0:
-        _become(how, order, fds, folder)
+        _become(settings, order, fds, folder)
     if init:
         _enter(_OWN_PROCESSES)
     for fd in fds:
         os.close(fd)
-    _wait(control, how, order["limits"], pid, folder)
-    return _end_run(how, pid, init, folder)
+    _wait(control, settings, order["limits"], pid, folder)
+    return _end_run(settings, pid, init, folder)
 
 
-def _wait(control: socket.socket, how: dict[str, Any], limits: dict[str, Any], pid: int, folder: str) -> None:
+def _wait(control: socket.socket, settings: Settings, limits: RunLimits, pid: int, folder: str) -> None:
     """Wait until a program ends, is to be killed, or takes too much."""
     ended = os.pidfd_open(pid)
     poll = select.poll()
     poll.register(control, select.POLLIN)
     poll.register(ended, select.POLLIN)
-    bounded = how["isolated"] or how["readable"]
+    bounded = settings["isolated"] or settings["readable"]
     while not (events := poll.poll(_LOOK_SECONDS * 1000 if bounded else None)):
-        if _uses_more_than(limits, pid, folder, how):
+        if _uses_more_than(limits, pid, folder, settings):
             break
     if any(fd == control.fileno() for fd, _ in events):  # an order to kill it, or nobody waits for it
         control.recv(64)
     os.close(ended)
 
 
-def _end_run(how: dict[str, Any], pid: int, init: int, folder: str) -> int | None:
+def _end_run(settings: Settings, pid: int, init: int, folder: str) -> int | None:
     """Kill what is there of a run, and return the status of its program if it had ended."""
     had_ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     # Nobody has waited for it yet, so that its number is its own, and its group's.
     if init:
         os.kill(init, signal.SIGKILL)
-    elif how["readable"]:
+    elif settings["readable"]:
         os.kill(pid, signal.SIGTERM)  # the supervisor kills all others, and itself last
     else:
         with contextlib.suppress(ProcessLookupError, PermissionError):  # no group yet, or all of it has ended
@@ -136,11 +138,11 @@ def _end_run(how: dict[str, Any], pid: int, init: int, folder: str) -> int | Non
     return status if had_ended else None
 
 
-def _new_folder(how: dict[str, Any]) -> str:
+def _new_folder(settings: Settings) -> str:
     from tempfile import mkdtemp  # which brings much along: a process is forked faster the less it holds
 
-    kind = "landlock" if how["readable"] else "plain"
-    return os.path.realpath(mkdtemp(prefix=f"gem-{kind}-", dir=how["folders"]))
+    kind = "landlock" if settings["readable"] else "plain"
+    return os.path.realpath(mkdtemp(prefix=f"gem-{kind}-", dir=settings["folders"]))
 
 
 def _remove(folder: str) -> None:
@@ -154,9 +156,9 @@ def _remove(folder: str) -> None:
             run(command, stderr=DEVNULL, check=False)
 
 
-def _uses_more_than(limits: dict[str, Any], pid: int, folder: str, how: dict[str, Any]) -> bool:
+def _uses_more_than(limits: RunLimits, pid: int, folder: str, settings: Settings) -> bool:
     """Return whether the processes of a run, together, go beyond what the kernel can limit for each alone."""
-    if how["readable"]:
+    if settings["readable"]:
         processes, tasks = confining.below(pid, limits["processes"])
         if tasks > limits["processes"] or confining.fills(folder, limits["file_bytes"]):
             return True
@@ -199,23 +201,23 @@ def _enter(fd: int) -> None:
         _fail("setns")
 
 
-def _become(how: dict[str, Any], order: dict[str, Any], fds: list[int], folder: str) -> NoReturn:
+def _become(settings: Settings, order: Order, fds: list[int], folder: str) -> NoReturn:
     """Be the program: give up all capabilities, then run it."""
-    if how["isolated"]:
-        _mount_own_files(order["limits"]["file_bytes"], how["below_tmp"])
+    if settings["isolated"]:
+        _mount_own_files(order["limits"]["file_bytes"], settings["below_tmp"])
     else:
         os.setsid()
         os.environ.update(HOME=folder, TMPDIR=folder)
-    if how["readable"]:
-        _supervise(how, folder)
+    if settings["readable"]:
+        _supervise(settings, folder)
     for target, fd in enumerate(fds):  # which are above the targets, so that none is overwritten too early
         os.dup2(fd, target)
     os.closerange(len(fds), 1 << 12)
     os.chdir(folder)
-    _set_limits(order, how)
-    if how["isolated"]:
-        _drop_capabilities(how)
-    if "command" in order:
+    _set_limits(order, settings)
+    if settings["isolated"]:
+        _drop_capabilities(settings)
+    if order["command"]:
         program.execute(program.read_all(_CODE))
     if order["session"]:
         program.serve_session(socket.socket(fileno=_CODE))
@@ -226,18 +228,18 @@ def _become(how: dict[str, Any], order: dict[str, Any], fds: list[int], folder: 
     program.end(program.run_code(source, "main.py", program.new_main()))
 
 
-def _supervise(how: dict[str, Any], folder: str) -> None:
+def _supervise(settings: Settings, folder: str) -> None:
     """Be the supervisor: start the program, and end as it ends. In the program, return."""
     _control_process(_ADOPT, 1)  # what the program leaves behind
     _control_process(_SIGNAL_AT_END_OF_PARENT, signal.SIGTERM)
-    confining.confine_supervisor(folder, how["readable"])
+    confining.confine_supervisor(folder, settings["readable"])
     pid = os.fork()
     if pid:
         os.closerange(3, 1 << 12)
         confining.end_as(confining.wait_and_kill(pid))
     _control_process(_SIGNAL_AT_END_OF_PARENT, signal.SIGKILL)
-    confining.confine_program(folder, how["readable"])
-    _drop_capabilities(how)
+    confining.confine_program(folder, settings["readable"])
+    _drop_capabilities(settings)
 
 
 def _mount_own_files(size: int, below_tmp: list[str]) -> None:
@@ -274,10 +276,10 @@ def _mount_tmp(size: int, shown: list[str]) -> None:
     os.chmod(_HOME, 0o777)
 
 
-def _set_limits(order: dict[str, Any], how: dict[str, Any]) -> None:
+def _set_limits(order: Order, settings: Settings) -> None:
     limits = order["limits"]
     seconds = math.ceil(limits["cpu_seconds"])
-    others = 0 if how["root"] else _OTHERS  # if this process is root, the user of a run is its own
+    others = 0 if settings["root"] else _OTHERS  # if this process is root, the user of a run is its own
     values = {
         resource.RLIMIT_AS: (limits["memory_bytes"],) * 2,
         resource.RLIMIT_CPU: (seconds, resource.RLIM_INFINITY if order["session"] else seconds + 1),
@@ -285,7 +287,7 @@ def _set_limits(order: dict[str, Any], how: dict[str, Any]) -> None:
         resource.RLIMIT_NOFILE: (_OPEN_FILES, _OPEN_FILES),
         resource.RLIMIT_CORE: (0, 0),
     }
-    if how["isolated"]:  # without isolation, all other processes of the user would count
+    if settings["isolated"]:  # without isolation, all other processes of the user would count
         values[resource.RLIMIT_NPROC] = (limits["processes"] + others,) * 2
     for kind, (soft, hard) in values.items():
         highest = resource.getrlimit(kind)[1]
@@ -294,9 +296,9 @@ def _set_limits(order: dict[str, Any], how: dict[str, Any]) -> None:
         resource.setrlimit(kind, (soft, hard))
 
 
-def _drop_capabilities(how: dict[str, Any]) -> None:
-    if how["root"]:  # a user who owns nothing, not even the program of another run
-        first, count = how["users"]
+def _drop_capabilities(settings: Settings) -> None:
+    if settings["root"]:  # a user who owns nothing, not even the program of another run
+        first, count = settings["users"]
         user = first + int.from_bytes(os.urandom(4), "little") % count
         os.setgroups([])
         os.setresgid(user, user, user)
@@ -307,7 +309,7 @@ def _drop_capabilities(how: dict[str, Any]) -> None:
     if _libc.capset(header, nothing) != 0:
         _fail("capset")
     _control_process(_NO_NEW_PRIVILEGES, 1)
-    _control_process(_SET_SECCOMP, _SECCOMP_FILTER, how["filter"])
+    _control_process(_SET_SECCOMP, _SECCOMP_FILTER, _filter_address)
 
 
 def _control_process(what: int, value: int, argument: int = 0) -> None:
@@ -336,12 +338,13 @@ if __name__ == "__main__":
     del sys.path[0], sys.modules["program"]  # the folder of this file, and a name that is the programs' to use
     for _signal in (signal.SIGINT, signal.SIGTERM):
         signal.signal(_signal, signal.SIG_DFL)
-    _how = json.loads(sys.argv[1])
-    if _how["readable"]:
+    _settings = json.loads(sys.argv[1])
+    if _settings["readable"]:
         confining.check()
-    _instructions = ctypes.create_string_buffer(bytes.fromhex(_how["filter"]))
+    _instructions = ctypes.create_string_buffer(bytes.fromhex(_settings["filter"]))
     _filter = struct.pack("HxxxxxxP", len(_instructions) // 8, ctypes.addressof(_instructions))
-    _how["filter"] = ctypes.addressof(_filter_buffer := ctypes.create_string_buffer(_filter))
+    _filter_buffer = ctypes.create_string_buffer(_filter)
+    _filter_address = ctypes.addressof(_filter_buffer)
     # What Python makes when it is first needed (types of syntax trees, say) is made once; there is less to copy, and
     # nothing that a fork only counts.
     program.run_code(b"pass", "main.py", {})
@@ -349,7 +352,7 @@ if __name__ == "__main__":
     _libc.malloc_trim(0)
     gc.freeze()
     _first = [os.open(os.devnull, os.O_RDWR), os.open(os.devnull, os.O_RDWR), os.dup(2), os.open(os.devnull, os.O_RDWR)]
-    if _run(_control, _how, _how["first"], _first) != 0:
+    if _run(_control, _settings, _settings["first"], _first) != 0:
         os._exit(1)  # the program has told why
     _control.send(b"ready")
-    serve(_control, _how)
+    serve(_control, _settings)
