@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from gem.rollout import check_gamma, group_advantages, rebn
+from gem.rollout import check_gamma, group_advantages, rebn_of_mask
 
 
 def leave_out(tensor_dict: dict[str, Any]) -> None:
@@ -146,26 +146,6 @@ def rebn_advantages(tensor_dict: dict[str, Any], cu_seqs: Any, gamma: float = 1.
     """
     import torch
 
-    rewards = tensor_dict["rewards"]
     mask = tensor_dict["action_mask"] * valid_sequences(tensor_dict)[:, None]
-    bounds = cu_seqs.tolist()
-    turns = [
-        [(row, *turn) for row in range(first, end) for turn in _runs(mask[row].tolist())]
-        for first, end in itertools.pairwise(bounds)
-    ]
-    of_turns = rebn([[float(rewards[row, a:b].sum()) for row, a, b in trajectory] for trajectory in turns], gamma)
-    advantages = torch.zeros(mask.shape)
-    for trajectory, values in zip(turns, of_turns, strict=True):
-        for (row, a, b), value in zip(trajectory, values, strict=True):
-            advantages[row, a:b] = float(value)
-    return advantages
-
-
-def _runs(mask: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yield first and end of every run of ones."""
-    start = 0
-    for one, group in itertools.groupby(mask):
-        length = len(list(group))
-        if one:
-            yield start, start + length
-        start += length
+    advantages, _ = rebn_of_mask(tensor_dict["rewards"].double().numpy(), mask.numpy(), gamma, cu_seqs.tolist())
+    return torch.tensor(advantages, dtype=torch.float32)

@@ -45,7 +45,15 @@ from gem.rollout.metrics import mean_metrics
 from gem.rollout.recorder import Run, append_episode, begin_run, current_run, read_episodes
 from gem.rollout.rendering import ChatRenderer, shared_renderer
 from gem.rollout.replay import replay
-from gem.rollout.returns import check_gamma, discounted_returns, gae, group_advantages, rebn, spread_over_tokens
+from gem.rollout.returns import (
+    check_gamma,
+    discounted_returns,
+    gae,
+    group_advantages,
+    rebn,
+    rebn_of_mask,
+    spread_over_tokens,
+)
 from gem.rollout.runner import EpisodeRunner, run_episode, run_episodes, run_turns, shared_runner
 from gem.rollout.stepped import SteppedEpisode
 
@@ -82,6 +90,7 @@ __all__ = [
     "read_episodes",
     "read_jsonl",
     "rebn",
+    "rebn_of_mask",
     "render_differences",
     "replay",
     "run_episode",

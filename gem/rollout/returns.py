@@ -5,6 +5,7 @@ Plain and slow on purpose. "Per turn" means that time counts turns, not tokens.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -66,6 +67,52 @@ def rebn(rewards: Sequence[Sequence[float]], gamma: float = 1.0, eps: float = 1e
     ends = np.cumsum([len(episode) for episode in returns])[:-1]
     every = np.concatenate([np.zeros(0), *returns])
     return np.split(_normalised(every, eps, ddof=0), ends) if returns else []
+
+
+def rebn_of_mask(
+    rewards: np.ndarray, mask: np.ndarray, gamma: float = 1.0, bounds: Sequence[int] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return :func:`rebn` for a batch as trainers have it: a reward and a mask for each token.
+
+    >>> advantages, returns = rebn_of_mask(np.array([[0.0, 1.0, 0.0, 2.0]]), np.array([[1, 1, 0, 1]]))
+    >>> returns.tolist()
+    [[3.0, 3.0, 0.0, 2.0]]
+
+    Args:
+        rewards: (N, T).
+        mask: (N, T), 1 where a token was sampled. A run of such tokens is a turn; its reward is the sum of what lies on
+            them, and on the inter-turn tokens before them.
+        gamma: discount per turn.
+        bounds: (B + 1,): the sequences of episode i are those from ``bounds[i]`` to ``bounds[i + 1]``; None where every
+            sequence is an episode.
+
+    Returns:
+        Advantages and returns, (N, T) each, float64: each sampled token has those of its turn, all others 0.
+    """
+    bounds = range(len(mask) + 1) if bounds is None else bounds
+    turns = [
+        [(row, start, end) for row in range(first, last) for start, end in _runs(mask[row])]
+        for first, last in itertools.pairwise(bounds)
+    ]
+    of_turns = [[_reward_of_turn(rewards[row], mask[row], start, end) for row, start, end in own] for own in turns]
+    advantages, returns = np.zeros(mask.shape), np.zeros(mask.shape)
+    for own, advantage, return_ in zip(
+        turns, rebn(of_turns, gamma), [discounted_returns(row, gamma) for row in of_turns], strict=True
+    ):
+        for (row, start, end), a, g in zip(own, advantage, return_, strict=True):
+            advantages[row, start:end], returns[row, start:end] = a, g
+    return advantages, returns
+
+
+def _runs(mask: np.ndarray) -> list[tuple[int, int]]:
+    """Return first and end of every run of ones."""
+    steps = np.diff(np.concatenate([[0], np.asarray(mask, dtype=bool).astype(np.int8), [0]]))
+    return list(zip(np.flatnonzero(steps == 1).tolist(), np.flatnonzero(steps == -1).tolist(), strict=True))
+
+
+def _reward_of_turn(rewards: np.ndarray, mask: np.ndarray, start: int, end: int) -> float:
+    before = np.flatnonzero(mask[:start])
+    return float(np.sum(rewards[before[-1] + 1 if len(before) else 0 : end], dtype=np.float64))
 
 
 def gae(
