@@ -75,10 +75,12 @@ class RandomPlay:
 
     Attributes:
         rewards: of each episode.
+        reports_success: whether an info had ``success``.
         error: what a further episode raised.
     """
 
     rewards: list[list[Any]]
+    reports_success: bool
     error: Exception | None
 
 
@@ -114,16 +116,19 @@ class Subject:
         """Up to :data:`EPISODES` episodes, as many as there is time for."""
         end = self.deadline(PLAY_SECONDS)
         episodes: list[list[Any]] = []
+        reports_success = False
         try:
             with self.make() as env:
                 for seed in range(EPISODES):
                     if time.monotonic() > end:
                         break
                     env.reset(seed=seed)
-                    episodes.append([turn.reward for turn in random_turns(env)])
+                    turns = list(random_turns(env))
+                    episodes.append([turn.reward for turn in turns])
+                    reports_success |= any("success" in turn.info for turn in turns if isinstance(turn.info, dict))
         except Exception as error:  # noqa: BLE001 (whatever the environment raises is the finding)
-            return RandomPlay(episodes, error)
-        return RandomPlay(episodes, None)
+            return RandomPlay(episodes, reports_success, error)
+        return RandomPlay(episodes, reports_success, None)
 
     @property
     def few(self) -> list[Recording]:
