@@ -41,10 +41,13 @@ if TYPE_CHECKING:
 
     from gem.sandbox import confining, program
     from gem.sandbox.messages import Order, RunLimits, Settings
+elif __name__ != "__main__":
+    from gem.sandbox import program
 else:
     import program  # stands beside this file, wherever that is
-if not TYPE_CHECKING and __name__ == "__main__" and json.loads(sys.argv[1])["readable"]:
-    import confining  # stands beside this file too, but not where there are namespaces
+
+    if json.loads(sys.argv[1])["readable"]:
+        import confining  # stands beside this file too, but not where there are namespaces
 
 _NEW_MOUNTS, _NEW_PROCESSES = 0x20000, 0x20000000
 _DETACH = 2

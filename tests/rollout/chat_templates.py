@@ -221,7 +221,7 @@ NO_TOOLS = {
         ),
         r"leaves a tool's message out",
     ),
-    "takes what is not the user's for the model's": (LLAMA2, r"as if the model had said it\. Leave tool_role off"),
+    "takes what is not the user's for the model's": (LLAMA2, r"as if the model had written it\. Leave tool_role off"),
 }
 
 WITH_BLANKS_AS_UNDERSCORES = {

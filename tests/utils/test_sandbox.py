@@ -119,7 +119,7 @@ def test_an_unknown_sandbox_is_refused_and_a_missing_one_named(monkeypatch):
     with pytest.raises(ValueError, match=r"one of auto, bubblewrap, .*, none, bwrap, got 'docker'"):
         run_python("", "docker")
     monkeypatch.setattr(starting, "find_bubblewrap", lambda: None)
-    with pytest.raises(SandboxUnavailable, match=r"install gem-adapters\[sandbox\]"):
+    with pytest.raises(SandboxUnavailable, match=r"gem-adapters\[sandbox\] brings it"):
         starting.start_bubblewrap()
 
 
