@@ -90,9 +90,17 @@ def _all_checks(env_id: str, thorough: bool) -> list[CheckResult]:
 def _passed(env_id: str, results: Iterable[CheckResult]) -> bool:
     console = new_console()
     print_lines(console, env_id)
+    first: dict[str, str] = {}  # by what was found, the check that found it first
     passed = True
     for result in results:
-        line = f"✗ {result.error}" if result.error else f"✓ {result.name}{f' ({result.note})' if result.note else ''}"
-        print_lines(console, f"  {line}")
-        passed = passed and result.error is None
+        if result.error is None:
+            print_lines(console, f"  ✓ {result.name}{f' ({result.note})' if result.note else ''}")
+            continue
+        passed = False
+        found = str(result.error).removeprefix(f"{result.name}: ")
+        if found in first:
+            print_lines(console, f"  ✗ {result.name}: the same as {first[found]}")
+        else:
+            first[found] = result.name
+            print_lines(console, f"  ✗ {result.error}")
     return passed
