@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,6 +49,8 @@ class TrainingArgs:
 
     env: str = "game:GuessTheNumber-v1-easy"
     """a registered environment; `gem envs` lists them. Several, separated by commas, get equal shares of the tasks"""
+    env_arguments: str = ""
+    """arguments of the environments, as JSON: '{"code_length": 3}'"""
     tools: str = ""
     """tools that the model can use, separated by commas: python, search"""
     model: str = "embedded"
@@ -94,24 +97,37 @@ class TrainingArgs:
 
     @property
     def env_kwargs(self) -> dict[str, Any]:
-        """Arguments of the environment, as its tasks carry them."""
-        return {"tools": self.tools} if self.tools else {}
+        """Arguments of the environment, as its tasks carry them.
+
+        Raises:
+            ValueError: ``env_arguments`` is no JSON object.
+        """
+        try:
+            given = json.loads(self.env_arguments or "{}")
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--env-arguments is not JSON: {error}") from None
+        if not isinstance(given, dict):
+            raise ValueError(f"--env-arguments is a JSON object, got {self.env_arguments}")
+        return {**given, **({"tools": self.tools} if self.tools else {})}
 
     def task_source(self, seeds: range, split: str = "train") -> str:
         """Return as many tasks as there are seeds, as :func:`gem.tasks.load_tasks` reads them.
 
         >>> TrainingArgs(env="a:A-v0,b:B-v0").task_source(range(10, 15), "eval")
         'env=a:A-v0,seeds=10:13,split=eval;env=b:B-v0,seeds=10:12,split=eval'
+        >>> TrainingArgs(env="a:A-v0", env_arguments='{"size": [6, 6]}').task_source(range(2))
+        'env=a:A-v0,size=[6, 6],seeds=0:2,split=train'
 
         Args:
             seeds: their first and last are the tasks' of a single environment; of several, each has its share of them,
                 from the first.
             split: of the tasks.
         """
-        ids, tools = self.env_ids, f",tools={self.tools.replace(',', '+')}" if self.tools else ""
+        arguments = {**self.env_kwargs, **({"tools": self.tools.replace(",", "+")} if self.tools else {})}
+        ids, own = self.env_ids, "".join(f",{name}={_word(value)}" for name, value in arguments.items())
         shares = [len(seeds[k :: len(ids)]) for k in range(len(ids))]
         return ";".join(
-            f"env={env_id}{tools},seeds={seeds.start}:{seeds.start + share},split={split}"
+            f"env={env_id}{own},seeds={seeds.start}:{seeds.start + share},split={split}"
             for env_id, share in zip(ids, shares, strict=True)
             if share
         )
@@ -147,3 +163,8 @@ class TrainingArgs:
         for env_id in self.env_ids:
             make(env_id, **self.env_kwargs).close()
         self.tasks(self.task_seeds)  # refuses seeds that tasks cannot have
+
+
+def _word(value: Any) -> str:
+    """Return a value as an expression of tasks has it: a text without commas as it is, all else as JSON."""
+    return value if isinstance(value, str) and re.fullmatch(r"[\w+]+", value) else json.dumps(value)
