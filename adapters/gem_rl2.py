@@ -17,7 +17,7 @@ Options are keys under ``rollout.gem`` (at RL2's head, under ``rollout.train.gem
     env = GemEnv(make_env=my_env_with_wrappers)
     reset, step, generate = env.reset, env.step, env.generate
 
-Opened in this order, the modules explain themselves: ``gem_rl2_options`` (configuration, rows), ``gem_rl2_turns``,
+The other parts, in the order in which to read them: ``gem_rl2_options`` (configuration, rows), ``gem_rl2_turns``,
 ``gem_rl2_release`` and ``gem_rl2_head`` (one for each interface of RL2), ``gem_rl2_batches`` (advantages).
 
 How GEM maps to RL2:
@@ -41,7 +41,6 @@ Written for rl-square 0.0.2; the other interface for the repository's head as it
 from __future__ import annotations
 
 import atexit
-import itertools
 import multiprocessing
 import sys
 from collections.abc import Callable
@@ -74,9 +73,7 @@ class GemEnv(ReleaseEnv, HeadEnv):
     """
 
     def __init__(self, make_env: Callable[[Task], Env] = Task.make) -> None:
-        self.make_env = make_env
-        self.running = {}
-        self._numbers = itertools.count()
+        super().__init__(make_env)
         _attach()
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gem.core import Env
@@ -15,13 +16,17 @@ from gem_rl2_turns import bridge_after_turn, next_state, response_of, reward_and
 class HeadEnv:
     """The function that RL2's head calls.
 
+    Args:
+        make_env: builds a task's environment.
+
     Attributes:
         running: episodes that :meth:`generate` has begun and not ended, by the number that their sample has.
     """
 
-    make_env: Callable[[Task], Env]
-    running: dict[int, SteppedEpisode]
-    _numbers: Iterator[int]
+    def __init__(self, make_env: Callable[[Task], Env]) -> None:
+        self.make_env = make_env
+        self.running: dict[int, SteppedEpisode] = {}
+        self._numbers = itertools.count()
 
     async def generate(self, config: Any, tokenizer: Any, router_url: str, sample: Any) -> None:
         """Run the episode of a sample, or go on with it where it was aborted (RL2's head).

@@ -1,4 +1,4 @@
-"""What RL2's configuration and rows say of GEM: options, limits, tasks."""
+"""Options, limits and tasks, from RL2's configuration and rows."""
 
 from __future__ import annotations
 

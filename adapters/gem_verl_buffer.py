@@ -53,19 +53,19 @@ class GemSampling:
         """
         if partition_id != "train":
             return super().sample(global_steps, partition_id, batch_size)  # type: ignore[misc]
-        played: list[_Counted] = []
+        counted: list[_Counted] = []
         for attempt in range(FAILED_BATCHES):
             if attempt:
                 logger.warning("step %d: no episode of the batch is valid; the next tasks are run", global_steps)
                 self.refill_fn(batch_size)  # type: ignore[attr-defined]
             batch, metrics = super().sample(global_steps, partition_id, batch_size)  # type: ignore[misc]
             rows = _counted(batch)
-            played += rows
+            counted += rows
             kept = self._learned_from(batch.keys, rows)
             if dropped := [key for key in batch.keys if key not in kept]:
                 transfer_queue.kv_clear(keys=dropped, partition_id=partition_id)
             if kept:
-                return batch.select_keys(list(kept)), {**metrics, **_means(played)}
+                return batch.select_keys(list(kept)), {**metrics, **_means(counted)}
         raise RuntimeError(
             f"{FAILED_BATCHES} batches in a row had no valid episode: the environment, a tool or the inference server "
             "fails for good. The last errors are in the log of verl's agent-loop workers."
@@ -131,11 +131,11 @@ def _counted(batch: Any) -> list[_Counted]:
     return episodes
 
 
-def _means(played: Sequence[_Counted]) -> dict[str, float]:
+def _means(counted: Sequence[_Counted]) -> dict[str, float]:
     """Return means over episodes, as :func:`gem.rollout.mean_metrics` does."""
-    ids = {row.env_id for row in played} - {None}
+    ids = {row.env_id for row in counted} - {None}
     values: dict[str, list[float]] = defaultdict(list)
-    for row in played:
+    for row in counted:
         for name, value in row.metrics.items():
             if value is not None:
                 values[f"gem/{name}"].append(value)

@@ -37,7 +37,7 @@ HEAD = """\
 Every id of this package. *Random* is the mean return of random legal actions, *solver* that of a reference solver: a
 script that reads nothing but the observations (games), or the reference answer (questions). Both were run for this
 page: {episodes} episodes of random actions per id, {good} of the solver. An id without a variant is the hard one.
-[Differences](../differences.md) says what is not as in `gem-llm` 0.1.0.
+[Differences](../differences.md) lists what is not as in `gem-llm` 0.1.0.
 
 | page | environments |
 |---|---|
@@ -130,7 +130,7 @@ def games(specs: list[EnvSpec], episodes: int, good: int) -> str:
     by_game: dict[str, list[EnvSpec]] = {}
     for spec in specs:
         by_game.setdefault(spec.id.split("-v")[0].removeprefix("game:"), []).append(spec)
-    text = f"# Games{WRITTEN}The action is the last `\\boxed{...}` of the text. "
+    text = f"# Games{WRITTEN}" + "The action is the last `\\boxed{...}` of the text. "
     text += "Text without a move costs 0.1 and ends the episode; an illegal move pays 0 and spends the turn.\n"
     for name, variants in by_game.items():
         text += f"\n## {name}\n\n{documentation(variants[0])}\n\n" + table("id", "turns", "random", "solver")

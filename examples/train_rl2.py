@@ -218,5 +218,6 @@ if __name__ == "__main__":
     except TrainerFailed as error:
         sys.exit(f"error: {error}")
     print(log.summary())
-    print(f"The trained model is in {out / 'model'}.")
+    if (out / "model").is_dir():  # options of the trainer may keep it from saving
+        print(f"The trained model is in {out / 'model'}.")
     print(validation_summary(args, out))

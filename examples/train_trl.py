@@ -67,10 +67,9 @@ def load(args: Args):
     return tokenizer, AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-def train(args: Args, tokenizer, model, of_trl: dict | None = None) -> TrainingLog:
+def configuration(args: Args, of_trl: dict) -> GRPOConfig:
+    """TRL's configuration, in which its own options take precedence; it refuses those that it does not have."""
     on_gpu = torch.cuda.is_available()
-    print(f"TRL trains, and generates with transformers, on {'the GPU' if on_gpu else 'the CPU: no GPU was found'}.")
-
     defaults = dict(
         output_dir=args.out,
         seed=args.seed,
@@ -92,8 +91,13 @@ def train(args: Args, tokenizer, model, of_trl: dict | None = None) -> TrainingL
         report_to="none",
         disable_tqdm=True,
     )
-    config = GRPOConfig(**{**defaults, **(of_trl or {})})
+    return GRPOConfig(**{**defaults, **of_trl})
 
+
+def train(args: Args, tokenizer, model, of_trl: dict | None = None) -> TrainingLog:
+    on_gpu = torch.cuda.is_available()
+    print(f"TRL trains, and generates with transformers, on {'the GPU' if on_gpu else 'the CPU: no GPU was found'}.")
+    config = configuration(args, of_trl or {})
     rollout = GemRollout(tokenizer, max_turns=args.max_turns, on_error=args.on_error)
     trainer_class = partial(GemGRPOTrainer, gamma=args.gamma) if args.algorithm == "rebn" else GRPOTrainer
     trainer = trainer_class(
@@ -127,9 +131,7 @@ if __name__ == "__main__":
     try:
         args.fill_in()
         of_trl = options(of_trl)
-        GRPOConfig(
-            **{"output_dir": args.out, "use_cpu": not torch.cuda.is_available(), **of_trl}
-        )  # refuses a wrong one
+        configuration(args, of_trl)  # refused before the model is loaded
         hold_folder(args.out)
         tokenizer, model = load(args)
     except (ValueError, TypeError, ImportError, OSError, RuntimeError) as error:

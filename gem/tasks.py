@@ -270,7 +270,7 @@ def _fields(expression: str) -> dict[str, Any]:
             fields[name[1]], at = json.JSONDecoder().raw_decode(expression, at)
         else:
             end = expression.find(",", at) % (len(expression) + 1)  # that of the text where there is none
-            fields[name[1]], at = _value(expression[at:end].strip()), end
+            fields[name[1]], at = json_or_text(expression[at:end].strip()), end
         after = _END.match(expression, at)
         if after is None:
             raise ValueError(f"{expression[at:][:40]!r} follows the value of {name[1]}")
@@ -279,7 +279,12 @@ def _fields(expression: str) -> dict[str, Any]:
         at = after.end()
 
 
-def _value(text: str) -> Any:
+def json_or_text(text: str) -> Any:
+    """Return what a text is in JSON, or the text itself if it is not JSON.
+
+    >>> json_or_text("0.5"), json_or_text("easy")
+    (0.5, 'easy')
+    """
     try:
         return json.loads(text)
     except json.JSONDecodeError:

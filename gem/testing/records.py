@@ -79,7 +79,7 @@ def every_turn(episodes: list[Episode]) -> list[Record]:
 
 
 def every_turn_with_its_return(episodes: list[Episode]) -> list[Record]:
-    """Return the same, where a turn is worth its return-to-go."""
+    """Return the same, with each turn's return-to-go for its reward."""
     return [
         record for episode in episodes for record in turns_of(episode, list(discounted_returns(episode.rewards, 1.0)))
     ]

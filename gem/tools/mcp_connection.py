@@ -257,6 +257,6 @@ def _innermost(error: BaseException) -> BaseException:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return what an error says, or else its type."""
+    """Return the message of an error, with its type; its type alone if it has no message."""
     error = _innermost(error)
     return error_text(error) if error_message(error) else type_name(error)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gem.tasks import Task, load_tasks
+from gem.tasks import Task, json_or_text, load_tasks
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -36,10 +36,7 @@ def options(words: Sequence[str]) -> dict[str, Any]:
         name, equals, value = word.partition("=")
         if not equals or not name.isidentifier():
             raise ValueError(f"an option of the trainer is written name=value, got {word!r}")
-        try:
-            read[name] = json.loads(value)
-        except json.JSONDecodeError:
-            read[name] = value
+        read[name] = json_or_text(value)
     return read
 
 

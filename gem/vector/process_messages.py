@@ -132,4 +132,4 @@ def messages(buffer: bytearray) -> Iterator[Message]:
 
 def fingerprint(outcome: StepOutcome) -> int:
     """Return a number that another outcome is unlikely to have."""
-    return zlib.crc32(repr(tuple(outcome[:4])).encode())
+    return zlib.crc32(repr(outcome[:4]).encode())
