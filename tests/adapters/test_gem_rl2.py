@@ -632,8 +632,8 @@ def finish(loop):
 
 
 def all_are_closed():
-    until = time.perf_counter() + 10
-    while Recorder.opened != Recorder.closed and time.perf_counter() < until:
+    until = time.perf_counter() + 60
+    while not Recorder.opened == Recorder.closed > 0 and time.perf_counter() < until:
         time.sleep(0.01)  # one that was being built is closed by its thread
     return Recorder.opened == Recorder.closed > 0
 
@@ -665,15 +665,39 @@ def test_environments_are_closed_when_the_context_does_not_hold_an_empty_message
     assert all_are_closed()
 
 
-def test_environments_are_closed_when_the_run_is_cancelled(make_rollout, tokenizer):
+class Slow(Counted):
+    """Says what it is about to do, and takes a second for it."""
+
+    entered = ""
+
+    def __init__(self, *args, **kwargs):
+        Slow.entered = "construction"
+        time.sleep(1)
+        super().__init__(*args, **kwargs)
+
+    def step(self, action):
+        Slow.entered = "step"
+        time.sleep(1)
+        return super().step(action)
+
+
+@pytest.mark.parametrize("moment", ["construction", "step"])
+def test_environments_are_closed_when_the_run_is_cancelled(make_rollout, tokenizer, moment):
     Recorder.opened = Recorder.closed = 0
-    env = gem_rl2.GemEnv(lambda task: Counted(**task.env_kwargs))
+    Slow.entered = ""
+    env = gem_rl2.GemEnv(lambda task: Slow(**task.env_kwargs))
     rollout = make_rollout(say(tokenizer, "x"), env=env)
     loop = asyncio.get_event_loop()
-    running = asyncio.ensure_future(rollout.rollout(rows([fault_task("works")])[0], True), loop=loop)
-    loop.call_later(0.5, running.cancel)
+
+    async def cancel_at_the_moment():
+        running = asyncio.ensure_future(rollout.rollout(rows([fault_task()])[0], True))
+        while Slow.entered != moment:
+            await asyncio.sleep(0.001)
+        running.cancel()
+        await running
+
     with pytest.raises(asyncio.CancelledError):
-        loop.run_until_complete(running)
+        loop.run_until_complete(asyncio.wait_for(cancel_at_the_moment(), 60))
     finish(loop)
     assert all_are_closed()
 
