@@ -124,18 +124,25 @@ def call_unforked(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 @types.coroutine
 def in_this_process(function: Callable[..., Awaitable[T]], *args: Any) -> Generator[Any, Any, T]:
     """Await what a function returns, in this process only: a forked child would go on with the event loop."""
-    steps: Any = call_unforked(function, *args).__await__()
-    send: Any = steps.__next__
-    value: tuple[Any, ...] = ()
+    depth = _fork_depth
+    steps: Any = None
+    resume: Callable[[Any], Any] | None = None
+    value: Any = None
     while True:
-        try:
-            awaited = call_unforked(send, *value)
+        try:  # as call_unforked does, without a call more for each
+            if resume is None:
+                steps = function(*args).__await__()
+                resume = steps.send
+            awaited = resume(value)
         except StopIteration as end:
             return end.value
+        finally:
+            if _fork_depth != depth:
+                _exit(1)
         try:
-            send, value = steps.send, ((yield awaited),)
+            resume, value = steps.send, (yield awaited)
         except BaseException as error:  # noqa: BLE001 (it belongs into the coroutine)
-            send, value = steps.throw, (error,)
+            resume, value = steps.throw, error
 
 
 def _count_fork() -> None:

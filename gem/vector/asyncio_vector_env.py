@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gem.core import Env
-from gem.faults import call_unforked, error_text, in_this_process
+from gem.faults import end_forked_child, error_text, fork_depth, in_this_process
 from gem.vector.outcome import CRASH_LIMIT, StepOutcome, given_up
 from gem.vector.slot import AutoresetMode, Slot
 from gem.vector.vector_env import LocalVectorEnv
@@ -38,24 +38,34 @@ class _AwaitedSlot(Slot):
     late = ""
     closing = False
 
-    async def _call_env(self, method: str, *args: Any) -> Any:
+    def __init__(self, build: Callable[[], Env], mode: AutoresetMode) -> None:
+        super().__init__(build, mode)
+        self._depth = fork_depth()
+
+    def _call_env(self, method: str, *args: Any) -> Any:
+        end_forked_child(self._depth)
         if not getattr(self.env, "asynchronous", False):
-            return call_unforked(getattr(self.env, method), *args)
-        return await in_this_process(getattr(self.env, f"{method}_async"), *args)
+            return super()._call_env(method, *args)
+        return getattr(self.env, f"{method}_async")(*args)
 
     def _described(self, error: BaseException) -> str:
+        end_forked_child(self._depth)
         if self.late and isinstance(error, asyncio.CancelledError):
-            text, self.late = self.late, ""
-            task: Any = asyncio.current_task()
-            if hasattr(task, "uncancel"):  # since Python 3.11: what comes next in this task is not cancelled
-                task.uncancel()
+            text = self.late
+            self.take_back_cancellation()
             return text
         return super()._described(error)
 
+    def take_back_cancellation(self) -> None:
+        """Let what comes next in this task not be cancelled."""
+        self.late = ""
+        task: Any = asyncio.current_task()
+        if hasattr(task, "uncancel"):  # since Python 3.11
+            task.uncancel()
+
     def passes_on(self, error: BaseException) -> bool:
-        """Return whether an exception is not the environment's own, but ends the task."""
-        ends = self.closing and isinstance(error, (asyncio.CancelledError, GeneratorExit))
-        return ends or super().passes_on(error)
+        """Return whether an exception is not the environment's own, or nobody waits for what comes after it."""
+        return self.closing or super().passes_on(error)
 
     def successor(self) -> _AwaitedSlot:
         """Return a slot that goes on in the place of this one, which hangs."""
@@ -64,41 +74,91 @@ class _AwaitedSlot(Slot):
         return slot
 
 
-class _Call:
-    """A call of a slot's method that is running.
+class _Worker:
+    """A task that makes the calls of one slot, one after another.
+
+    A task for every call would be simpler, but making tasks takes longer than most of what happens in a step.
 
     Attributes:
-        since: when its time began, on the monotonic clock.
-        tries: how many slots were abandoned in it.
+        index: of the environment.
+        slot: whose environment is called.
+        since: when the time of the running call began, on the monotonic clock; None if nothing is running.
+        method: what is running: "step", "reset", or "replace" after a call that was abandoned.
+        begins: whether the call was a reset.
+        tries: how many slots were abandoned in the running call.
+        abandoned: whether another worker has taken its place.
     """
 
-    __slots__ = ("begins", "since", "task", "tries")
+    def __init__(
+        self,
+        index: int,
+        slot: _AwaitedSlot,
+        loop: asyncio.AbstractEventLoop,
+        deliver: Callable[[_Worker, StepOutcome], None],
+    ) -> None:
+        self.index, self.slot = index, slot
+        self.since: float | None = None
+        self.method, self.begins, self.tries, self.abandoned = "", False, 0, False
+        self._loop, self._deliver = loop, deliver
+        self._task: asyncio.Task[None] | None = None
+        self._next: asyncio.Future[Any] = loop.create_future()
+        slot.allow = self._allow
 
-    def __init__(self, begins: bool, tries: int = 0) -> None:
-        self.begins, self.tries = begins, tries
-        self.since = time.monotonic()
-        self.task: asyncio.Task[None] | None = None
+    def start(self, now: float, method: str, argument: Any) -> None:
+        """Let the task step or reset the slot, or replace its environment; the time of this begins now."""
+        if self._task is None:
+            self._task = self._loop.create_task(self._run())
+        self.since, self.method = now, method
+        self._next.set_result(argument)
 
-    def allow(self, seconds: float) -> None:
-        """Let the time of the call begin again, so many seconds from now."""
+    def cancel(self, error: str) -> None:
+        """Cancel the running call, which is late."""
+        assert self._task is not None, "a call is running"
+        self.slot.late = error
+        self._task.cancel()
+
+    def _allow(self, seconds: float) -> None:
         self.since = time.monotonic() + seconds
+
+    async def _run(self) -> None:
+        await in_this_process(self._work)
+
+    async def _work(self) -> None:
+        slot = self.slot
+        while not slot.closing:
+            argument = await self._next
+            self._next = self._loop.create_future()
+            try:
+                if self.method == "step":
+                    outcome = await slot.step_in_loop(argument)
+                elif self.method == "reset":
+                    outcome = await slot.reset_in_loop(argument)
+                else:
+                    outcome = await slot.replace_in_loop(argument, None, self.begins)
+            except BaseException as error:  # noqa: BLE001 (a slot has let it pass: the caller is to know)
+                outcome = given_up(error_text(error))
+            if slot.late:
+                slot.take_back_cancellation()
+            self._deliver(self, outcome)
+        if self.abandoned:
+            slot.close()
 
 
 class _Loop:
     """An event loop in a thread, and the calls of slots in it. Nothing here refers to the vector environment.
 
     Attributes:
-        slots: of the environments.
         abandoned: how many coroutines did not heed their cancellation.
     """
 
     def __init__(self, slots: list[_AwaitedSlot], timeout: float | None) -> None:
-        self.slots, self.timeout = slots, timeout
+        self.timeout = timeout
         self.abandoned = 0
+        self._slots = slots
         self._outcomes: deque[tuple[int, StepOutcome]] = deque()
         self._ready = threading.Event()
-        self._calls: dict[int, _Call] = {}
         self._loop = asyncio.new_event_loop()
+        self._workers = [_Worker(index, slot, self._loop, self._deliver) for index, slot in enumerate(slots)]
         if timeout is not None:
             self._loop.call_soon(self._look)
         self._thread = threading.Thread(target=self._loop.run_forever, name="gem-vector-loop", daemon=True)
@@ -126,8 +186,7 @@ class _Loop:
         self._loop.close()
 
     async def _cancel_all(self) -> None:
-        self._calls.clear()
-        for slot in self.slots:
+        for slot in self._slots:
             slot.closing = True
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
@@ -136,30 +195,21 @@ class _Loop:
             await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
 
     def _start(self, method: str, arguments: dict[int, Any]) -> None:
+        now = time.monotonic()
         for index, argument in arguments.items():
-            slot = self.slots[index]
-            call = self._calls[index] = _Call(method == "reset")
-            slot.allow = call.allow
+            worker = self._workers[index]
+            worker.begins, worker.tries = method == "reset", 0
             if method in ("step", "reset"):
-                in_loop = slot.step_in_loop if method == "step" else slot.reset_in_loop
-                call.task = self._loop.create_task(self._deliver(index, call, in_loop(argument)))
+                worker.start(now, method, argument)
             else:
-                self._done(index, call, getattr(slot, method)(argument))
+                self._deliver(worker, getattr(worker.slot, method)(argument))
 
-    async def _deliver(self, index: int, call: _Call, coroutine: Any) -> None:
-        try:
-            outcome = await coroutine
-        except asyncio.CancelledError:  # the vector environment is closed
-            raise
-        except BaseException as error:  # noqa: BLE001 (a slot has let it pass: the caller is to know)
-            outcome = given_up(error_text(error))
-        self._done(index, call, outcome)
-
-    def _done(self, index: int, call: _Call, outcome: StepOutcome) -> None:
-        if self._calls.get(index) is call:  # else it was abandoned
-            del self._calls[index]
-            self.slots[index].late = ""
-            self._outcomes.append((index, outcome))
+    def _deliver(self, worker: _Worker, outcome: StepOutcome) -> None:
+        if worker.abandoned:
+            return
+        worker.since = None
+        self._outcomes.append((worker.index, outcome))
+        if not self._ready.is_set():
             self._ready.set()
 
     def _look(self) -> None:
@@ -168,30 +218,31 @@ class _Loop:
         now = time.monotonic()
         due = now + self.timeout
         error = f"no answer within {self.timeout:g} s"
-        for index, call in list(self._calls.items()):
-            if now < call.since + self.timeout:
-                due = min(due, call.since + self.timeout)
+        for worker in list(self._workers):
+            if worker.since is None:
                 continue
-            call.since = now
-            assert call.task is not None, "only coroutines can be late"
-            if not self.slots[index].late:
-                self.slots[index].late = error
-                call.task.cancel()
+            if now < worker.since + self.timeout:
+                due = min(due, worker.since + self.timeout)
+                continue
+            worker.since = now
+            if not worker.slot.late:
+                worker.cancel(error)
             else:
-                self._abandon(index, call, error)
+                self._abandon(worker, error)
         self._loop.call_later(max(0.0, due - now), self._look)
 
-    def _abandon(self, index: int, call: _Call, error: str) -> None:
-        """Go on in another slot, in the place of one whose coroutine does not heed that it was cancelled."""
+    def _abandon(self, worker: _Worker, error: str) -> None:
+        """Go on with another slot and task, in the place of those whose coroutine does not heed its cancellation."""
         self.abandoned += 1
-        self.slots[index].closing = True
-        slot = self.slots[index] = self.slots[index].successor()
-        again = self._calls[index] = _Call(call.begins, call.tries + 1)
-        slot.allow = again.allow
-        if again.tries < CRASH_LIMIT:
-            again.task = self._loop.create_task(self._deliver(index, again, slot._replace(error, None, call.begins)))
+        worker.abandoned = worker.slot.closing = True
+        index = worker.index
+        slot = self._slots[index] = worker.slot.successor()
+        another = self._workers[index] = _Worker(index, slot, self._loop, self._deliver)
+        another.begins, another.tries = worker.begins, worker.tries + 1
+        if another.tries < CRASH_LIMIT:
+            another.start(time.monotonic(), "replace", error)
         else:
-            self._done(index, again, given_up(error))
+            self._deliver(another, given_up(error))
 
 
 class AsyncioVectorEnv(LocalVectorEnv):

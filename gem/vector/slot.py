@@ -127,7 +127,7 @@ class Slot:
                 self.build()
             return self.begun(*await self._reset(seed))
         except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
-            return await self._replace(self._described(error), begin=True)
+            return await self.replace_in_loop(self._described(error), begin=True)
 
     async def step_in_loop(self, action: Any) -> StepOutcome:
         """Step, as :meth:`step` does, in an event loop."""
@@ -137,7 +137,9 @@ class Slot:
             last = checked_step(self.env, await self._call_env("step", action))
         except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
             return await self._after_failure(error)
-        return as_outcome(await self._after_end(last) if last[2] or last[3] else last)
+        if last[2] or last[3]:
+            return as_outcome(await self._after_end(last))
+        return StepOutcome(*last)
 
     async def _instead_of_step(self, action: Any) -> StepResult | StepOutcome:
         """Begin the next episode where the mode says so, in the place of a step of one that has ended."""
@@ -159,12 +161,12 @@ class Slot:
         try:
             return self.after(last, *checked_reset(self.env, await self._call_env("reset")))
         except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
-            return await self._replace(self._described(error), last)
+            return await self.replace_in_loop(self._described(error), last)
 
     async def _after_failure(self, error: BaseException) -> StepOutcome:
         if isinstance(error, ResetNeeded) and not self.has_begun:
             return needs_reset(error)
-        return await self._replace(self._described(error))
+        return await self.replace_in_loop(self._described(error))
 
     async def _reset(self, seed: int | None) -> tuple[str, Info]:
         return checked_reset(self.env, await self._call_env("reset", self.next_seed(seed)))
@@ -190,9 +192,10 @@ class Slot:
         Returns:
             An outcome that ends the episode, with the error in its info.
         """
-        return _run(self._replace(error, last, begin))
+        return _run(self.replace_in_loop(error, last, begin))
 
-    async def _replace(self, error: str, last: StepResult | None = None, begin: bool = False) -> StepOutcome:
+    async def replace_in_loop(self, error: str, last: StepResult | None = None, begin: bool = False) -> StepOutcome:
+        """Put a fresh environment in the place of one that failed, as :meth:`replace` does, in an event loop."""
         for _ in range(CRASH_LIMIT):
             try:
                 if not self.renew(begin):
