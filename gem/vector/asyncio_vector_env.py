@@ -10,10 +10,10 @@ Environments without ``async`` steps are stepped in the loop too, which is right
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -89,6 +89,11 @@ class _Worker:
         abandoned: whether another worker has taken its place.
     """
 
+    __slots__ = (
+        *("index", "slot", "since", "method", "begins", "tries", "abandoned"),
+        *("_loop", "_deliver", "_task", "_next"),
+    )
+
     def __init__(
         self,
         index: int,
@@ -155,8 +160,7 @@ class _Loop:
         self.timeout = timeout
         self.abandoned = 0
         self._slots = slots
-        self._outcomes: deque[tuple[int, StepOutcome]] = deque()
-        self._ready = threading.Event()
+        self._outcomes: queue.SimpleQueue[tuple[int, StepOutcome]] = queue.SimpleQueue()
         self._loop = asyncio.new_event_loop()
         self._workers = [_Worker(index, slot, self._loop, self._deliver) for index, slot in enumerate(slots)]
         if timeout is not None:
@@ -170,10 +174,11 @@ class _Loop:
 
     def finished(self, seconds: float | None) -> list[tuple[int, StepOutcome]]:
         """Return what calls have come to, waiting at most so long for the first."""
-        if not self._outcomes:
-            self._ready.wait(seconds)
-        self._ready.clear()
-        return [self._outcomes.popleft() for _ in range(len(self._outcomes))]
+        try:
+            first = self._outcomes.get(timeout=seconds)
+        except queue.Empty:
+            return []
+        return [first, *(self._outcomes.get() for _ in range(self._outcomes.qsize()))]
 
     def close(self) -> None:
         """Cancel what is running, and end the loop and its thread."""
@@ -208,9 +213,7 @@ class _Loop:
         if worker.abandoned:
             return
         worker.since = None
-        self._outcomes.append((worker.index, outcome))
-        if not self._ready.is_set():
-            self._ready.set()
+        self._outcomes.put((worker.index, outcome))
 
     def _look(self) -> None:
         """Cancel what takes too long; abandon what goes on for as long again."""
