@@ -21,7 +21,7 @@ from gem.testing.solvers import Solver
 EPISODES = 200
 """Episodes of random actions."""
 
-PLAY_SECONDS = 5.0
+PLAY_SECONDS = 2.5
 """Time for them, after which there are fewer."""
 
 ENDLESS = 1_000
