@@ -5,10 +5,13 @@ takes what the model wrote and gives the next observation and a reward. Four inv
 every environment here, and :func:`gem.testing.check_env` tests them on any other:
 
 * **Nothing is random but through** ``self.rng``, which ``reset(seed)`` makes. Same constructor
-  arguments and seed: same episode, in any process, thread or order.
+  arguments and seed: same episode, in any process, thread or order. The first seed that an environment is given fixes
+  the episodes of all its later resets without one, too.
 * **Public attributes are the state.** They hold plain JSON data, so ``get_state``, ``set_state`` and
   ``spawn`` work without a line of code in the environment. What is not state (a cache, a handle, a
-  constructor argument) has a name that begins with an underscore.
+  constructor argument) has a name that begins with an underscore. The state is that of the episode: whoever is put
+  into it plays the same episode to its end, and then begins the next of its own. So environments that shared an episode
+  part after it, be they copied by ``set_state``, by ``spawn(same_state=True)`` or by ``copy.deepcopy``.
 * **Text never raises.** Any string is an action; a bad one costs reward, not an exception.
 * **An episode that has ended stays ended** until ``reset``: a further ``step`` raises
   :class:`ResetNeeded`.
@@ -17,6 +20,7 @@ every environment here, and :func:`gem.testing.check_env` tests them on any othe
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
 import importlib
 import inspect
@@ -25,6 +29,8 @@ import operator
 import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from gem.seeds import EpisodeSeeds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,6 +141,7 @@ class Env(abc.ABC):
     observation_form: Literal["message", "history", "prompt"] = "message"
 
     _rng: random.Random | None = None
+    _episode_seeds: EpisodeSeeds | None = None
     _first_seed: int | None = None
     _action_rng: random.Random | None = None
     _action_seed: int | None = None
@@ -156,20 +163,31 @@ class Env(abc.ABC):
         Subclasses call ``super().reset(seed)`` first, and then draw the episode from ``self.rng``.
 
         Args:
-            seed: a non-negative integer fixes the episode. None goes on with the generator as the
-                previous episode left it (or, the first time, with the seed given to
-                :func:`gem.make`, or else with one from the operating system).
+            seed: a non-negative integer fixes the episode, and those of later resets without a seed. None draws
+                another episode (the first time, that of the seed given to :func:`gem.make`, or else of one from the
+                operating system).
 
         Returns:
             The first observation (task and instructions) and an info dict.
         """
-        seed = check_seed(seed)
-        if seed is None and self._rng is None:
-            seed = self._first_seed
-        if seed is not None or self._rng is None:
-            self._rng = random.Random(seed)
-            self._action_rng, self._action_seed = None, seed
+        self._seed_episode(seed)
         return "", {}
+
+    def _seed_episode(self, seed: int | None) -> tuple[int | None, EpisodeSeeds]:
+        """Make ``rng`` for an episode.
+
+        Returns:
+            The seed that ``reset`` or ``make`` was given, None if it was drawn; and what later ones are drawn from.
+        """
+        seed = check_seed(seed)
+        if seed is None and self._episode_seeds is None:
+            seed = self._first_seed
+        if seed is not None or self._episode_seeds is None:
+            self._episode_seeds = EpisodeSeeds(seed)
+        drawn = self._episode_seeds.draw() if seed is None else seed
+        self._rng = random.Random(drawn)
+        self._action_rng, self._action_seed = None, drawn
+        return seed, self._episode_seeds
 
     @abc.abstractmethod
     def step(self, action: str) -> StepResult:
@@ -244,7 +262,10 @@ class Env(abc.ABC):
         return json.loads(json.dumps({**state, "rng": rng, "action_seed": self._action_seed}))
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Put the environment into a state that ``get_state`` returned, here or in another process."""
+        """Put the environment into a state that ``get_state`` returned, here or in another process.
+
+        The episode is continued; what ``reset()`` without a seed begins after it is still this environment's own.
+        """
         state = json.loads(json.dumps(state))  # a copy: the caller's dict must not change with the episode
         rng = state.pop("rng")
         self._action_rng, self._action_seed = None, state.pop("action_seed")
@@ -261,7 +282,7 @@ class Env(abc.ABC):
         """Build another environment from the same constructor arguments.
 
         Args:
-            same_state: also put it into this one's state.
+            same_state: also put it into this one's state, with later episodes of its own, which this one's seed fixes.
             **overrides: constructor arguments to change.
         """
         env = type(self)(**{**self._arguments(), **overrides})
@@ -269,7 +290,7 @@ class Env(abc.ABC):
         if self.spec is not None:
             env.spec = dataclasses.replace(self.spec, kwargs={**self.spec.kwargs, **overrides})
         if same_state:
-            env._first_seed = self._first_seed
+            env._first_seed, env._episode_seeds = self._first_seed, copy.deepcopy(self._episode_seeds)
             env.set_state(self.get_state())
         return env
 

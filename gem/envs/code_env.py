@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from gem.envs.datasets import DatasetEnv
+from gem.envs.question import attribute, check_keywords
 from gem.utils.parsing import extract_code_from_model
 from gem.utils.sandbox import FunctionProcess, check_sandbox, run_python
 
@@ -84,13 +85,15 @@ class CodeEnv(DatasetEnv):
         dataset: rows to ask from instead.
         question_key: column of the problem.
         test_key: column of the tests: see :func:`read_tests`.
-        solution_key: column of a program that passes, where there is one.
         seed: question of the first ``reset()`` that is called without a seed.
         max_workers: tests that run at once.
         max_tests: tests that are run: those of the longest input.
-        timeout: seconds per test.
         verbose: accepted, as published, and without effect.
         sandbox_type: what the program runs in: see :func:`gem.utils.sandbox.run_python`.
+        timeout: seconds per test.
+        solution_key: column of a program that passes, where there is one.
+        eval: resets without a seed ask the questions in the order of the data set.
+        **published: see :data:`gem.envs.question.WITHOUT_EFFECT`.
 
     Raises:
         ImportError: what loads the data set is not installed.
@@ -107,48 +110,75 @@ class CodeEnv(DatasetEnv):
         dataset: Any = None,
         question_key: str = "problem",
         test_key: str = "tests",
-        solution_key: str = "solution",
         seed: int | None = None,
         max_workers: int = 5,
         max_tests: int = 12,
-        timeout: float = 10.0,
         verbose: bool = False,
         sandbox_type: str = "auto",
+        timeout: float = 10.0,
+        solution_key: str = "solution",
+        eval: bool = False,
+        **published: Any,
     ) -> None:
-        super().__init__(dataset_name, split, dataset, [question_key, test_key], seed)
-        self._keys = question_key, test_key, solution_key
+        check_keywords(self, published)
+        super().__init__(dataset_name, split, dataset, [question_key, test_key], seed, eval)
+        self.changed_tests: Any = None  # in the place of those of the data set; None for those
+        self._question_key, self._test_key, self._solution_key = question_key, test_key, solution_key
         self._max_workers = max_workers
         self._max_tests = max_tests
         self._timeout = timeout
         self._sandbox_type = sandbox_type
         check_sandbox(sandbox_type)
 
+    question_key = attribute("_question_key", "Column of the problem.")
+    test_key = attribute("_test_key", "Column of the tests.")
+    max_tests = attribute("_max_tests", "Tests that are run.")
+    max_workers = attribute("_max_workers", "Tests that run at once.")
+    timeout = attribute("_timeout", "Seconds per test.")
+
+    @property
+    def sandbox_type(self) -> str:
+        """What programs run in; it cannot be set, so that no saved state can switch the sandbox off."""
+        return self._sandbox_type
+
+    @property
+    def tests(self) -> Any:
+        """The problem's tests, in a form of :func:`read_tests`; they may be set."""
+        tests = self.row[self._test_key] if self.changed_tests is None else self.changed_tests
+        return json.loads(tests) if isinstance(tests, str) else tests
+
+    @tests.setter
+    def tests(self, tests: Any) -> None:
+        self.changed_tests = tests
+
     def ask(self, idx: int) -> str:
         """Return the problem, and how to answer."""
         for candidate in (*range(idx, self.size), *range(idx)):
-            tests = self._tests(candidate)
+            tests = read_tests(self._rows[candidate][self._test_key])
             if tests:
                 break
         else:
             raise ValueError("the data set has no tests")
-        self.idx = candidate
+        self.idx, self.changed_tests = candidate, None
         if tests[0].function:
             form = f"the function `{tests[0].function}`"
         else:
             form = "a program that reads standard input and writes standard output"
-        return f"{str(self.row[self._keys[0]]).rstrip()}\n\nAnswer with {form}, in Python, in a ```python code block."
+        problem = str(self.row[self._question_key]).rstrip()
+        return f"{problem}\n\nAnswer with {form}, in Python, in a ```python code block."
 
     def grade(self, action: str) -> tuple[float, bool]:
         """Run the program against the tests."""
         code = extract_code_from_model(action)
         if not code:
             return NO_CODE, False
-        correct = self.passes(code)
+        correct = self._check_correct(code)
         return float(correct), correct
 
-    def passes(self, code: str) -> bool:
-        """Return whether a program passes the tests."""
-        tests = sorted(self._tests(self.idx), key=lambda test: len(str(test.given)), reverse=True)[: self._max_tests]
+    def _check_correct(self, model_code: str) -> bool:
+        """Return whether a program passes the tests; a name that gem-llm's subclasses use."""
+        code, tests = model_code, read_tests(self.tests)
+        tests = sorted(tests, key=lambda test: len(str(test.given)), reverse=True)[: self._max_tests]
         if tests[0].function:
             return self._functions_pass(code, tests)
         passes = partial(self._program_passes, code)
@@ -156,9 +186,6 @@ class CodeEnv(DatasetEnv):
             return False
         with ThreadPoolExecutor(self._max_workers) as pool:
             return all(pool.map(passes, tests[1:]))
-
-    def _tests(self, idx: int) -> list[CodeTest]:
-        return read_tests(self._rows[idx][self._keys[1]])
 
     def _program_passes(self, code: str, test: CodeTest) -> bool:
         ended_well, output, _ = run_python(code, self._sandbox_type, test.given, self._timeout)
@@ -178,7 +205,7 @@ class CodeEnv(DatasetEnv):
 
     def reference_action(self) -> str:
         """Return the solution, where the data has one."""
-        solution = self.row.get(self._keys[2])
+        solution = self.row.get(self._solution_key)
         return super().reference_action() if solution is None else f"```python\n{solution}\n```"
 
 

@@ -137,27 +137,50 @@ class DatasetEnv(QuestionEnv):
             splits, such as a ``DatasetDict``.
         columns: what a row must have.
         seed: question of the first ``reset()`` that is called without a seed.
+        in_order: resets without a seed ask the questions in the order of the data set, from the first one on.
     """
 
     def __init__(
-        self, dataset_name: str | None, split: str | None, dataset: Any, columns: Sequence[str], seed: int | None
+        self,
+        dataset_name: str | None,
+        split: str | None,
+        dataset: Any,
+        columns: Sequence[str],
+        seed: int | None,
+        in_order: bool = False,
     ) -> None:
         super().__init__()
         name = dataset_name or ""
-        rows = load_rows(name, split) if dataset is None else choose_split(dataset, split, name or "the data set")
-        if len(rows) == 0:
-            raise ValueError(f"{name or 'the data set'} holds no rows")
-        missing = [column for column in columns if column not in rows[0]]
-        if missing:
-            there = ", ".join(map(repr, rows[0]))
-            raise ValueError(f"{name or 'the data set'} has no column {missing[0]!r}; it has {there}")
-        self._rows: Rows = rows
-        self._first_seed = seed
+        self._name, self._split, self._columns = name or "the data set", split, columns
+        self.dataset = load_rows(name, split) if dataset is None else dataset
+        self._first_seed, self._in_order = seed, in_order
 
     @property
     def size(self) -> int:
         """How many rows there are."""
         return len(self._rows)
+
+    @property
+    def dataset(self) -> Rows:
+        """The rows, which may be set: the next ``reset`` asks from the new ones, beginning a pass.
+
+        Raises:
+            ValueError: they are none, have several splits, or lack a column.
+        """
+        return self._rows
+
+    @dataset.setter
+    def dataset(self, dataset: Any) -> None:
+        rows = choose_split(dataset, self._split, self._name)
+        if len(rows) == 0:
+            raise ValueError(f"{self._name} holds no rows")
+        missing = [column for column in self._columns if column not in rows[0]]
+        if missing:
+            there = ", ".join(map(repr, rows[0]))
+            raise ValueError(f"{self._name} has no column {missing[0]!r}; it has {there}")
+        self._rows = rows
+        if self._episode_seeds is not None:
+            self._episode_seeds.begin()
 
     @property
     def row(self) -> Row:

@@ -20,6 +20,7 @@ class LogicEnv(QaEnv):
 
     def ask(self, idx: int) -> str:
         """Return facts, rules and the statement, and how to answer."""
+        self.answer = self.row[self._answer_key]
         true, false = self._formatted("True"), self._formatted("False")
         question = str(self._rows[idx][self._question_key]).rstrip()
         return f"{question}\n\nDoes it follow? End with {true} or {false}."

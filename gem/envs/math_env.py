@@ -17,6 +17,7 @@ from typing import Any
 
 from gem.envs.datasets import DatasetEnv, gold_answers
 from gem.envs.math_grading import is_same, load
+from gem.envs.question import attribute, check_keywords
 from gem.utils.parsing import extract_last_boxed_answer
 from gem.workers import CallFailed, WorkerPool
 
@@ -38,7 +39,11 @@ class MathEnv(DatasetEnv):
         answer_key: column of the answer, or of a list of answers that are all right.
         seed: question of the first ``reset()`` that is called without a seed.
         use_mp: accepted, as published, and without effect: answers are always graded in other processes.
-        eval: accepted, as published, and without effect: the order of the questions is the data set's own.
+        eval: resets without a seed ask the questions in the order of the data set.
+        **published: see :data:`gem.envs.question.WITHOUT_EFFECT`.
+
+    Attributes:
+        answer: of the question, or a list of answers that are all right; it may be set.
 
     Raises:
         ImportError: math-verify is not installed, or what loads the data set is not.
@@ -57,23 +62,30 @@ class MathEnv(DatasetEnv):
         seed: int | None = None,
         use_mp: bool = True,
         eval: bool = False,
+        **published: Any,
     ) -> None:
+        check_keywords(self, published)
         if importlib.util.find_spec("math_verify") is None:
             raise ImportError(
                 "grading needs math-verify: install gem-adapters[math] (or math-verify[antlr4_9_3] beside a "
                 "package that pins antlr 4.9.3, as omegaconf does)"
             )
-        super().__init__(dataset_name, split, dataset, [question_key, answer_key], seed)
+        super().__init__(dataset_name, split, dataset, [question_key, answer_key], seed, eval)
+        self.answer: Any = None
         self._question_key = question_key
         self._answer_key = answer_key
 
+    question_key = attribute("_question_key", "Column of the question.")
+    answer_key = attribute("_answer_key", "Column of the answer.")
+
     def ask(self, idx: int) -> str:
         """Return the question, with a word on the form of the answer."""
-        return f"{self._rows[idx][self._question_key].rstrip()}\n\nPut your final answer into \\boxed{{}}."
+        self.answer = self.row[self._answer_key]
+        return f"{self.row[self._question_key].rstrip()}\n\nPut your final answer into \\boxed{{}}."
 
     def grade(self, action: str) -> tuple[float, bool]:
         """Compare the answer with the reference."""
-        correct = self.check_correct(action, self.row[self._answer_key])
+        correct = self.check_correct(action, self.answer)
         return float(correct), correct
 
     @staticmethod
@@ -96,7 +108,7 @@ class MathEnv(DatasetEnv):
 
     def reference_action(self) -> str:
         """Return the reference."""
-        return _boxed(self.row[self._answer_key])
+        return _boxed(self.answer)
 
 
 def _boxed(answers: Any) -> str:

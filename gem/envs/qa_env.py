@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Callable
 from typing import Any
 
 from gem.envs.datasets import DatasetEnv, gold_answers
+from gem.envs.question import attribute, check_keywords
 from gem.utils.parsing import extract_last_boxed_answer, extract_last_tagged_answer
 
 LONGEST = 2_000
@@ -46,6 +48,11 @@ class QaEnv(DatasetEnv):
         seed: question of the first ``reset()`` that is called without a seed.
         extract_boxed: ask for, and grade, ``\boxed{...}``.
         load_from_cache_file: accepted, as published, and without effect: no copy of the data set is made.
+        eval: resets without a seed ask the questions in the order of the data set.
+        **published: see :data:`gem.envs.question.WITHOUT_EFFECT`.
+
+    Attributes:
+        answer: of the question, or a list of answers that are all right; it may be set.
 
     Raises:
         ImportError: what loads the data set is not installed.
@@ -64,14 +71,27 @@ class QaEnv(DatasetEnv):
         seed: int | None = None,
         extract_boxed: bool = False,
         load_from_cache_file: bool = True,
+        eval: bool = False,
+        **published: Any,
     ) -> None:
-        super().__init__(dataset_name, split, dataset, [question_key, answer_key], seed)
+        check_keywords(self, published)
+        super().__init__(dataset_name, split, dataset, [question_key, answer_key], seed, eval)
+        self.answer: Any = None
         self._question_key = question_key
         self._answer_key = answer_key
         self._boxed = extract_boxed
 
+    question_key = attribute("_question_key", "Column of the question.")
+    answer_key = attribute("_answer_key", "Column of the answer.")
+
+    @property
+    def extractor(self) -> Callable[[str], str | None]:
+        """What finds the answer in a text."""
+        return extract_last_boxed_answer if self._boxed else extract_last_tagged_answer
+
     def ask(self, idx: int) -> str:
         """Return the question, and how to answer it."""
+        self.answer = self.row[self._answer_key]
         form = "\\boxed{...}" if self._boxed else "<answer>...</answer>"
         return (
             f"Answer the question. Think first, inside <think>...</think>; then give the answer alone, as short as it "
@@ -80,8 +100,8 @@ class QaEnv(DatasetEnv):
 
     def grade(self, action: str) -> tuple[float, bool]:
         """Compare the answer with the references."""
-        answer = extract_last_boxed_answer(action) if self._boxed else extract_last_tagged_answer(action)
-        correct = answer is not None and self.check_correct(answer, self.row[self._answer_key])
+        answer = self.extractor(action)
+        correct = answer is not None and self.check_correct(answer, self.answer)
         return float(correct), correct
 
     @staticmethod
@@ -98,7 +118,7 @@ class QaEnv(DatasetEnv):
 
     def reference_action(self) -> str:
         """Return the reference."""
-        return self._formatted(self.row[self._answer_key])
+        return self._formatted(self.answer)
 
     def _formatted(self, answers: Any) -> str:
         answer = gold_answers(answers)[0]

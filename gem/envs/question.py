@@ -1,15 +1,39 @@
 """Environments that ask one question and grade one answer.
 
 A question has an index. ``reset(seed)`` asks question ``seed % size``, so the seeds ``range(size)`` ask each
-question once and a task's seed says which question it is; ``reset()`` goes on with one that is drawn at random.
+question once and a task's seed says which question it is. Resets without a seed go on from there, and ask every
+question once, in an order drawn at random, before they ask one again in another order.
 """
 
 from __future__ import annotations
 
 import abc
+from typing import Any
 
-from gem.core import Env, Info, ResetNeeded, StepResult, check_seed
+from gem.core import Env, Info, ResetNeeded, StepResult
 from gem.utils.constants import TERMINAL_STATE
+
+WITHOUT_EFFECT = frozenset({"verbose", "max_turns", "use_mp", "load_from_cache_file"})
+"""Arguments that gem-llm's environments of one turn take, and that need no effect here."""
+
+
+def check_keywords(env: Env, keywords: dict[str, Any]) -> None:
+    """Refuse arguments that are unknown.
+
+    Args:
+        env: what was given them.
+        keywords: by name; those of :data:`WITHOUT_EFFECT` pass.
+
+    Raises:
+        TypeError: one is unknown.
+    """
+    if unknown := sorted(keywords.keys() - WITHOUT_EFFECT):
+        raise TypeError(f"{type(env).__name__} takes no argument {unknown[0]!r}")
+
+
+def attribute(name: str, meaning: str) -> Any:
+    """Return a public attribute that reads and sets the attribute ``name``, which is no part of the state."""
+    return property(lambda env: getattr(env, name), lambda env, value: setattr(env, name, value), doc=meaning)
 
 
 class QuestionEnv(Env):
@@ -19,6 +43,7 @@ class QuestionEnv(Env):
 
     Attributes:
         idx: index of the question; -1 before the first ``reset``.
+        first_obs: the question, as ``reset`` returned it.
     """
 
     max_turns = 1
@@ -26,11 +51,23 @@ class QuestionEnv(Env):
 
     idx = -1
     over = True
+    first_obs = ""
+    _in_order = False  # whether resets without a seed ask the questions in their order
 
     @property
     @abc.abstractmethod
     def size(self) -> int:
         """How many questions there are."""
+
+    @property
+    def epoch(self) -> int:
+        """How often resets without a seed have asked every question, since the last seed."""
+        return 0 if self._episode_seeds is None else self._episode_seeds.epoch
+
+    @property
+    def seed(self) -> int | None:
+        """The seed that the constructor was given."""
+        return self._first_seed
 
     @abc.abstractmethod
     def ask(self, idx: int) -> str:
@@ -56,20 +93,24 @@ class QuestionEnv(Env):
         """Ask a question.
 
         Args:
-            seed: asks question ``seed % size``; None asks one that is drawn at random.
+            seed: asks question ``seed % size``; None asks the next of those that this pass has not asked yet.
             idx: asks this question instead, whatever the seed.
 
         Raises:
             IndexError: there is no question ``idx``.
         """
-        super().reset(seed)
-        if idx is None:
-            first = check_seed(self._first_seed if seed is None and self.idx < 0 else seed)
-            idx = self.rng.randrange(self.size) if first is None else first % self.size
-        elif not 0 <= idx < self.size:
+        given, seeds = self._seed_episode(seed)
+        if idx is not None and not 0 <= idx < self.size:
             raise IndexError(f"there are questions 0 to {self.size - 1}, not {idx}")
+        if idx is None and given is not None and (seed is not None or not self._in_order):
+            idx = given % self.size
+        if idx is None:
+            idx = seeds.next_question(self.size, self._in_order)
+        else:
+            seeds.begin_pass(idx, self._in_order)
         self.idx, self.over = idx, False
-        return self.ask(idx), {}
+        self.first_obs = self.ask(idx)
+        return self.first_obs, {}
 
     def step(self, action: str) -> StepResult:
         """Grade the answer."""

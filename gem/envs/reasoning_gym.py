@@ -22,7 +22,7 @@ import re
 from typing import Any
 
 from gem.envs.only_arithmetic import FUNCTIONS
-from gem.envs.question import QuestionEnv
+from gem.envs.question import WITHOUT_EFFECT, QuestionEnv
 from gem.envs.reasoning_gym_rules import HACKABLE, PARTIAL_CREDIT
 from gem.envs.reasoning_gym_worker import QUESTIONS, Entry, find_fault, load, make_entry, score
 from gem.utils.parsing import extract_last_boxed_answer
@@ -56,11 +56,13 @@ class ReasoningGymEnv(QuestionEnv):
 
     Args:
         name: of the data set.
-        size: accepted, as published, and without effect: questions are made on demand, without end.
+        size: how many questions: the seed ``n`` asks question ``n % size``, and resets without a seed ask each once
+            before they ask one again. None for no end: they are made on demand.
         seed: question of the first ``reset()`` that is called without a seed.
         raw_scores: pay whatever the scorer gives, also to junk.
         allow_hackable: allow a data set of :data:`~gem.envs.reasoning_gym_rules.HACKABLE`.
-        **config: the data set's own configuration, such as ``max_words`` for ``letter_counting``.
+        **config: the data set's own configuration, such as ``max_words`` for ``letter_counting``. Those of
+            :data:`gem.envs.question.WITHOUT_EFFECT` have no effect.
 
     Raises:
         ImportError: reasoning_gym is not installed.
@@ -80,6 +82,9 @@ class ReasoningGymEnv(QuestionEnv):
         **config: Any,
     ) -> None:
         super().__init__()
+        if size is not None and not 1 <= size <= QUESTIONS:
+            raise ValueError(f"size must be at least 1, got {size}")
+        config = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
         if name == "composite":
             config.setdefault("datasets", _MIXTURE)
         for used in (name, *(part["name"] for part in config.get("datasets", ()))):
@@ -89,6 +94,7 @@ class ReasoningGymEnv(QuestionEnv):
                     f"the scorer of rg:{used} is hackable: {why}. allow_hackable=True makes rg:{name} all the same"
                 )
         self._name = name
+        self._size = size or QUESTIONS
         self._config = json.dumps(config, sort_keys=True)  # text, to share a data set among environments
         self._raw_scores = raw_scores
         self._entry: Entry = {}
@@ -97,8 +103,18 @@ class ReasoningGymEnv(QuestionEnv):
 
     @property
     def size(self) -> int:
-        """Practically without end."""
-        return QUESTIONS
+        """How many questions there are; practically without end unless it was limited."""
+        return self._size
+
+    @property
+    def name(self) -> str:
+        """Of the data set."""
+        return self._name
+
+    @property
+    def data(self) -> Entry:
+        """The question: ``question``, ``answer``, and what the scorer needs."""
+        return dict(self._entry)
 
     def ask(self, idx: int) -> str:
         """Make the question."""
@@ -130,7 +146,7 @@ class ReasoningGymEnv(QuestionEnv):
 
     def random_answer(self) -> str:
         """Return the answer to another question."""
-        entry = self._make(self.action_rng.randrange(QUESTIONS))
+        entry = self._make(self.action_rng.randrange(self._size))
         return f"\\boxed{{{entry['answer'] or '0'}}}"
 
     def reference_action(self) -> str:

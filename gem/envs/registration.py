@@ -54,7 +54,8 @@ def make(env_id: str, *, seed: int | None = None, tools: str | Sequence[str] | N
     env.env_id, env.entry_point = env_id, spec.entry_point
     if seed is not None:
         env.unwrapped._first_seed = seed
-        env.unwrapped._rng = None  # a constructor that calls reset() has made one without the seed
+        # A constructor that calls reset() has made them without the seed.
+        env.unwrapped._rng = env.unwrapped._episode_seeds = None
     if tools:
         from gem.tools import ToolEnvWrapper, make_tools
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gem.core import Env, Info, ResetNeeded, StepResult, check_seed
+from gem.core import Env, Info, ResetNeeded, StepResult
 from gem.envs import terminal_inside
 from gem.envs.terminal_task import TerminalTask, find_folder, read_tasks
 from gem.sandbox import Limits, Result, SandboxUnavailable, Session, run
@@ -162,11 +162,13 @@ class TerminalEnv(Env):
             SandboxUnavailable: no sandbox works here.
             RuntimeError: the task's set-up failed.
         """
-        super().reset(seed)
+        given, seeds = self._seed_episode(seed)
         self.close()
-        first = check_seed(self._first_seed if seed is None and self.idx < 0 else seed)
-        drawn = self.rng.randrange(self.size)
-        self.idx = drawn if first is None else first % self.size
+        if given is None:
+            self.idx = seeds.next_question(self.size)
+        else:
+            self.idx = given % self.size
+            seeds.begin_pass(self.idx)
         self.number = self.rng.randrange(1 << 31)
         self.turn, self.over, self.commands = 0, False, []
         try:

@@ -229,14 +229,16 @@ class Slot:
         return answered(value)
 
     def get_state(self) -> dict[str, Any]:
-        """Return the state of the environment and of this slot.
+        """Return the state of the environment and of this slot, and the seeds of the episodes to come.
 
         Raises:
             TypeError: the environment's state is not JSON data.
         """
         own = {"ended": self.ended, "_seed": self._seed, "_faults": self._faults, "_fresh": self._fresh}
         own["_begun"] = self._begun
-        return {**own, "env": None if self.env is None else self.env.get_state()}
+        if self.env is None:
+            return {**own, "env": None, "seeds": None}
+        return {**own, "env": self.env.get_state(), "seeds": getattr(self.env.unwrapped, "_episode_seeds", None)}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what :meth:`get_state` returned; the environment is built."""
@@ -244,7 +246,8 @@ class Slot:
             self.env = None
         else:
             self.env.set_state(state["env"])
-        vars(self).update({name: value for name, value in state.items() if name != "env"})
+            self.env.unwrapped._episode_seeds = state["seeds"]
+        vars(self).update({name: value for name, value in state.items() if name not in ("env", "seeds")})
 
     def close(self) -> None:
         """Close the environment, which remains to be looked at."""

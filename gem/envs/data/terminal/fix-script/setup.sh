@@ -6,12 +6,15 @@ draw() { # a number below $1, in $drawn
 }
 
 customers=("Ann Lee" "Ann" "Bo Ek" "Cy van Dam" "Di")
-for n in {101..140}; do
-    draw 5
-    customer=${customers[drawn]}
-    draw 95
-    printf '%d,%s,%02d\n' "$n" "$customer" "$drawn" # an amount such as 08 is a trap for arithmetic
-done > orders.csv
+{
+    printf '101,Ann Lee,08\n102,Ann,09\n' # amounts and names that the wrong script fails at, in every trial
+    for n in {103..140}; do
+        draw 5
+        customer=${customers[drawn]}
+        draw 95
+        printf '%d,%s,%02d\n' "$n" "$customer" "$drawn"
+    done
+} > orders.csv
 
 # What is wrong with the script: three of these four.
 before= inside='total=0' pattern='",$customer,"' amount='10#$amount'
