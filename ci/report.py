@@ -92,7 +92,7 @@ def overview(report: dict[str, Any]) -> bytes:
     """Draw the matrix and the curves side by side, for a README."""
     names, found = cells(report, "cells")
     columns = trainers(report)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5), layout="constrained", width_ratios=(1.15, 1))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 1.2 + 0.2 * len(names)), layout="constrained")
     left.axis("off")
     table = left.table(
         cellText=[[MARKS[verdict(found, column, name)] for column in columns] for name in names],
@@ -100,11 +100,12 @@ def overview(report: dict[str, Any]) -> bytes:
         rowLabels=names,
         colLabels=columns,
         cellLoc="center",
-        loc="center",
+        bbox=(0, 0, 1, 1),
     )
     table.auto_set_font_size(False)
     table.set_fontsize(8)
-    table.scale(0.72, 1.25)
+    for cell in table.get_celld().values():
+        cell.set_linewidth(0.4)
     left.set_title("=  the same as the episode     ~  differs exactly as declared     ✗  broken", fontsize=9, pad=12)
     draw_curves(right, report)
     versions = ", ".join(f"{name} {report['conformance'][name]['version']}" for name in columns)

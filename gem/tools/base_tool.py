@@ -96,6 +96,9 @@ class Block(NamedTuple):
 class BlockTool(BaseTool):
     """A tool whose call is a block between two marks, as ``<search>query</search>`` is.
 
+    A subclass that looks for other marks defines ``marks``. One that overrides ``execute_action`` or ``_parse_action``
+    alone, as is usual in code written for gem-llm, is asked whether a text holds a call by executing it.
+
     Attributes:
         marks: as for :func:`find_block`.
     """
@@ -109,7 +112,23 @@ class BlockTool(BaseTool):
     def find_action(self, action: str) -> int | None:
         """Return where the first call begins."""
         block = self.find_block(action)
-        return None if block is None else block.start
+        if block is not None:
+            return block.start
+        return None if _marks_tell(type(self)) else super().find_action(action)
+
+    def _parse_action(self, action: str) -> tuple[str, str, bool]:
+        """Return what the first call holds, the text up to its end, and whether there is one."""
+        block = self.find_block(action)
+        return ("", action, False) if block is None else (block.content.strip(), action[: block.end], True)
+
+
+def _marks_tell(tool: type) -> bool:
+    """Return whether no class that overrides what executes a call has left the marks as they were."""
+
+    def definer(name: str) -> int:
+        return next(i for i, each in enumerate(tool.__mro__) if name in vars(each))
+
+    return definer("marks") <= min(definer("execute_action"), definer("_parse_action"))
 
 
 def find_block(text: str, marks: Marks) -> Block | None:

@@ -73,16 +73,22 @@ class PythonCodeTool(BlockTool):
 
     def execute_action(self, action: str) -> ToolResult:
         """Run the first block."""
-        block = self.find_block(action)
-        if block is None:
-            return False, True, "", action
-        code = textwrap.dedent(block.content).strip()
+        code, parsed_action, is_valid = self._parse_action(action)
+        if not is_valid:
+            return False, True, "", parsed_action
         success, stdout, stderr = run_python(code, self.sandbox_type, timeout=self.timeout)
         stderr = _own_frames(stderr.strip())
         if self.keep_error_last_line:
             stderr = stderr.rpartition("\n")[2]
         output = "\n".join(filter(None, (stdout.rstrip("\n"), stderr))).lstrip(" \n")
-        return True, not success, f"Code execution result: {cut_middle(output, self.max_chars)}\n", action[: block.end]
+        return True, not success, f"Code execution result: {cut_middle(output, self.max_chars)}\n", parsed_action
+
+    def _parse_action(self, action: str) -> tuple[str, str, bool]:
+        """Return the first program, the text up to its end, and whether there is one."""
+        block = self.find_block(action)
+        if block is None:
+            return "", action, False
+        return textwrap.dedent(block.content).strip(), action[: block.end], True
 
 
 def _own_frames(stderr: str) -> str:

@@ -101,12 +101,12 @@ class SearchTool(BlockTool):
 
     def execute_action(self, action: str) -> ToolResult:
         """Search for the first query."""
-        block = self.find_block(action)
-        if block is None:
+        query, parsed_action, is_valid = self._parse_action(action)
+        if not is_valid:
             return False, True, "", ""
-        found = self._search(block.content.strip())
+        found = self._search(query)
         observation = f"\n\n<information>{cut_middle(found, self.max_chars)}</information>\n\n"
-        return True, found.startswith(_ERROR), observation, action[: block.end]
+        return True, found.startswith(_ERROR), observation, parsed_action
 
     def _url(self) -> str | None:
         return self.search_url or (None if self.corpus else os.environ.get("SEARCH_URL"))

@@ -110,8 +110,13 @@ class ToolEnvWrapper(EnvWrapper):
         self.over = False
         return observation, {**info, **previous, **self._counts(), "use_tool": False}
 
-    def step(self, action: str) -> StepResult:
-        """Execute the first call of a tool in the model's text; if there is none, step the environment."""
+    def step(self, action: str, verbose: bool = False) -> StepResult:
+        """Execute the first call of a tool in the model's text; if there is none, step the environment.
+
+        Args:
+            action: what the model wrote.
+            verbose: print which tool was used, and how often one was in this episode.
+        """
         if self.over:
             raise ResetNeeded
         used = self._use_tool(action)
@@ -125,6 +130,9 @@ class ToolEnvWrapper(EnvWrapper):
         tool, (_, has_error, observation, parsed_action) = used
         self.tool_use_counter += 1
         self.tool_success_counter += not has_error
+        if verbose:
+            outcome = "with an error" if has_error else "without an error"
+            print(f"{tool.tool_type} tool used {outcome}, use {self.tool_use_counter} of this episode")
         if self.tool_use_counter == self.max_tool_uses:
             observation = f"{observation.rstrip()}\n\nThat was the last use of a tool. Give your final answer now."
         reward = float(self.tool_reward + (0.0 if has_error else self.tool_success_reward))

@@ -3,7 +3,11 @@ import time
 
 import pytest
 
+import gem
 from gem.tools.base_tool import BaseTool, find_block
+from gem.tools.python_code_tool import PythonCodeTool
+from gem.tools.search_tool import SearchTool
+from gem.tools.tool_env_wrapper import ToolEnvWrapper
 from gem.utils.text import cut_middle
 
 TAG = [(re.compile("<a>"), re.compile("</a>"))]
@@ -61,3 +65,46 @@ def test_tool_without_methods_says_so():
         tool.instruction_string()
     with pytest.raises(NotImplementedError, match="BaseTool has no execute_action"):
         tool.execute_action("x")
+
+
+class OwnTag(PythonCodeTool):
+    """In the form of tools written for gem-llm: it executes what the marks do not tell of."""
+
+    def execute_action(self, action):
+        match = re.search(r"<code>(.*?)</code>", action, re.DOTALL)
+        return (True, False, f"ran {match[1]}", action[: match.end()]) if match else (False, True, "", action)
+
+
+class OwnParser(SearchTool):
+    def _parse_action(self, action):
+        match = re.search(r"\?\?(.*)", action)
+        return (match[1], action[: match.end()], True) if match else ("", "", False)
+
+
+class OwnMarks(SearchTool):
+    marks = ((re.compile(r"<find>"), re.compile(r"</find>")),)
+
+
+@pytest.mark.parametrize(
+    ("tool", "call", "answer"),
+    [
+        (OwnTag(), "<code>1</code>", "ran 1"),
+        (OwnParser(), "so ??Paris", "<information>Doc 1"),
+        (OwnMarks(), "<find>Paris</find>", "<information>Doc 1"),
+    ],
+)
+def test_a_subclass_that_looks_for_calls_itself_is_asked(tool, call, answer, capsys):
+    env = ToolEnvWrapper(gem.make("game:GuessTheNumber-v0-easy"), [tool])
+    env.reset(seed=0)
+    observation, _, terminated, _, info = env.step(call, verbose=True)
+    assert answer in observation
+    assert info["use_tool"]
+    assert not terminated
+    assert "use 1 of this episode" in capsys.readouterr().out
+    assert not env.step("\\boxed{3}")[4]["use_tool"]
+
+
+def test_marks_of_its_own_say_that_there_is_no_call():
+    assert OwnMarks().find_action("<search>Paris</search>") is None
+    assert OwnTag().find_action("nothing") == len("nothing")
+    assert OwnTag().find_action("and <python>1</python>") == 4
