@@ -6,6 +6,12 @@ import hashlib
 import os
 from typing import Any
 
+IRREPRODUCIBLE = (
+    "%s begins with another observation when it is reset with the same seed again: the members of a group would have "
+    "different tasks, and no run could be repeated. Draw from self.rng, not from random or numpy.random."
+)
+"""A warning about an environment, with a place for its name."""
+
 _ROUNDS = 8
 
 

@@ -137,6 +137,12 @@ class Build:
     arguments: dict[str, Any]
     wrappers: tuple[Callable[[Env], Env], ...] = ()
 
+    @property
+    def setup(self) -> tuple[Any, ...]:
+        """What two functions have in common whose environments begin alike with the same seed."""
+        arguments = {name: value for name, value in self.arguments.items() if name != "seed"}
+        return self.spec.id, repr(arguments), self.wrappers
+
     def __call__(self) -> Env:
         """Build it; errors as in :func:`make`."""
         register_if_unknown(self.spec)

@@ -1,7 +1,7 @@
 """Before training: can the environments of these tasks be built and reset, and do their first prompts fit?
 
-A wrong id or argument among good ones, or a prompt that is too long, would otherwise show in the middle of a run.
-No token is sampled.
+A wrong id or argument among good ones, or a prompt that is too long, would otherwise show in the middle of a run; an
+environment that does not draw from its own generator would never show. No token is sampled.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from anyio.from_thread import start_blocking_portal
 
@@ -19,6 +19,7 @@ from gem.rollout.engine import Engine, Response
 from gem.rollout.limits import Limits
 from gem.rollout.rendering import ChatRenderer
 from gem.rollout.runner import EpisodeRunner, overlong_message, run_episodes
+from gem.seeds import IRREPRODUCIBLE
 from gem.tasks import Task, check_sandboxed
 
 logger = logging.getLogger("gem.rollout")
@@ -52,7 +53,8 @@ def check_tasks(
     """Check tasks before training; every adapter does so once.
 
     One environment is built for every distinct pair of id and arguments. Some are reset, and their first prompts
-    measured. Environments that fail are logged: the failure may be gone when training begins.
+    measured. Environments that fail are logged: the failure may be gone when training begins. So are those that begin
+    otherwise when they are reset with the same seed again.
 
     Args:
         tasks: of the whole training.
@@ -77,8 +79,10 @@ def check_tasks(
     to_build = [setup[0] for name, setup in setups.items() if name not in some]
     with start_blocking_portal() as portal:  # an event loop of its own: the caller may be in another one
         portal.call(_build, to_build, EpisodeRunner(renderer, limits, make_env))
-        lengths = portal.call(_prompt_lengths, to_begin, renderer, limits, make_env)
-    measured = [(task, length) for task, length in zip(to_begin, lengths, strict=True) if length is not None]
+        again = [setup[0] for setup in some.values()]
+        prompts = portal.call(_first_prompts, [*to_begin, *again], renderer, limits, make_env)
+    _warn_of_irreproducible(to_begin, again, prompts)
+    measured = [(task, prompt.length) for task, prompt in zip(to_begin, prompts, strict=False) if prompt is not None]
     too_long = [(task, length) for task, length in measured if limits.room(length) < 1]
     fitting = {task.env_id for task, length in measured if limits.room(length) >= 1}
     for task, length in sorted(too_long, key=lambda pair: -pair[1]):
@@ -113,8 +117,8 @@ def drop_overlong(
         ValueError, TypeError, ImportError: see :func:`gem.rollout.run_episodes`.
     """
     with start_blocking_portal() as portal:
-        lengths = portal.call(_prompt_lengths, tasks, renderer, limits, make_env)
-    too_long = {i: length for i, length in enumerate(lengths) if length is not None and limits.room(length) < 1}
+        prompts = portal.call(_first_prompts, tasks, renderer, limits, make_env)
+    too_long = {i: p.length for i, p in enumerate(prompts) if p is not None and limits.room(p.length) < 1}
     print(f"{len(too_long)} of {len(tasks)} tasks dropped: their first observation does not fit into the context")
     if len(too_long) == len(tasks) > 0:
         longest = max(too_long, key=too_long.__getitem__)
@@ -135,22 +139,35 @@ async def _build(tasks: Sequence[Task], runner: EpisodeRunner) -> None:
         await runner.aclose()
 
 
-async def _prompt_lengths(
+class _Prompt(NamedTuple):
+    length: int  # tokens
+    fingerprint: int
+
+
+async def _first_prompts(
     tasks: Sequence[Task], renderer: ChatRenderer, limits: Limits, make_env: Callable[[Task], Env]
-) -> list[int | None]:
-    """Return how many tokens the first prompt of each task has; None if its environment failed."""
+) -> list[_Prompt | None]:
+    """Return the first prompt of each task; None if its environment failed."""
     engine = _NoEngine()
     limits = replace(limits, max_context=None, retries=0)
     episodes = await run_episodes(tasks, engine, renderer, limits, make_env, max_concurrent=limits.max_threads)
-    return [None if e.truncation == "error" else engine.prompt_lengths[i] for i, e in enumerate(episodes)]
+    return [None if e.truncation == "error" else engine.prompts[i] for i, e in enumerate(episodes)]
+
+
+def _warn_of_irreproducible(tasks: Sequence[Task], again: Sequence[Task], prompts: Sequence[_Prompt | None]) -> None:
+    """Compare the prompts of the tasks with those of the ones that were begun again, which follow them."""
+    for task, second in zip(again, prompts[len(tasks) :], strict=True):
+        first = prompts[next(i for i, each in enumerate(tasks) if each is task)]
+        if first is not None and second is not None and first != second:
+            logger.warning(IRREPRODUCIBLE, task.env_id)
 
 
 class _NoEngine(Engine):
-    """Records the lengths of the prompts, and samples nothing."""
+    """Records the prompts, and samples nothing."""
 
     def __init__(self) -> None:
-        self.prompt_lengths: dict[int, int] = {}
+        self.prompts: dict[int, _Prompt] = {}
 
     async def generate(self, prompt_ids: Sequence[int], max_new_tokens: int, *, episode: int = 0) -> Response:
-        self.prompt_lengths[episode] = len(prompt_ids)
+        self.prompts[episode] = _Prompt(len(prompt_ids), hash(tuple(prompt_ids)))
         return Response([], None, "abort")

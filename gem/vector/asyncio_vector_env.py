@@ -1,6 +1,6 @@
 """AsyncioVectorEnv: environments with ``async`` steps, thousands of them in one thread.
 
-An event loop in a thread of its own runs them, each call in a task: servers are talked to while the caller does
+An event loop in a thread of its own runs them, each environment in a task: servers are talked to while the caller does
 something else. A step that takes longer than ``timeout`` is cancelled; one that does not heed that is abandoned.
 
 Steps must ``await`` what they wait for: one that blocks the thread holds up all environments, as anywhere in asyncio.
@@ -140,6 +140,8 @@ class _Worker:
                     outcome = await slot.reset_in_loop(argument)
                 else:
                     outcome = await slot.replace_in_loop(argument, None, self.begins)
+            except GeneratorExit:  # the loop has ended, and left a call behind that did not heed its cancellation
+                raise
             except BaseException as error:  # noqa: BLE001 (a slot has let it pass: the caller is to know)
                 outcome = given_up(error_text(error))
             if slot.late:

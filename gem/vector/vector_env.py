@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import abc
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gem.core import Env, Info, ResetNeeded, check_seed
+from gem.seeds import IRREPRODUCIBLE
 from gem.vector.outcome import CRASH_LIMIT, CrashLoop, Kind, StepOutcome, name_environment
 from gem.vector.slot import AutoresetMode
 
@@ -88,6 +90,7 @@ class VectorEnv(abc.ABC):
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.faults = [0] * self.num_envs
         self.restarts = 0
+        self._warned = False  # of an environment that begins otherwise with the same seed
         self._under_way: set[int] = set()
         self._arrived: dict[int, StepOutcome] = {}
         self._failing: dict[int, int] = {}  # failures since the last healthy step, of those that have any
@@ -118,7 +121,10 @@ class VectorEnv(abc.ABC):
             ValueError: an environment is under way; see :meth:`recv`.
             CrashLoop: an environment cannot be reset.
         """
-        ready = self._run("reset", self._seeds(seed, only))
+        seeds = self._seeds(seed, only)
+        ready = self._run("reset", seeds)
+        if not self._warned and len(set(seeds.values())) < len(seeds):
+            self._compare(seeds, ready.observations)
         return ready.observations, ready.infos
 
     def step(self, actions: Actions) -> VectorStep:
@@ -268,6 +274,17 @@ class VectorEnv(abc.ABC):
             np.array(truncated, dtype=np.bool_),
             list(infos),
         )
+
+    def _compare(self, seeds: dict[int, int | None], observations: Sequence[str]) -> None:
+        """Warn if environments that are built alike begin otherwise with the same seed."""
+        begun: dict[Any, str] = {}
+        for (index, seed), observation in zip(seeds.items(), observations, strict=True):
+            build = self.env_fns[index]
+            setup = seed, getattr(build, "setup", build)
+            if seed is not None and begun.setdefault(setup, observation) != observation:
+                self._warned = True
+                warnings.warn(IRREPRODUCIBLE % name_environment(index, self.env_ids[index]), stacklevel=3)
+                return
 
     def _count(self, indices: Sequence[int], outcomes: Sequence[StepOutcome]) -> None:
         """Count failures, and raise what the caller must be told."""

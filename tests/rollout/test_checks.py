@@ -2,12 +2,15 @@
 
 import asyncio
 import pickle
+import random
+import warnings
 
 import pytest
 
 from gem.core import Env
 from gem.rollout import ChatRenderer, ContextTooSmall, Limits, check_tasks, drop_overlong
 from gem.tasks import Task, make_tasks
+from gem.vector import SyncVectorEnv
 
 EASY = "game:GuessTheNumber-v1-easy"
 
@@ -57,16 +60,17 @@ def tasks_of(env_id, seeds, **env_kwargs):
 def test_every_set_up_is_built_and_some_tasks_of_each_are_begun_and_all_are_closed(renderer, make_env):
     tasks = [task for n in range(10) for task in tasks_of("x", range(100), n=n)]
     assert check_tasks(tasks, renderer, make_env=make_env, begin=30) is None
-    assert sorted((t.env_kwargs["n"], t.seed) for t in Wordy.begun) == [(n, s) for n in range(10) for s in (0, 34, 68)]
-    assert len(Wordy.built) == len(Wordy.closed) == 30
+    begun = [(n, s) for n in range(10) for s in (0, 0, 34, 68)]  # one twice, to compare
+    assert sorted((t.env_kwargs["n"], t.seed) for t in Wordy.begun) == begun
+    assert len(Wordy.built) == len(Wordy.closed) == 40
 
 
 def test_more_set_ups_than_tasks_to_begin_are_built_only(renderer, make_env):
     tasks = [task for n in range(100) for task in tasks_of("x", range(2), n=n)]
     check_tasks(tasks, renderer, make_env=make_env, begin=30)
-    assert sorted(task.env_kwargs["n"] for task in Wordy.built) == list(range(100))
-    assert len(Wordy.begun) == 25  # every fourth
-    assert len(Wordy.closed) == 100
+    assert {task.env_kwargs["n"] for task in Wordy.built} == set(range(100))
+    assert len(Wordy.begun) == 25 + 25  # every fourth, and again to compare
+    assert len(Wordy.built) == len(Wordy.closed) == 125
 
 
 @pytest.mark.parametrize(
@@ -141,3 +145,37 @@ def test_the_error_survives_pickling():
     read = pickle.loads(pickle.dumps(error))
     assert (str(read), read.prompt_length, type(read)) == (str(error), 99, ContextTooSmall)
     assert "takes 99 tokens" in str(read)
+
+
+class Global(Env):
+    """In the form of gem-llm's example: it seeds, and draws from a generator that is not its own."""
+
+    own = False
+
+    def reset(self, seed=None):
+        super().reset(seed)
+        return f"A = {(self.rng if self.own else random).random()}", {}
+
+    def step(self, action):
+        return "", 1.0, True, False, {}
+
+
+class Own(Global):
+    own = True
+
+
+@pytest.mark.parametrize(("env", "warned"), [(Global, True), (Own, False)])
+def test_an_environment_that_is_not_fixed_by_its_seed_is_logged(renderer, env, warned, caplog):
+    check_tasks(make_tasks("old:A", range(3)), renderer, make_env=lambda task: env())
+    assert ("old:A begins with another observation" in caplog.text) is warned
+
+
+@pytest.mark.parametrize(("env", "warned"), [(Global, 1), (Own, 0)])
+def test_a_vector_environment_warns_of_it_once(env, warned):
+    vec = SyncVectorEnv(["old:A"] * 4, [env] * 4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        vec.reset(seed=0)
+        for _ in range(2):
+            vec.reset(seed=[7, 7, 8, 8])
+    assert len([each for each in caught if "environment 1 (old:A) begins" in str(each.message)]) == warned
