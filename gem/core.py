@@ -240,6 +240,14 @@ class Env(abc.ABC):
         return self._action_rng
 
     @property
+    def current_state(self) -> str:
+        """The text of the present state (a board), with which observations end; "" where there is none.
+
+        Wrappers that show the history show it once, at the end.
+        """
+        return ""
+
+    @property
     def unwrapped(self) -> Env:
         """The environment below all wrappers."""
         return self
@@ -373,6 +381,11 @@ class EnvWrapper(Env):
     def close(self) -> None:
         """Close the inner environment."""
         self.env.close()
+
+    @property
+    def current_state(self) -> str:
+        """The inner environment's."""
+        return self.env.current_state
 
     @property
     def unwrapped(self) -> Env:

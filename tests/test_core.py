@@ -420,7 +420,7 @@ def test_a_wrapped_copy_keeps_the_seed_given_to_make():
     for _ in range(3):
         copy = wrapped.spawn(same_state=True)
         copy.reset()
-        secrets.add(copy.secret)
+        secrets.add(copy.game_number)
     assert len(secrets) == 1
 
 

@@ -107,7 +107,7 @@ def test_what_a_copy_goes_on_with_is_fixed_by_the_first_seed(how):
         env = gem.make("game:GuessTheNumber-v0")
         env.reset(seed=5)
         other = COPIES[how](env, None)
-        futures.append([each.reset()[0] + str(each.secret) for each in (env, other, env, other)])
+        futures.append([each.reset()[0] + str(each.game_number) for each in (env, other, env, other)])
     assert futures[0] == futures[1]
 
 

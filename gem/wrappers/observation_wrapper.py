@@ -23,7 +23,8 @@ class Past(NamedTuple):
 class ObservationWrapper(EnvWrapper):
     """Puts past observations, and actions, before the current observation.
 
-    The first observation holds the task, so a history limit never drops it.
+    The first observation holds the task, so a history limit never drops it. The environment's present state (a board),
+    with which its observations end, is shown once, at the end: the history does not repeat it.
 
     Args:
         env: the environment to wrap.
@@ -39,7 +40,7 @@ class ObservationWrapper(EnvWrapper):
         ValueError: the options contradict each other, or the tokenizer is missing.
     """
 
-    state_attributes = ("first", "past", "current")
+    state_attributes = ("first", "past", "current", "board")
 
     def __init__(
         self,
@@ -71,13 +72,18 @@ class ObservationWrapper(EnvWrapper):
         self.first = ""
         self.past: list[tuple[str, str, str]] = []
         self.current: tuple[str, str] = ("", "user")
+        self.board = ""  # the environment's present state, which follows what is current
 
     def reset(self, seed: int | None = None) -> tuple[str, Info]:
         """Begin an episode, and its history."""
         observation, info = self.env.reset(seed=seed)
-        task = observation_text(self.env, observation, info)
-        if self._on_reset:
-            task = observation = self._render([{"role": "user", "content": task}])
+        if self._on_reset:  # a prompt, with all that belongs to it
+            content = observation_text(self.env, observation, info)
+            task = observation = self._render([{"role": "user", "content": content}])
+            self.board = ""
+        else:
+            observation = self._without_board(observation)
+            task = observation_text(self.env, observation, info)
         self.first = task
         self.past = []
         self.current = (observation, _role(info))
@@ -87,8 +93,13 @@ class ObservationWrapper(EnvWrapper):
         """Step, and show the history. ``info["parsed_action"]`` replaces the action in it."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self.past.append((*self.current, info.get("parsed_action", action)))
-        self.current = (observation, _role(info))
+        self.current = (self._without_board(observation), _role(info))
         return self.observation(info), reward, terminated, truncated, info
+
+    def _without_board(self, observation: str) -> str:
+        """Return an observation without the present state, which is kept for the end of the history."""
+        self.board = self.env.current_state
+        return observation.removesuffix(self.board)
 
     def observation(self, info: Info) -> str:
         """Return the history with the current observation at its end.
@@ -103,7 +114,7 @@ class ObservationWrapper(EnvWrapper):
             past = past[dropped:]
             task = _line(self.first)
         prefix, suffix = info.get("prefix", ""), info.get("suffix", "")
-        observation, role = self.current
+        observation, role = self.current[0] + self.board, self.current[1]
         if not self._include_chat_template:
             texts = []
             for turn in past:

@@ -193,8 +193,8 @@ def test_print_envs_prints_a_line_an_id(capsys):
 
 def test_make_seed_seeds_the_first_reset_only():
     a, b = (gem.make("game:Mastermind-v0", seed=s) for s in (4, None))
-    assert (a.reset(), a.code) == (b.reset(seed=4), b.code)
-    assert (a.reset(), a.code) == (b.reset(), b.code)
+    assert (a.reset(), a.game_code) == (b.reset(seed=4), b.game_code)
+    assert (a.reset(), a.game_code) == (b.reset(), b.game_code)
 
 
 def test_make_seed_gives_way_to_the_seed_of_reset():
@@ -236,7 +236,7 @@ def test_make_vec_seeds_env_i_with_seed_plus_i():
     vec = gem.make_vec(["game:Mastermind-v0"] * 3, None, None, False, 10)
     expected = [gem.make("game:Mastermind-v0") for _ in range(3)]
     assert vec.reset()[0] == [env.reset(seed=10 + i)[0] for i, env in enumerate(expected)]
-    assert [env.code for env in vec.envs] == [env.code for env in expected]
+    assert [env.game_code for env in vec.envs] == [env.game_code for env in expected]
 
 
 def test_make_vec_wraps_in_order_and_passes_arguments_to_each_and_to_all():
@@ -390,7 +390,7 @@ def test_make_vec_without_a_seed_seeds_from_the_operating_system():
     for _ in range(20):
         vec = gem.make_vec(["game:GuessTheNumber-v0-hard"], seed=None)
         vec.reset()
-        secrets.add(vec.envs[0].secret)
+        secrets.add(vec.envs[0].game_number)
     assert len(secrets) > 1
 
 

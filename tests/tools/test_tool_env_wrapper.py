@@ -99,7 +99,7 @@ def wrapped(*tools, env=None, **kwargs):
 
 
 def guess(env, right=False):
-    return f"\\boxed{{{env.secret if right else 1 + env.secret % 10}}}"
+    return f"\\boxed{{{env.game_number if right else 1 + env.game_number % 10}}}"
 
 
 def with_python():

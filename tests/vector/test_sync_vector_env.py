@@ -18,7 +18,7 @@ def guess(n):
 
 
 def wrong(env):
-    return guess(1 if env.secret != 1 else 2)
+    return guess(1 if env.game_number != 1 else 2)
 
 
 def state_after(seed, resets=0):
@@ -57,7 +57,7 @@ def test_reset_without_a_seed_goes_on_with_each_envs_generator():
 def test_same_step_begins_the_next_episode_at_once_and_keeps_the_last_ones_end():
     vec = vector(2)
     vec.reset(seed=5)
-    actions = [guess(vec.envs[0].secret), wrong(vec.envs[1])]
+    actions = [guess(vec.envs[0].game_number), wrong(vec.envs[1])]
     observations, rewards, terminated, truncated, infos = vec.step(actions)
     assert (rewards.tolist(), terminated.tolist(), truncated.tolist()) == (
         [1, 0],
@@ -88,7 +88,7 @@ def test_next_step_ignores_the_action_after_an_end_and_resets():
     assert (rewards.tolist(), terminated.tolist()) == ([-0.1, 0], [True, False])
     assert "not a move" in observations[0]
     assert "final_obs" not in infos[0]
-    observations, rewards, terminated, truncated, _ = vec.step([JUNK, guess(vec.envs[1].secret)])
+    observations, rewards, terminated, truncated, _ = vec.step([JUNK, guess(vec.envs[1].game_number)])
     assert observations[0].startswith("Guess The Number.")
     assert (rewards.tolist(), terminated.tolist(), truncated.tolist()) == (
         [0, 1],
@@ -120,11 +120,11 @@ def test_disabled_leaves_resetting_to_the_caller():
 def test_dict_steps_the_named_envs_only_and_answers_in_its_order():
     vec = vector(4)
     vec.reset(seed=5)
-    observations, rewards, terminated, _, infos = vec.step({3: guess(vec.envs[3].secret), 1: wrong(vec.envs[1])})
+    observations, rewards, terminated, _, infos = vec.step({3: guess(vec.envs[3].game_number), 1: wrong(vec.envs[1])})
     assert (rewards.tolist(), terminated.tolist()) == ([1, 0], [True, False])
     assert "final_obs" in infos[0]
     assert "My number is" in observations[1]
-    assert [env.turn for env in vec.envs] == [0, 1, 0, 0]
+    assert [env.turn_count for env in vec.envs] == [0, 1, 0, 0]
 
 
 def test_empty_dict_steps_nothing():
@@ -141,7 +141,7 @@ def test_actions_that_do_not_fit_the_envs_are_refused_before_any_step(actions):
     vec.reset(seed=5)
     with pytest.raises(ValueError, match=r"3 actions|no environment"):
         vec.step(actions)
-    assert [env.turn for env in vec.envs] == [0, 0, 0]
+    assert [env.turn_count for env in vec.envs] == [0, 0, 0]
 
 
 def test_number_of_seeds_must_be_the_number_of_envs():

@@ -17,7 +17,7 @@ def guess(*digits):
 
 def half_right(env):
     """A guess with its first digit right."""
-    first, second = env.code
+    first, second = env.game_code
     return guess(first, next(digit for digit in range(1, 7) if digit not in (first, second)))
 
 
@@ -29,12 +29,12 @@ def test_info_counts_turns_and_adds_up_rewards(env):
     assert totals(env.reset(seed=1)[1]) == (0, 0.0)
     assert totals(env.step(half_right(env))[4]) == (1, 0.5)
     assert totals(env.step(half_right(env))[4]) == (2, 0.5)
-    assert totals(env.step(guess(*env.code))[4]) == (3, 1.0)
+    assert totals(env.step(guess(*env.game_code))[4]) == (3, 1.0)
 
 
 def test_info_of_the_env_is_kept(env):
     env.reset(seed=1)
-    assert env.step(guess(*env.code))[4] == {
+    assert env.step(guess(*env.game_code))[4] == {
         "success": True,
         "move": "legal",
         "step_counter": 1,
@@ -55,4 +55,4 @@ def test_totals_are_part_of_the_state(env):
     env.step(half_right(env))
     other = env.spawn()
     other.set_state(json.loads(json.dumps(env.get_state())))
-    assert totals(other.step(guess(*env.code))[4]) == (2, 1.0)
+    assert totals(other.step(guess(*env.game_code))[4]) == (2, 1.0)

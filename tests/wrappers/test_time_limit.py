@@ -15,7 +15,7 @@ def limited(limit):
 
 
 def guesses(env, right=False):
-    return f"\\boxed{{{env.secret if right else 1 + env.secret % 10}}}"
+    return f"\\boxed{{{env.game_number if right else 1 + env.game_number % 10}}}"
 
 
 def test_episode_is_truncated_at_the_limit_and_then_over():

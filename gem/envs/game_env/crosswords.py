@@ -42,6 +42,11 @@ class CrosswordsEnv(Game):
             raise ValueError(f"num_words must be 1 to 20, got {num_words}")
         self._sizes: tuple[Any, ...] = (hardcore, max_turns, num_words)
 
+    @property
+    def board(self) -> tuple[tuple[str, ...], ...]:
+        """What is seen of each cell: a letter, ``_`` for one to fill, ``.`` for none."""
+        return tuple(tuple(line[_WIDTH + 1 :: _WIDTH]) for line in self.lines)
+
     def deal(self) -> str:
         """Draw the sizes (if they are random) and the crossword."""
         hardcore, self.max_turns, count = self._sizes

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from gem.envs.game_env.game import Game, Outcome, illegal
+from gem.envs.game_env.game import Game, Outcome, illegal, in_rows
 
 _DIRECTIONS = ("up", "down", "left", "right")
 _BACK = {"up": "down", "down": "up", "left": "right", "right": "left"}
@@ -24,17 +24,27 @@ class FifteenPuzzleEnv(Game):
     If either size is None, both are drawn at each reset: (2, 10), (3, 20) or (4, 50).
 
     Args:
-        num_rows: rows, and columns, of the board.
         max_turns: moves.
+        num_rows: rows, and columns, of the board.
         shaped: whether the last turn pays for cells in place (v0).
     """
 
-    def __init__(self, num_rows: int | None = 2, max_turns: int | None = 20, shaped: bool = True) -> None:
+    def __init__(self, max_turns: int | None = 20, num_rows: int | None = 2, shaped: bool = True) -> None:
         super().__init__(max_turns)
         if num_rows is not None and num_rows < 2:
             raise ValueError(f"num_rows must be at least 2, got {num_rows}")
         self._sizes: tuple[Any, ...] = (num_rows, max_turns)
         self._shaped = shaped
+
+    @property
+    def board(self) -> tuple[tuple[int | None, ...], ...]:
+        """The tiles, row by row; None is the gap."""
+        return in_rows([tile or None for tile in self.tiles], self.num_rows)
+
+    @property
+    def greatest_num(self) -> int:
+        """The largest tile."""
+        return self.num_rows**2 - 1
 
     def deal(self) -> str:
         """Draw the sizes (if they are random) and the board."""

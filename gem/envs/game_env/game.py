@@ -19,6 +19,7 @@ parts of it in ``info``.
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from gem.core import Env, Info, ResetNeeded, StepResult
@@ -55,6 +56,11 @@ def illegal(text: str) -> Outcome:
     return Outcome(text, _ILLEGAL, "", False)
 
 
+def in_rows(cells: Sequence[Any], cols: int) -> tuple[tuple[Any, ...], ...]:
+    """Return cells row by row, for attributes that are read as in gem-llm; what is in a tuple cannot be set in vain."""
+    return tuple(tuple(cells[start : start + cols]) for start in range(0, len(cells), cols))
+
+
 class Game(Env):
     """A game of text.
 
@@ -68,7 +74,7 @@ class Game(Env):
     reward_range = (LanguageGameReward.format_error_reward, LanguageGameReward.success_reward)
     blocking = False
 
-    turn = 0
+    turn_count = 0
     over = True
 
     def __init__(self, max_turns: int | None) -> None:
@@ -93,6 +99,15 @@ class Game(Env):
         """Return the board, which ends every observation of a game that has one."""
         return ""
 
+    @property
+    def current_state(self) -> str:
+        """The board, as :meth:`show` draws it."""
+        return self.show()
+
+    def get_task_suffix(self) -> str:
+        """Return the board: a name of gem-llm's, whose observations do not have it."""
+        return self.show()
+
     def last_turn_reward(self, move: Any, outcome: Outcome) -> float:
         """Return what the last turn pays if it does not win."""
         return outcome.reward
@@ -110,7 +125,7 @@ class Game(Env):
     def reset(self, seed: int | None = None) -> tuple[str, Info]:
         """Deal a new game."""
         super().reset(seed)
-        self.turn = 0
+        self.turn_count = 0
         self.over = False
         return self.deal() + self.show(), {}
 
@@ -118,7 +133,7 @@ class Game(Env):
         """Make the move that ``action`` holds."""
         if self.over:
             raise ResetNeeded
-        self.turn = turn = self.turn + 1
+        self.turn_count = turn = self.turn_count + 1
         answer = extract_last_boxed_answer(action)
         move = None if answer is None else self.parse(answer.strip())
         if move is None:

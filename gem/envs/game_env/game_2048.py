@@ -46,6 +46,11 @@ class Game2048Env(Game):
         self._sizes: tuple[Any, ...] = (target_tile, max_turns)
         self._board_size = board_size
 
+    @property
+    def board_size(self) -> int:
+        """Rows, and columns, of the board."""
+        return self._board_size
+
     def deal(self) -> str:
         """Draw the target and the turns (if they are random) and two tiles."""
         sizes = self.rng.choice(_RANDOM_SIZES) if None in self._sizes else self._sizes
@@ -53,7 +58,7 @@ class Game2048Env(Game):
         self.board = [[0] * self._board_size for _ in range(self._board_size)]
         self._add_tile()
         self._add_tile()
-        self.start = self.best = max(map(max, self.board))
+        self.init_max_tile_achieved = self.max_tile_achieved = max(map(max, self.board))
         return (
             f"2048. Slide the tiles until two of them merge into {self.target_tile}; you have {self.max_turns} turns. "
             "A move slides every tile as far as it goes; two equal tiles that meet merge into one of twice the number. "
@@ -75,9 +80,10 @@ class Game2048Env(Game):
         self._add_tile()
         largest = max(map(max, board))
         reward = 0.0
-        if largest > self.best:
-            reward = _doublings(self.best, largest) / _doublings(self.start, self.target_tile)
-            self.best = largest
+        if largest > self.max_tile_achieved:
+            way = _doublings(self.init_max_tile_achieved, self.target_tile)
+            reward = _doublings(self.max_tile_achieved, largest) / way
+            self.max_tile_achieved = largest
         if largest >= self.target_tile:
             return Outcome(f"You have made {largest}. You win.", reward, "win")
         if not self._can_move():

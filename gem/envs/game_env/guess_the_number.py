@@ -46,8 +46,8 @@ class GuessTheNumberEnv(Game):
         self.min_number = self.rng.randint(1, 10) if low is None else low
         self.max_number = self.min_number + self.rng.randint(5, 50) if high is None else high
         self.max_turns = self._max_turns or math.ceil(math.sqrt(self.max_number - self.min_number)) + 1
-        self.secret = self.rng.randint(self.min_number, self.max_number)
-        self.guesses: list[int] = []
+        self.game_number = self.rng.randint(self.min_number, self.max_number)
+        self.previous_guesses: list[int] = []
         return (
             f"Guess The Number. I have picked a whole number from {self.min_number} to {self.max_number}. "
             f"You have {self.max_turns} turns to find it. After each guess I say whether my number is "
@@ -65,20 +65,20 @@ class GuessTheNumberEnv(Game):
         """Compare the guess with the number."""
         if not self.min_number <= move <= self.max_number:
             return illegal(f"{move} is not between {self.min_number} and {self.max_number}.")
-        if move in self.guesses:
+        if move in self.previous_guesses:
             return illegal(f"You have guessed {move} before.")
-        self.guesses.append(move)
-        if move == self.secret:
+        self.previous_guesses.append(move)
+        if move == self.game_number:
             return Outcome(f"Yes, my number is {move}. You win.", 1.0, "win")
-        return Outcome(f"My number is {'higher' if move < self.secret else 'lower'} than {move}.")
+        return Outcome(f"My number is {'higher' if move < self.game_number else 'lower'} than {move}.")
 
     def last_turn_reward(self, move: int, outcome: Outcome) -> float:
         """Pay for being near in v0, nothing in v1."""
         if not self._shaped or not self.min_number <= move <= self.max_number:
             return 0.0
-        return 1 - abs(move - self.secret) / (self.max_number - self.min_number)
+        return 1 - abs(move - self.game_number) / (self.max_number - self.min_number)
 
     def random_move(self) -> str:
         """Return a guess that was not made yet."""
-        left = [n for n in range(self.min_number, self.max_number + 1) if n not in self.guesses]
+        left = [n for n in range(self.min_number, self.max_number + 1) if n not in self.previous_guesses]
         return str(self.action_rng.choice(left))

@@ -44,9 +44,9 @@ class HangmanEnv(Game):
         sizes = self.rng.choice(_RANDOM_SIZES) if None in self._sizes else self._sizes
         self.word_length, self.max_turns = sizes
         secrets = (words.accepted if self._hardcore else words.common)(self.word_length)
-        self.secret = self.rng.choice(secrets)
+        self.secret_word = self.rng.choice(secrets).upper()
         self.board = "_" * self.word_length
-        self.guesses: list[str] = []
+        self.guessed_letters: list[str] = []
         kind = "an English word, perhaps a rare one," if self._hardcore else "a common English word"
         example = secrets[len(secrets) // 2]
         return (
@@ -65,30 +65,32 @@ class HangmanEnv(Game):
         """Show a letter, or compare the word."""
         if len(move) not in (1, self.word_length):
             return illegal(f"The word has {self.word_length} letters, your guess {len(move)}.")
-        if move in self.guesses:
+        if move in self.guessed_letters:
             return illegal(f"You have guessed {move} before.")
-        self.guesses.append(move)
+        self.guessed_letters.append(move)
         hidden = self.board.count("_")
-        if move == self.secret:
-            self.board = self.secret
+        secret = self.secret_word.lower()
+        if move == secret:
+            self.board = secret
             return Outcome(f"Yes, the word is {move}. You win.", 0.5 + 0.5 * hidden / self.word_length, "win")
         if len(move) > 1:
             return Outcome(f"{move} is not the word.")
-        shown = self.secret.count(move)
+        shown = secret.count(move)
         if not shown:
             return Outcome(f"{move} is not in the word.")
-        self.board = "".join(b if b == move else a for a, b in zip(self.board, self.secret, strict=True))
+        self.board = "".join(b if b == move else a for a, b in zip(self.board, secret, strict=True))
         reward = 0.5 * shown / self.word_length
         if shown == hidden:
-            return Outcome(f"{move} was the last letter: the word is {self.secret}. You win.", reward + 0.5, "win")
+            return Outcome(f"{move} was the last letter: the word is {secret}. You win.", reward + 0.5, "win")
         return Outcome(f"{move} is in the word{' twice' if shown == 2 else f' {shown} times' * (shown > 2)}.", reward)
 
     def show(self) -> str:
         """Write the word with its hidden letters, and the guesses that were wrong."""
-        wrong = [guess for guess in self.guesses if len(guess) > 1 or guess not in self.secret]
-        line = f"\nWrong guesses: {', '.join(wrong)}" if wrong and self.board != self.secret else ""
+        secret = self.secret_word.lower()
+        wrong = [guess for guess in self.guessed_letters if len(guess) > 1 or guess not in secret]
+        line = f"\nWrong guesses: {', '.join(wrong)}" if wrong and self.board != secret else ""
         return f"\nWord: {' '.join(self.board.upper())}{line}"
 
     def random_move(self) -> str:
         """Return a letter that was not guessed yet; one of the word's is, while the game goes on."""
-        return self.action_rng.choice([letter for letter in _LETTERS if letter not in self.guesses])
+        return self.action_rng.choice([letter for letter in _LETTERS if letter not in self.guessed_letters])

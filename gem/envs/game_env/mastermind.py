@@ -49,9 +49,9 @@ class MastermindEnv(Game):
         """Draw the sizes (if they are random) and the code."""
         sizes = self.rng.choice(_RANDOM_SIZES) if None in self._sizes else self._sizes
         self.code_length, self.num_numbers, self.max_turns = sizes
-        self.code = self._draw(self.rng)
-        self.guesses: dict[str, int] = {}  # with their black pegs
-        self.best = 0
+        self.game_code = self._draw(self.rng)
+        self.previous_guesses: dict[str, int] = {}  # with their black pegs
+        self.milestone = 0
         example = " ".join(str(i % self.num_numbers + 1) for i in range(self.code_length))
         return (
             f"Mastermind. I have picked a code of {self.code_length} digits from 1 to {self.num_numbers}; "
@@ -78,17 +78,17 @@ class MastermindEnv(Game):
         if not self._duplicates and len(different) < len(move):
             return illegal("A digit may not appear twice.")
         guess = " ".join([str(digit) for digit in move])
-        if guess in self.guesses:
+        if guess in self.previous_guesses:
             return illegal(f"You have guessed {guess} before.")
-        self.guesses[guess] = black = sum(map(operator.eq, move, self.code))
+        self.previous_guesses[guess] = black = sum(map(operator.eq, move, self.game_code))
         if self._duplicates:
-            white = (Counter(move) & Counter(self.code)).total() - black
+            white = (Counter(move) & Counter(self.game_code)).total() - black
         else:
-            white = len(different.intersection(self.code)) - black
+            white = len(different.intersection(self.game_code)) - black
         reward = 0.0
-        if black > self.best:
-            reward = (black - self.best) / self.code_length
-            self.best = black
+        if black > self.milestone:
+            reward = (black - self.milestone) / self.code_length
+            self.milestone = black
         if black == self.code_length:
             return Outcome(f"Yes, the code is {guess}. You win.", reward, "win")
         return Outcome(f"{guess}: {black} black, {white} white.", reward)
@@ -97,7 +97,7 @@ class MastermindEnv(Game):
         """Return a guess that was not made yet; the code is one, so there is one while the game goes on."""
         while True:
             guess = " ".join(map(str, self._draw(self.action_rng)))
-            if guess not in self.guesses:
+            if guess not in self.previous_guesses:
                 return guess
 
     def _draw(self, rng: random.Random) -> list[int]:

@@ -16,7 +16,7 @@ import functools
 import re
 from typing import Any
 
-from gem.envs.game_env.game import Game, Outcome, illegal
+from gem.envs.game_env.game import Game, Outcome, illegal, in_rows
 from gem.envs.game_env.mine_logic import can_be_solved, masks, neighbours
 
 _MOVE = re.compile(r"([a-zA-Z]{1,20})\s+([0-9]{1,18})\s+([0-9]{1,18})")
@@ -51,6 +51,27 @@ class MinesweeperEnv(Game):
             if not 0 <= num_mines <= room:
                 raise ValueError(f"a {rows}x{cols} board has room for 0 to {room} mines, got {num_mines}")
         self._sizes: tuple[Any, ...] = (rows, cols, num_mines, max_turns)
+
+    @property
+    def grid(self) -> tuple[tuple[int, ...], ...]:
+        """What each cell holds: -1 for a mine, else how many are around it; all 0 until the mines are laid."""
+        counts = self.counts or [0] * len(self.cells)
+        return in_rows([-1 if cell in self.mines else count for cell, count in enumerate(counts)], self.cols)
+
+    @property
+    def revealed(self) -> tuple[tuple[bool, ...], ...]:
+        """Which cells are open."""
+        return in_rows([symbol not in ".F" for symbol in self.cells], self.cols)
+
+    @property
+    def flags(self) -> tuple[tuple[bool, ...], ...]:
+        """Which cells have a flag."""
+        return in_rows([symbol == "F" for symbol in self.cells], self.cols)
+
+    @property
+    def first_reveal(self) -> bool:
+        """Whether no cell was opened yet."""
+        return not self.counts
 
     def deal(self) -> str:
         """Draw the sizes (if they are random); the mines are laid by the first reveal."""

@@ -15,13 +15,15 @@ import random
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from gem.envs.game_env.game import Game, Outcome, illegal
+from gem.envs.game_env.game import Game, Outcome, illegal, in_rows
 
 _BACK = {"up": "down", "down": "up", "left": "right", "right": "left"}
 _RANDOM_SIZES = (((6, 6), 2, 20), ((8, 8), 5, 50))
 _ENTERED = {"_": "P", "O": "S", "X": "P", "√": "S"}
 """What a cell shows when the player has stepped onto it."""
 _VACATED = {"P": "_", "S": "O"}
+_NUMBERS = {"#": 0, "_": 1, "O": 2, "√": 3, "X": 4, "P": 5, "S": 5}
+_FIXED = {"#": 0, "_": 1, "O": 2, "√": 2, "X": 1, "P": 1, "S": 2}
 _FILLED = {"_": "X", "O": "√"}
 """What a cell shows when a box has been pushed onto it; there is nothing for one that takes none."""
 
@@ -58,6 +60,29 @@ class SokobanEnv(Game):
                     "turns: make the room larger, or the boxes fewer"
                 )
         self._shaped = shaped
+
+    action_space = property(lambda env: list(_BACK), doc="The moves.")
+
+    @property
+    def dim_room(self) -> tuple[int, int]:
+        """Rows and columns, outer walls included."""
+        return len(self.board) // self.cols, self.cols
+
+    @property
+    def room_state(self) -> tuple[tuple[int, ...], ...]:
+        """What is in each cell: 0 a wall, 1 floor, 2 a target, 3 a box on a target, 4 a box, 5 the player."""
+        return in_rows([_NUMBERS[symbol] for symbol in self.board], self.cols)
+
+    @property
+    def room_fixed(self) -> tuple[tuple[int, ...], ...]:
+        """The same without boxes and the player."""
+        return in_rows([_FIXED[symbol] for symbol in self.board], self.cols)
+
+    @property
+    def player_position(self) -> tuple[int, int]:
+        """The player's row and column."""
+        row, col = divmod(self.player, self.cols)
+        return row, col
 
     def deal(self) -> str:
         """Draw the sizes (if they are random) and the room."""

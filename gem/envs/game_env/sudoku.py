@@ -16,12 +16,12 @@ import random
 import re
 from typing import Any, NamedTuple
 
-from gem.envs.game_env.game import Game, Outcome, illegal
+from gem.envs.game_env.game import Game, Outcome, illegal, in_rows
 
 _MOVE = re.compile(r"(-?[0-9]{1,18})(?:\s*,\s*|\s+)(-?[0-9]{1,18})(?:\s*,\s*|\s+)(-?[0-9]{1,18})")
 _RANDOM_SIZES = ((4, 10, 15), (9, 50, 50))
-_FEWEST_CLUES = {4: 4, 9: 30}
-"""By scale: fewer are reached from too few grids, and would take long to draw."""
+_MOST_CLUES = {4: 12, 9: 51}
+"""By scale: more cells can be emptied in too few grids, which would take long to draw."""
 _SYMBOLS = ".123456789"
 
 
@@ -32,33 +32,45 @@ class SudokuEnv(Game):
     turns.
 
     Args:
-        clues: cells that are filled from the start: 4 to 15 for 4x4, 30 to 80 for 9x9 (a reset with 30
-            takes some 20 ms, one with 32 about 1 ms).
+        clues: cells that are *empty* at the start, in spite of the name, which is published: at most 12 of 4x4, 51 of
+            9x9 (a reset with 51 takes some 20 ms, one with 49 about 1 ms).
         max_turns: moves. With fewer than there are empty cells the grid cannot be filled.
         scale: rows, columns and digits: 4 or 9.
+        n: rows, and columns, of a box, in the place of ``scale``: 2 or 3.
     """
 
-    def __init__(self, clues: int | None = 30, max_turns: int | None = 100, scale: int | None = 9) -> None:
+    def __init__(
+        self, clues: int | None = 30, max_turns: int | None = 100, scale: int | None = 9, n: int | None = None
+    ) -> None:
         super().__init__(max_turns)
-        if scale is not None and scale not in _FEWEST_CLUES:
+        scale = scale if n is None else n * n
+        if scale is not None and scale not in _MOST_CLUES:
             raise ValueError(f"scale must be 4 or 9, got {scale}")
-        if clues is not None and scale is not None and not _FEWEST_CLUES[scale] <= clues < scale**2:
-            raise ValueError(
-                f"clues must be {_FEWEST_CLUES[scale]} to {scale**2 - 1} for a {scale}x{scale} grid, got {clues}"
-            )
+        if clues is not None and scale is not None and not 1 <= clues <= _MOST_CLUES[scale]:
+            raise ValueError(f"clues must be 1 to {_MOST_CLUES[scale]} for a {scale}x{scale} grid, got {clues}")
         self._sizes: tuple[Any, ...] = (scale, clues, max_turns)
+
+    @property
+    def board(self) -> tuple[tuple[int, ...], ...]:
+        """The digits, row by row; 0 is an empty cell."""
+        return in_rows(self.cells, self.scale)
+
+    @property
+    def full_grid(self) -> tuple[tuple[int, ...], ...]:
+        """The solution, row by row."""
+        return in_rows(self.solution, self.scale)
 
     def deal(self) -> str:
         """Draw the sizes (if they are random) and the puzzle."""
         sizes = self.rng.choice(_RANDOM_SIZES) if None in self._sizes else self._sizes
         self.scale, self.clues, self.max_turns = sizes
-        self.solution, self.board = draw_puzzle(self.rng, self.scale, self.clues)
-        self.empties = self.board.count(0)
+        self.solution, self.cells = draw_puzzle(self.rng, self.scale, self.clues)
+        self.init_num_empty = self.clues
         boxes = "four 2x2" if self.scale == 4 else "nine 3x3"
         return (
             f"Sudoku. Fill the empty cells (.) of this {self.scale}x{self.scale} grid with digits from 1 to "
             f"{self.scale}, so that no digit repeats in a row, in a column or in one of the {boxes} boxes. There is "
-            f"one solution. You have {self.max_turns} turns for the {self.empties} empty cells, one cell a turn. "
+            f"one solution. You have {self.max_turns} turns for the {self.clues} empty cells, one cell a turn. "
             "\\boxed{1 2 3} puts 3 into row 1, column 2; rows and columns are numbered from 1."
         )
 
@@ -75,26 +87,26 @@ class SudokuEnv(Game):
         if not 1 <= digit <= self.scale:
             return illegal(f"The digits go from 1 to {self.scale}.")
         cell = (row - 1) * self.scale + col - 1
-        if self.board[cell]:
-            return illegal(f"Row {row}, column {col} holds {self.board[cell]} already.")
+        if self.cells[cell]:
+            return illegal(f"Row {row}, column {col} holds {self.cells[cell]} already.")
         if self.solution[cell] == digit:
-            self.board[cell] = digit
-            if 0 not in self.board:
-                return Outcome("All cells are filled. You win.", 1 / self.empties, "win")
-            return Outcome(f"{digit} is right at row {row}, column {col}.", 1 / self.empties)
+            self.cells[cell] = digit
+            if 0 not in self.cells:
+                return Outcome("All cells are filled. You win.", 1 / self.init_num_empty, "win")
+            return Outcome(f"{digit} is right at row {row}, column {col}.", 1 / self.init_num_empty)
         for name, unit in zip(("row", "column", "box"), _layout(self.scale).units_of[cell], strict=True):
-            if any(self.board[other] == digit for other in unit):
+            if any(self.cells[other] == digit for other in unit):
                 return illegal(f"{digit} stands in the same {name} as row {row}, column {col} already.")
         return Outcome(f"{digit} is not the digit at row {row}, column {col}. The cell stays empty.")
 
     def show(self) -> str:
         """Draw the grid with its boxes apart, a header of column numbers, and the rows' numbers."""
-        return _layout(self.scale).template % tuple([_SYMBOLS[digit] for digit in self.board])
+        return _layout(self.scale).template % tuple([_SYMBOLS[digit] for digit in self.cells])
 
     def random_move(self) -> str:
         """Return a digit for an empty cell that breaks no rule at sight; it may be wrong."""
-        cell = self.action_rng.choice([cell for cell, digit in enumerate(self.board) if not digit])
-        near = {self.board[other] for unit in _layout(self.scale).units_of[cell] for other in unit}
+        cell = self.action_rng.choice([cell for cell, digit in enumerate(self.cells) if not digit])
+        near = {self.cells[other] for unit in _layout(self.scale).units_of[cell] for other in unit}
         digit = self.action_rng.choice([digit for digit in range(1, self.scale + 1) if digit not in near])
         return f"{cell // self.scale + 1} {cell % self.scale + 1} {digit}"
 
@@ -133,7 +145,7 @@ def _layout(scale: int) -> _Layout:
     return _Layout(units_of, places, template)
 
 
-def draw_puzzle(rng: random.Random, scale: int, clues: int) -> tuple[list[int], list[int]]:
+def draw_puzzle(rng: random.Random, scale: int, empties: int) -> tuple[list[int], list[int]]:
     """Draw a puzzle with a unique solution.
 
     Returns:
@@ -141,7 +153,7 @@ def draw_puzzle(rng: random.Random, scale: int, clues: int) -> tuple[list[int], 
     """
     while True:
         solution = _draw_grid(rng, scale)
-        board = _empty_cells(rng, scale, solution, clues)
+        board = _empty_cells(rng, scale, solution, empties)
         if board:
             return solution, board
 
@@ -184,15 +196,14 @@ def _search_grid(rng: random.Random, scale: int, tries: int) -> list[int]:
     return [bit.bit_length() for bit in grid]
 
 
-def _empty_cells(rng: random.Random, scale: int, solution: list[int], clues: int) -> list[int]:
-    """Empty cells, each forced by those that remain, until ``clues`` are left; return [] if some more must stay."""
+def _empty_cells(rng: random.Random, scale: int, solution: list[int], empties: int) -> list[int]:
+    """Empty cells, each forced by those that remain; return [] if so many cannot be."""
     units_of, places, _ = _layout(scale)
     everything = (1 << scale) - 1
     rows, cols, boxes = [everything] * scale, [everything] * scale, [everything] * scale  # digits in each, as bits
     board = list(solution)
     order = list(range(len(board)))
     rng.shuffle(order)
-    surplus = len(board) - clues
     for cell in order:  # once is enough: a cell that must stay now must stay later, when less is known
         row, col, box = places[cell]
         bit = 1 << solution[cell] - 1
@@ -207,8 +218,8 @@ def _empty_cells(rng: random.Random, scale: int, solution: list[int], clues: int
 
         naked = rows[row] | cols[col] | boxes[box] | bit == everything
         if naked or any(not any(map(fits, unit)) for unit in units_of[cell]):
-            surplus -= 1
-            if not surplus:
+            empties -= 1
+            if not empties:
                 return board
         else:
             board[cell] = solution[cell]

@@ -39,7 +39,7 @@ class TowerofHanoiEnv(Game):
         """Draw the sizes (if they are random) and stack the disks."""
         sizes = self.rng.choice(_RANDOM_SIZES) if None in self._sizes else self._sizes
         self.num_disks, self.max_turns = sizes
-        self.towers: dict[str, list[int]] = {"A": list(range(self.num_disks, 0, -1)), "B": [], "C": []}
+        self.board: dict[str, list[int]] = {"A": list(range(self.num_disks, 0, -1)), "B": [], "C": []}
         return (
             f"Tower of Hanoi. Move all {self.num_disks} disks from tower A to tower C in at most {self.max_turns} "
             "turns. A move takes the top disk of a tower to another tower; a disk may not lie on a smaller one. "
@@ -58,28 +58,28 @@ class TowerofHanoiEnv(Game):
         source, target = move
         if source == target:
             return illegal("A move needs two different towers.")
-        if not self.towers[source]:
+        if not self.board[source]:
             return illegal(f"Tower {source} is empty.")
-        disk = self.towers[source][-1]
-        if self.towers[target] and self.towers[target][-1] < disk:
-            return illegal(f"Disk {disk} may not lie on disk {self.towers[target][-1]}.")
-        self.towers[target].append(self.towers[source].pop())
-        if len(self.towers["C"]) == self.num_disks:
+        disk = self.board[source][-1]
+        if self.board[target] and self.board[target][-1] < disk:
+            return illegal(f"Disk {disk} may not lie on disk {self.board[target][-1]}.")
+        self.board[target].append(self.board[source].pop())
+        if len(self.board["C"]) == self.num_disks:
             return Outcome("All disks are on tower C. You win.", 1.0, "win")
         return Outcome(f"Disk {disk} moves from {source} to {target}.")
 
     def show(self) -> str:
         """Draw the towers, a line each."""
-        a, b, c = self.towers.values()
+        a, b, c = self.board.values()
         return f"\nA:{_row(*a)}\nB:{_row(*b)}\nC:{_row(*c)}"
 
     def last_turn_reward(self, move: tuple[str, str], outcome: Outcome) -> float:
         """Pay for the disks on C in v0, nothing in v1."""
-        return len(self.towers["C"]) / self.num_disks if self._shaped else 0.0
+        return len(self.board["C"]) / self.num_disks if self._shaped else 0.0
 
     def random_move(self) -> str:
         """Return a legal move."""
-        tops = {name: disks[-1] if disks else float("inf") for name, disks in self.towers.items()}
+        tops = {name: disks[-1] if disks else float("inf") for name, disks in self.board.items()}
         return self.action_rng.choice([f"{a} {b}" for a in "ABC" for b in "ABC" if tops[a] < tops[b]])
 
 

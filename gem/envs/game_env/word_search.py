@@ -38,6 +38,16 @@ class WordSearchEnv(Game):
             raise ValueError(f"num_words must be 1 to {_MOST_WORDS}, got {num_words}")
         self._sizes: tuple[Any, ...] = (hardcore, max_turns, num_words)
 
+    @property
+    def game_board(self) -> tuple[tuple[str, ...], ...]:
+        """The letters, row by row."""
+        return tuple(map(tuple, self.grid))
+
+    @property
+    def placed_words(self) -> dict[str, tuple[int, ...]]:
+        """Row and column of each word's first letter and of its last."""
+        return {word: tuple(place) for word, place in zip(self.words, self.places, strict=True)}
+
     def deal(self) -> str:
         """Draw the number of words (if it is random), the words and the grid; return the instructions."""
         hardcore, self.max_turns, count = self._sizes
@@ -47,8 +57,8 @@ class WordSearchEnv(Game):
         n = round(1.5 * max(map(len, self.words)))
         while not self._lay_out(n):
             n += 1
-        self.found: list[str] = []
-        self.tried: list[list[int]] = []
+        self.correct_words: list[str] = []
+        self.attempts: list[list[int]] = []
         self.lines = [f"{row:>2}  {'  '.join(line)}" for row, line in enumerate(self.grid)]
         return (
             f"Word search. {len(self.words)} word{'s' * (len(self.words) > 1)} are hidden in a grid of {n} rows and "
@@ -70,23 +80,23 @@ class WordSearchEnv(Game):
         if move[0] != move[2] and move[1] != move[3]:
             return illegal("Words go across or down: both cells must be in the same row or column.")
         line = move if move[:2] <= move[2:] else move[2:] + move[:2]
-        if line in self.tried:
+        if line in self.attempts:
             return illegal("You have tried these letters before.")
-        self.tried.append(line)
+        self.attempts.append(line)
         if line not in self.places:
             return Outcome(f"There is no word of the list from {line[0]} {line[1]} to {line[2]} {line[3]}.")
         word = self.words[self.places.index(line)]
-        self.found.append(word)
+        self.correct_words.append(word)
         self._mark(line)
         reward = 1 / len(self.words)
-        if len(self.found) == len(self.words):
+        if len(self.correct_words) == len(self.words):
             return Outcome(f"{word} was the last word. You win.", reward, "win")
         return Outcome(f"You found {word}.", reward)
 
     def show(self) -> str:
         """Draw the grid under a header of column numbers, and list the words that are still to be found."""
         header = "  " + "".join(f"{col:>{_WIDTH}}" for col in range(len(self.grid)))
-        rest = [word for word in self.words if word not in self.found]
+        rest = [word for word in self.words if word not in self.correct_words]
         lines = ["", header, *self.lines, *([f"Words to find: {', '.join(rest)}"] if rest else [])]
         return "\n".join(lines)
 
@@ -97,10 +107,10 @@ class WordSearchEnv(Game):
             at, start, end = self.action_rng.choices(range(n), k=3)
             start, end = min(start, end), max(start, end)
             line = [at, start, at, end] if self.action_rng.random() < 0.5 else [start, at, end, at]
-            if line not in self.tried:
+            if line not in self.attempts:
                 break
         else:
-            line = next(place for place in self.places if place not in self.tried)
+            line = next(place for place in self.places if place not in self.attempts)
         return " ".join(map(str, line))
 
     def _draw_words(self, hardcore: bool, count: int) -> list[str]:

@@ -42,8 +42,8 @@ class WordleEnv(Game):
             self.word_length = self.rng.randint(*_RANDOM_LENGTHS)
             self.max_turns = self.word_length * _TURNS_A_LETTER
         secrets = words.common(self.word_length)
-        self.secret = self.rng.choice(secrets)
-        self.guesses: dict[str, str] = {}  # with their marks
+        self.secret_word = self.rng.choice(secrets).upper()
+        self.previous_guesses: dict[str, str] = {}  # with their marks
         self.green: list[int] = []
         rule = "must be an English word" if self._only_real_words else "may be any letters"
         return (
@@ -63,11 +63,12 @@ class WordleEnv(Game):
         """Mark the letters."""
         if len(move) != self.word_length:
             return illegal(f"The word has {self.word_length} letters, your guess {len(move)}.")
-        if move in self.guesses:
+        if move in self.previous_guesses:
             return illegal(f"You have guessed {move} before.")
         if self._only_real_words and not words.is_word(move):
             return illegal(f"{move} is not in my list of English words.")
-        self.guesses[move] = marks = mark(move, self.secret)
+        secret = self.secret_word.lower()
+        self.previous_guesses[move] = marks = mark(move, secret)
         reward = 0.0
         if "G" in marks:
             new = 0
@@ -77,7 +78,7 @@ class WordleEnv(Game):
                     new += 1
             reward = 0.5 * new / self.word_length
         text = f"{' '.join(move.upper())}\n{' '.join(marks)}\n"
-        if move == self.secret:
+        if move == secret:
             return Outcome(f"{text}Yes, the word is {move}. You win.", reward + 0.5, "win")
         return Outcome(f"{text}{move} is not the word.", reward)
 
@@ -85,7 +86,7 @@ class WordleEnv(Game):
         """Return a common word that was not guessed yet; the secret is one, so there is one while the game goes on."""
         choices = words.common(self.word_length)
         guess = self.action_rng.choice(choices)
-        while guess in self.guesses:
+        while guess in self.previous_guesses:
             guess = self.action_rng.choice(choices)
         return guess
 

@@ -59,7 +59,7 @@ def test_two_by_two_starts_from_every_board_that_can_be_solved():
 
 @pytest.mark.parametrize("size", [3, 4])
 def test_larger_boards_differ_and_are_well_mixed(size):
-    env = FifteenPuzzleEnv(size, 20 if size == 3 else 50)
+    env = FifteenPuzzleEnv(20 if size == 3 else 50, size)
     starts = [tuple(board(env.reset(seed=seed)[0])) for seed in range(200)]
     assert len(set(starts)) > 180
     in_place = [sum(tile == i + 1 for i, tile in enumerate(tiles)) / size**2 for tiles in starts]
@@ -69,7 +69,7 @@ def test_larger_boards_differ_and_are_well_mixed(size):
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_board_can_be_solved_in_the_turns_however_few(turns):
     for seed in range(50):
-        env = FifteenPuzzleEnv(3, turns)
+        env = FifteenPuzzleEnv(turns, 3)
         env.env_id = "game:FifteenPuzzle-v0"
         assert solve(env, seed).success
 

@@ -12,7 +12,7 @@ def start(board=None, seed=1, **kwargs):
     env.reset(seed=seed)
     if board is not None:
         env.board = [list(row) for row in board]
-        env.start = env.best = max(map(max, board))
+        env.init_max_tile_achieved = env.max_tile_achieved = max(map(max, board))
     return env
 
 
@@ -132,8 +132,8 @@ def test_move_that_changes_nothing_is_illegal_and_adds_no_tile():
 
 def test_growth_of_the_largest_tile_pays_its_share_of_the_doublings_once():
     env = start([[2, 2, 0, 0], [8, 8, 0, 0], [0] * 4, [0] * 4])
-    env.start = 2
-    env.best = 8
+    env.init_max_tile_achieved = 2
+    env.max_tile_achieved = 8
     assert move(env, "left")[1] == pytest.approx(1 / 5)
     assert move(env, "right")[1] == 0
     env.board = [[8, 8, 0, 0], [0] * 4, [0] * 4, [0] * 4]

@@ -58,7 +58,7 @@ def test_every_number_of_the_range_is_drawn():
     secrets = set()
     for seed in range(100):
         env.reset(seed=seed)
-        secrets.add(env.secret)
+        secrets.add(env.game_number)
     assert secrets == set(range(1, 11))
 
 
@@ -68,7 +68,7 @@ def test_random_variant_draws_the_published_ranges_and_turns():
     for seed in range(600):
         env.reset(seed=seed)
         width = env.max_number - env.min_number
-        assert env.min_number <= env.secret <= env.max_number
+        assert env.min_number <= env.game_number <= env.max_number
         assert env.max_turns == math.ceil(math.sqrt(width)) + 1
         lows.add(env.min_number)
         widths.add(width)
@@ -78,8 +78,8 @@ def test_random_variant_draws_the_published_ranges_and_turns():
 
 def test_hint_says_where_the_number_is():
     env = start(max_number=50, max_turns=60)
-    for n in set(range(1, 51)) - {env.secret}:
-        assert ("higher than" if env.secret > n else "lower than") + f" {n}." in guess(env, n)[0]
+    for n in set(range(1, 51)) - {env.game_number}:
+        assert ("higher than" if env.game_number > n else "lower than") + f" {n}." in guess(env, n)[0]
 
 
 @pytest.mark.parametrize("n", [0, 11, -3, 10**17])
@@ -91,12 +91,12 @@ def test_zero_in_a_box_is_a_guess():
     env = start(min_number=0, max_number=1)
     _, reward, _, _, info = guess(env, 0)
     assert info["move"] == "legal"
-    assert reward == (1.0 if env.secret == 0 else 0.0)
+    assert reward == (1.0 if env.game_number == 0 else 0.0)
 
 
 def test_number_with_blanks_around_is_a_guess():
     env = start()
-    assert guess(env, f" {env.secret} ")[4]["success"]
+    assert guess(env, f" {env.game_number} ")[4]["success"]
 
 
 @pytest.mark.parametrize("answer", ["", "five", "5.0", "5 6", "+-5", "1" * 19, "٥"])
@@ -106,7 +106,7 @@ def test_what_is_no_whole_number_is_a_format_error(answer):
 
 def test_repeated_guess_is_illegal():
     env = start()
-    n = 1 + env.secret % 10
+    n = 1 + env.game_number % 10
     guess(env, n)
     _, reward, terminated, _, info = guess(env, n)
     assert (reward, terminated, info["move"]) == (0, False, "illegal")
@@ -117,10 +117,10 @@ def test_last_turn_pays_for_being_near_in_v0_and_nothing_in_v1(seed):
     for env_id, shaped in ((EASY, True), ("game:GuessTheNumber-v1-easy", False)):
         for n in range(1, 11):
             env = start(env_id, seed, max_turns=1)
-            if n == env.secret:
+            if n == env.game_number:
                 continue
             _, reward, terminated, truncated, info = guess(env, n)
-            assert reward == (1 - abs(n - env.secret) / 9 if shaped else 0)
+            assert reward == (1 - abs(n - env.game_number) / 9 if shaped else 0)
             assert (terminated, truncated, info["success"]) == (False, True, False)
 
 
@@ -130,12 +130,12 @@ def test_last_turn_outside_the_range_pays_nothing():
 
 def test_earlier_turns_pay_nothing():
     env = start(max_turns=2)
-    assert guess(env, 1 + env.secret % 10)[1:4] == (0, False, False)
+    assert guess(env, 1 + env.game_number % 10)[1:4] == (0, False, False)
 
 
 def test_right_guess_at_the_last_turn_wins():
     env = start(max_turns=1)
-    assert guess(env, env.secret)[1:4] == (1, True, False)
+    assert guess(env, env.game_number)[1:4] == (1, True, False)
 
 
 @pytest.mark.parametrize(("low", "high"), [(5, 5), (6, 5)])

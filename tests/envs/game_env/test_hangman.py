@@ -13,7 +13,7 @@ def start(secret="letter", **kwargs):
     """An episode with a secret of our choice."""
     env = HangmanEnv(word_length=len(secret), **kwargs)
     env.reset(seed=1)
-    env.secret = secret
+    env.secret_word = secret.upper()
     return env
 
 
@@ -51,7 +51,7 @@ def test_random_variant_draws_the_published_sizes():
     for seed in range(60):
         env.reset(seed=seed)
         sizes.add((env.word_length, env.max_turns))
-        assert len(env.secret) == env.word_length
+        assert len(env.secret_word) == env.word_length
     assert sizes == {(3, 10), (5, 15), (7, 20)}
 
 
@@ -61,7 +61,7 @@ def test_hardcore_draws_from_the_larger_list_and_says_so():
     for seed in range(50):
         text = env.reset(seed=seed)[0]
         assert "rare" in text
-        secrets.add(env.secret)
+        secrets.add(env.secret_word.lower())
     assert secrets <= set(words.accepted(5))
     assert len(secrets - set(words.common(5))) > 10
 
@@ -138,7 +138,7 @@ def test_what_is_not_letters_is_a_format_error(text):
 def test_every_observation_shows_the_word_and_what_was_wrong():
     env = start("letter")
     assert board(env.reset(seed=1)[0]) == "Word: _ _ _ _ _ _"
-    env.secret = "letter"
+    env.secret_word = "LETTER"
     guess_all(env, ["x", "better", "e"])
     text = guess(env, "x")[0]
     assert text.splitlines()[-2:] == ["Word: _ E _ _ E _", "Wrong guesses: x, better"]
@@ -151,7 +151,9 @@ def test_secret_is_not_in_an_observation_before_the_win():
         while not env.over:
             texts.append(env.step(env.sample_random_action())[0])
         example = texts[0].split("the word ")[-1].split(".")[0]
-        assert env.secret == example or not any(env.secret in text.lower() for text in texts[:-1])
+        assert env.secret_word.lower() == example or not any(
+            env.secret_word.lower() in text.lower() for text in texts[:-1]
+        )
 
 
 @pytest.mark.parametrize("length", [0, 2, 10, -1])

@@ -15,7 +15,7 @@ def start(seed=1, code=None, **kwargs):
     env = MastermindEnv(**{"code_length": 4, "num_numbers": 6, **kwargs})
     env.reset(seed=seed)
     if code is not None:
-        env.code = list(code)
+        env.game_code = list(code)
     return env
 
 
@@ -59,14 +59,14 @@ def test_random_variant_draws_the_published_sizes():
     for seed in range(40):
         env.reset(seed=seed)
         sizes.add((env.code_length, env.num_numbers, env.max_turns))
-        assert len(env.code) == env.code_length
+        assert len(env.game_code) == env.code_length
     assert sizes == {(2, 4, 10), (4, 6, 20), (4, 8, 30)}
 
 
 def test_code_has_different_digits_unless_duplicates_are_allowed():
     for seed in range(30):
-        assert len(set(start(seed).code)) == 4
-    assert min(len(set(start(seed, duplicate_numbers=True).code)) for seed in range(30)) < 4
+        assert len(set(start(seed).game_code)) == 4
+    assert min(len(set(start(seed, duplicate_numbers=True).game_code)) for seed in range(30)) < 4
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_sampled_actions_are_legal_even_when_all_lines_but_the_words_were_tried(
         for line in ((at, a, at, b), (a, at, b, at))
         if list(line) not in env.places
     }
-    env.tried = [list(line) for line in sorted(lines)]
+    env.attempts = [list(line) for line in sorted(lines)]
     assert env.step(env.sample_random_action())[4]["move"] == "legal"
     assert env.step(env.sample_random_action())[4] == {"success": True, "move": "legal"}
 

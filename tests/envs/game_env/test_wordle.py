@@ -13,7 +13,7 @@ def start(secret="these", **kwargs):
     """An episode with a secret of our choice."""
     env = WordleEnv(word_length=len(secret), **kwargs)
     env.reset(seed=1)
-    env.secret = secret
+    env.secret_word = secret.upper()
     return env
 
 
@@ -36,12 +36,12 @@ def test_solver_finds_words_well_within_the_turns(length, turns, every):
     for secret in words.common(length)[::every]:
         env = start(secret, max_turns=turns)
         player = solver(env.reset(seed=1)[0])
-        env.secret = secret
+        env.secret_word = secret.upper()
         action = next(player)
         while not (step := env.step(action))[2]:
             action = player.send(step[0])
         assert step[4]["success"]
-        assert env.turn <= turns - 5
+        assert env.turn_count <= turns - 5
 
 
 def test_random_variant_draws_the_published_sizes():
@@ -50,7 +50,7 @@ def test_random_variant_draws_the_published_sizes():
     for seed in range(60):
         env.reset(seed=seed)
         sizes.add((env.word_length, env.max_turns))
-        assert len(env.secret) == env.word_length
+        assert len(env.secret_word) == env.word_length
     assert sizes == {(3, 15), (4, 20), (5, 25)}
 
 
@@ -58,7 +58,7 @@ def test_secret_is_a_common_word():
     env = WordleEnv()
     for seed in range(100):
         env.reset(seed=seed)
-        assert env.secret in words.common(5)
+        assert env.secret_word.lower() in words.common(5)
 
 
 @pytest.mark.parametrize(
