@@ -198,3 +198,55 @@ def test_an_observation_cannot_forge_a_turn_of_a_rendered_history(tokenizer, opt
     assert "I won." in text
     assert options or "<think>ok</think>" in text
     assert ends(allow_control_tokens=True)[0] == [2, 5][: len(counts)]
+
+
+class Board(Scripted):
+    """Its observations end with a board, as a game's do."""
+
+    @property
+    def current_state(self):
+        return f"\nboard {self.turn}"
+
+    def reset(self, seed=None):
+        observation, info = super().reset(seed)
+        return observation + self.current_state, info
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        return (observation, *rest) if action == "call" else (observation + self.current_state, *rest)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("concat", "task\nobs1\nobs2\nboard 2\n"),
+        ("concat_with_action", "task\na\nobs1\nb\nobs2\nboard 2\n"),
+        (
+            "concat_chat",
+            "<user>task<end>\n<assistant>a<end>\n<user>obs1<end>\n<assistant>b<end>\n"
+            "<user>obs2\nboard 2<end>\n<assistant>",
+        ),
+    ],
+)
+def test_the_board_is_shown_once_at_the_end(name, shown):
+    (wrap,) = get_wrapper_fns(name, tokenizer=ChatML())
+    env = wrap(Board())
+    assert play(env, "a", "b") == shown
+    other = wrap(Board())
+    other.set_state(json.loads(json.dumps(env.get_state())))
+    assert other.step("c")[0] == env.step("c")[0]
+
+
+def test_the_board_follows_what_a_tool_answered():
+    (wrap,) = get_wrapper_fns("concat", tokenizer=None)
+    assert play(wrap(Board()), "a", "call") == "task\nobs1\nobs2\nboard 2\n"
+
+
+def test_the_history_of_a_game_grows_by_its_moves_only():
+    (wrap,) = get_wrapper_fns("concat_with_action", tokenizer=None)
+    env = wrap(gem.make("game:WordSearch-v0-hard"))
+    first, _ = env.reset(seed=1)
+    for _ in range(19):
+        last = env.step(env.sample_random_action())[0]
+    assert last.count(env.current_state) == 1
+    assert len(last) < 2.5 * len(first)
