@@ -30,7 +30,7 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-from gem.seeds import EpisodeSeeds
+from gem.seeds import EpisodeSeeds, check_seed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,23 +50,6 @@ class ResetNeeded(RuntimeError):
 
     def __init__(self, message: str = "the episode has ended or not begun: call reset() first") -> None:
         super().__init__(message)
-
-
-def check_seed(seed: Any) -> int | None:
-    """Return ``seed`` as an ``int``, or None for None.
-
-    Raises:
-        TypeError: it is not an integer (a bool, a float and a string are not).
-        ValueError: it is negative.
-    """
-    if seed is None:
-        return None
-    if type(seed).__name__ in ("bool", "bool_") or not hasattr(seed, "__index__"):  # bool_ is numpy's
-        raise TypeError(f"seed must be a non-negative integer or None, got {seed!r} ({type(seed).__name__})")
-    value = operator.index(seed)
-    if value < 0:
-        raise ValueError(f"seed must be a non-negative integer or None, got {value}")
-    return value
 
 
 def observation_text(env: Env, observation: str, info: Info) -> str:

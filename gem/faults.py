@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Generator
 from os import _exit  # by name: an environment may replace the attributes of ``os``
 from typing import Any, TypeVar
 
-from gem.utils.text import cut_middle
+from gem.text import cut_middle
 
 T = TypeVar("T")
 

@@ -1,8 +1,9 @@
-"""The episodes that an environment begins without being given a seed."""
+"""Seeds, and the episodes that an environment begins without being given one."""
 
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 from typing import Any
 
@@ -13,6 +14,23 @@ IRREPRODUCIBLE = (
 """A warning about an environment, with a place for its name."""
 
 _ROUNDS = 8
+
+
+def check_seed(seed: Any) -> int | None:
+    """Return ``seed`` as an ``int``, or None for None.
+
+    Raises:
+        TypeError: it is not an integer (a bool, a float and a string are not).
+        ValueError: it is negative.
+    """
+    if seed is None:
+        return None
+    if type(seed).__name__ in ("bool", "bool_") or not hasattr(seed, "__index__"):  # bool_ is numpy's
+        raise TypeError(f"seed must be a non-negative integer or None, got {seed!r} ({type(seed).__name__})")
+    value = operator.index(seed)
+    if value < 0:
+        raise ValueError(f"seed must be a non-negative integer or None, got {value}")
+    return value
 
 
 class EpisodeSeeds:

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gem.core import Env, check_seed
+from gem.core import Env
+from gem.seeds import check_seed
 
 SPLITS = ("train", "eval", "test")
 

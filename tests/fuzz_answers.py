@@ -64,10 +64,11 @@ _EVENTS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Pope
 
 def watch() -> None:
     """Load the scorers, put the guard on, and let the witnesses watch."""
-    from gem.envs import math_grading, reasoning_gym_worker
+    from gem.envs import reasoning_gym_worker
+    from gem.utils import math_equality
 
     reasoning_gym_worker.load()
-    getattr(math_grading, "load", lambda: None)()
+    math_equality.load()
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if _quiet:
@@ -97,7 +98,7 @@ def try_out(scorer: str, text: str) -> list[str]:
     from gem.envs import reasoning_gym_worker as worker
 
     if scorer == "maths":
-        from gem.envs.math_grading import is_same
+        from gem.utils.math_equality import is_same
 
         def grade() -> object:
             return is_same(text, ["42"])

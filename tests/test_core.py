@@ -11,8 +11,9 @@ import pytest
 
 import gem
 import gem.testing
-from gem.core import EnvWrapper, check_seed
+from gem.core import EnvWrapper
 from gem.faults import error_text, excerpt
+from gem.seeds import check_seed
 from gem.step_results import checked_reset, checked_step
 from gem.wrappers import EpisodeTrackingWrapper, TimeLimit
 

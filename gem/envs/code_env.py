@@ -124,17 +124,20 @@ class CodeEnv(DatasetEnv):
         super().__init__(dataset_name, split, dataset, [question_key, test_key], seed, eval)
         self.changed_tests: Any = None  # in the place of those of the data set; None for those
         self._question_key, self._test_key, self._solution_key = question_key, test_key, solution_key
-        self._max_workers = max_workers
+        self._max_workers, self._verbose = max_workers, verbose
         self._max_tests = max_tests
         self._timeout = timeout
         self._sandbox_type = sandbox_type
         check_sandbox(sandbox_type)
 
+    dataset_name = property(lambda env: env._name, doc="The data set's name.")
     question_key = attribute("_question_key", "Column of the problem.")
     test_key = attribute("_test_key", "Column of the tests.")
     max_tests = attribute("_max_tests", "Tests that are run.")
     max_workers = attribute("_max_workers", "Tests that run at once.")
     timeout = attribute("_timeout", "Seconds per test.")
+
+    verbose = property(lambda env: env._verbose, doc="As it was given; it has no effect.")
 
     @property
     def sandbox_type(self) -> str:

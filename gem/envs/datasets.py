@@ -189,8 +189,3 @@ class DatasetEnv(QuestionEnv):
 
     def _random_row(self) -> Row:
         return self._rows[self.action_rng.randrange(len(self._rows))]
-
-
-def gold_answers(value: Any) -> list[str]:
-    """Return the answers that a column holds: one, or a list of them, as text."""
-    return [str(each) for each in value] if isinstance(value, (list, tuple)) else [str(value)]

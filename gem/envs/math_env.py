@@ -4,28 +4,22 @@ Reward: 1 for an answer that is the same as the reference, as math-verify sees i
 answer: text, an equation whose sides differ (``41=42``), several values where one is asked for, or more than
 :data:`LONGEST` characters.
 
-math-verify computes, and may compute for ever: it runs in processes of its own, which are killed after
-:data:`GRADE_SECONDS`, and an answer that takes longer is wrong. Answers that take more than :data:`QUICK_SECONDS` wait
-for one another, and the others do not wait for them. There are no signal handlers, so environments may be stepped in
-any thread.
+How two answers are compared is in :mod:`gem.utils.math_grader`.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from functools import partial
 from typing import Any
 
-from gem.envs.datasets import DatasetEnv, gold_answers
-from gem.envs.math_grading import is_same, load
+from gem.envs.datasets import DatasetEnv
 from gem.envs.question import attribute, check_keywords
-from gem.utils.parsing import extract_last_boxed_answer
-from gem.workers import CallFailed, WorkerPool
+from gem.utils.math_grader import boxed_reward_fn, is_right
+from gem.utils.parsing import extract_last_boxed_answer, gold_answers
 
-GRADE_SECONDS = 3.0
-QUICK_SECONDS = 0.5
-LONGEST = 1_000
-
-_workers = WorkerPool(prepare=load, fork=True)
+verify_fn = partial(boxed_reward_fn, fast=False, correct_reward=1, incorrect_reward=0)
+"""Grades a text: a name of gem-llm's."""
 
 
 class MathEnv(DatasetEnv):
@@ -72,9 +66,11 @@ class MathEnv(DatasetEnv):
             )
         super().__init__(dataset_name, split, dataset, [question_key, answer_key], seed, eval)
         self.answer: Any = None
+        self._use_mp = use_mp
         self._question_key = question_key
         self._answer_key = answer_key
 
+    use_mp = property(lambda env: env._use_mp, doc="As it was given; it has no effect.")
     question_key = attribute("_question_key", "Column of the question.")
     answer_key = attribute("_answer_key", "Column of the answer.")
 
@@ -91,16 +87,7 @@ class MathEnv(DatasetEnv):
     @staticmethod
     def check_correct(model_answer: str, gt_answer: Any) -> bool:
         r"""Return whether the last ``\boxed{}`` of a text is the reference, or one of a list of them."""
-        answer = (extract_last_boxed_answer(model_answer) or "").strip()
-        golds = [gold.strip() for gold in gold_answers(gt_answer)]
-        if not answer or len(answer) > LONGEST:
-            return False
-        if answer in golds:
-            return True
-        try:
-            return _workers.call(is_same, answer, golds, timeout=GRADE_SECONDS, quick=QUICK_SECONDS)
-        except CallFailed:
-            return False
+        return is_right(extract_last_boxed_answer(model_answer) or "", gt_answer)
 
     def random_answer(self) -> str:
         """Return the answer to another question."""

@@ -18,12 +18,25 @@ class MathVisualEnv(MathEnv):
 
     Args:
         image_key: column of the pictures.
-        *args: as for :class:`MathEnv`.
-        **kwargs: as for :class:`MathEnv`.
+        question_key: as for :class:`MathEnv`, as are the others.
     """
 
-    def __init__(self, *args: Any, image_key: str = "images", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    image_key = property(lambda env: env._image_key, doc="Column of the pictures.")
+
+    def __init__(
+        self,
+        dataset_name: str | None = "",
+        split: str | None = None,
+        dataset: Any = None,
+        image_key: str = "images",
+        question_key: str = "problem",
+        answer_key: str = "answer",
+        seed: int | None = None,
+        use_mp: bool = True,
+        eval: bool = False,
+        **published: Any,
+    ) -> None:
+        super().__init__(dataset_name, split, dataset, question_key, answer_key, seed, use_mp, eval, **published)
         self._image_key = image_key
         if image_key not in self._rows[0]:
             raise ValueError(f"the data set has no column {image_key!r}; it has {', '.join(map(repr, self._rows[0]))}")

@@ -13,9 +13,9 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
-from gem.envs.datasets import DatasetEnv, gold_answers
+from gem.envs.datasets import DatasetEnv
 from gem.envs.question import attribute, check_keywords
-from gem.utils.parsing import extract_last_boxed_answer, extract_last_tagged_answer
+from gem.utils.parsing import extract_last_boxed_answer, extract_last_tagged_answer, gold_answers
 
 LONGEST = 2_000
 """Characters of an answer, beyond which none is right."""
@@ -93,10 +93,7 @@ class QaEnv(DatasetEnv):
         """Return the question, and how to answer it."""
         self.answer = self.row[self._answer_key]
         form = "\\boxed{...}" if self._boxed else "<answer>...</answer>"
-        return (
-            f"Answer the question. Think first, inside <think>...</think>; then give the answer alone, as short as it "
-            f"can be, inside {form}.\n\nQuestion: {self._rows[idx][self._question_key]}"
-        )
+        return _prompt(self.row[self._question_key], form)
 
     def grade(self, action: str) -> tuple[float, bool]:
         """Compare the answer with the references."""
@@ -123,6 +120,18 @@ class QaEnv(DatasetEnv):
     def _formatted(self, answers: Any) -> str:
         answer = gold_answers(answers)[0]
         return f"\\boxed{{{answer}}}" if self._boxed else f"<answer>{answer}</answer>"
+
+
+def apply_prompt(example: dict[str, Any], question_key: str = "question") -> dict[str, Any]:
+    """Return a row with what :meth:`QaEnv.ask` would ask; for code that maps a data set, which is not needed here."""
+    return {**example, question_key: _prompt(example[question_key], "<answer>...</answer>")}
+
+
+def _prompt(question: Any, form: str) -> str:
+    return (
+        "Answer the question. Think first, inside <think>...</think>; then give the answer alone, as short as it "
+        f"can be, inside {form}.\n\nQuestion: {question}"
+    )
 
 
 def normalize(text: str) -> str:

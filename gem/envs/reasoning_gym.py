@@ -10,7 +10,7 @@ partial credit counts, and which data sets are refused. ``raw_scores=True`` asks
 ``allow_hackable=True`` for the data sets that are refused.
 
 Scorers that evaluate the answer as Python get to evaluate arithmetic and literals only
-(:mod:`gem.envs.only_arithmetic`). An answer that keeps a scorer busy for :data:`SCORE_SECONDS` is wrong.
+(:mod:`gem.utils.only_arithmetic`). An answer that keeps a scorer busy for :data:`SCORE_SECONDS` is wrong.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import json
 import re
 from typing import Any
 
-from gem.envs.only_arithmetic import FUNCTIONS
 from gem.envs.question import WITHOUT_EFFECT, QuestionEnv
 from gem.envs.reasoning_gym_rules import HACKABLE, PARTIAL_CREDIT
 from gem.envs.reasoning_gym_worker import QUESTIONS, Entry, find_fault, load, make_entry, score
+from gem.utils.only_arithmetic import FUNCTIONS
 from gem.utils.parsing import extract_last_boxed_answer
 from gem.workers import CallFailed, WorkerPool
 
@@ -130,6 +130,16 @@ class ReasoningGymEnv(QuestionEnv):
         correct = reward >= 1.0
         counts = correct or self._raw_scores or reward > PARTIAL_CREDIT.get(self._entry["source"], 1.0)
         return (reward if counts else 0.0), correct
+
+    def reward_fn(self, answer: str | None, entry: Entry | None = None) -> float:
+        """Return the scorer's number for an answer to the present question.
+
+        Raises:
+            ValueError: ``entry`` is another question.
+        """
+        if entry is not None and entry != self._entry:
+            raise ValueError("only answers to the present question can be scored")
+        return self._score(answer or "")
 
     def _score(self, answer: str) -> float:
         """Return the scorer's number; text at which it raises, or computes for ever, is no answer."""

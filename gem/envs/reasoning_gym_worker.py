@@ -3,7 +3,7 @@
 There the library may do what an environment may not: draw from global random generators, keep a search in the globals
 of a module, depend on the order of a set (all workers hash alike), print, run code from its data, and compute without
 an end. What it may not do there either is evaluate what a model wrote, but for arithmetic and literals
-(:mod:`gem.envs.only_arithmetic`).
+(:mod:`gem.utils.only_arithmetic`).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import tempfile
 from contextlib import suppress
 from typing import Any
 
-from gem.envs.only_arithmetic import guard_module, guard_sympy
 from gem.envs.reasoning_gym_rules import is_admissible
+from gem.utils.only_arithmetic import guard_module, guard_sympy
 
 Entry = dict[str, Any]
 """Of a question: ``question``, ``answer`` (the right one, an example of one, or None), ``source`` (the name of its data

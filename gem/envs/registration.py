@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gem.core import Env, EnvSpec, check_seed
+from gem.core import Env, EnvSpec
 from gem.registry import ENV_REGISTRY, all_specs, find_spec, register, register_if_unknown
+from gem.seeds import check_seed
 
 if TYPE_CHECKING:
     from gem.vector.slot import AutoresetMode

@@ -21,8 +21,8 @@ from gem.core import Env, Info, ResetNeeded, StepResult
 from gem.envs import terminal_inside
 from gem.envs.terminal_task import TerminalTask, find_folder, read_tasks
 from gem.sandbox import Limits, Result, SandboxUnavailable, Session, run
+from gem.text import cut_middle
 from gem.tools.base_tool import find_block
-from gem.utils.text import cut_middle
 
 DONE = "<done/>"
 

@@ -17,15 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from gem.faults import error_message
+from gem.text import cut_middle
 from gem.tools.base_tool import BlockTool, ToolResult
 from gem.tools.event_loop import run_async
 from gem.tools.mcp_calls import FORM, check_sendable, parse_call, result_text
 from gem.tools.mcp_config import describe, normalized
 from gem.tools.mcp_connection import Connection, Handlers, answers, describe_error
-from gem.utils.text import cut_middle
 
 MAX_CHARS = 8_000
 """Characters of a result that the model is shown."""
+
+
+def is_timeout_error(error: BaseException) -> bool:
+    """Return whether an error says that something took too long."""
+    return isinstance(error, (TimeoutError, asyncio.TimeoutError)) or "timed out" in str(error).lower()
 
 
 class MCPTool(BlockTool):
@@ -91,7 +96,7 @@ class MCPTool(BlockTool):
             import mcp  # noqa: F401
         except ModuleNotFoundError:
             raise ImportError("MCPTool needs the package mcp: install gem-adapters[mcp]") from None
-        self.normalized_config = normalized(config, auth, headers)
+        self.raw_config, self.normalized_config = config, normalized(config, auth, headers)
         self.max_retries = max(1, max_retries)
         self.delay_between_retries = delay_between_retries
         self.execution_timeout = execution_timeout
@@ -135,7 +140,7 @@ class MCPTool(BlockTool):
     ) -> None:
         """Change the servers; arguments as for the class."""
         self.close()
-        self.normalized_config = normalized(new_config, auth, headers)
+        self.raw_config, self.normalized_config = new_config, normalized(new_config, auth, headers)
         self._tools = None
 
     def get_available_tools(self) -> list[dict[str, Any]]:

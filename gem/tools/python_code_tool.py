@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import textwrap
 
+from gem.text import cut_middle
 from gem.tools.base_tool import BlockTool, ToolResult
 from gem.utils.sandbox import check_sandbox, check_sandbox_type, run_python
-from gem.utils.text import cut_middle
 
 MAX_CHARS = 4_000
 """Characters of a program's output that the model is shown."""

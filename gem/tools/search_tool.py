@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gem.faults import error_message
+from gem.text import cut_middle
 from gem.tools.base_tool import BlockTool, ToolResult
 from gem.tools.bounded_http import post
 from gem.tools.corpus import SHIPPED, open_corpus
 from gem.tools.search_protocol import CONTENT_TYPES, NEEDS_MSGPACK, Encoding, decode, encode, has_msgpack
-from gem.utils.text import cut_middle
 
 TIMEOUT = 5
 """Seconds."""

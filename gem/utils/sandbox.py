@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -99,6 +100,47 @@ def run_python(
     if undefined and undefined[1] in _USUAL_NAMES:
         again = run(f"{BASE_IMPORTS}{code}", stdin or "", _limits(timeout), _backend(sandbox_type))
         result = again if again.exit_code == 0 else result
+    return result.exit_code == 0, result.stdout, result.stderr + _end(result, timeout)
+
+
+_DANGEROUS_MODULES = ("subprocess", "multiprocessing", "threading", "socket", "psutil", "resource", "ctypes")
+_DANGEROUS_CALLS = (
+    *("os.system", "os.popen", "os.spawn", "os.fork", "os.exec", "os._exit", "os.kill"),
+    "sys.exit",
+)
+
+
+def check_forbidden_imports(code: str) -> bool:
+    """Return whether a text has one of some words, as gem-llm's Python tool refused to run without a sandbox.
+
+    It protects from nothing, and nothing here depends on it: what a model writes runs in a sandbox.
+    """
+    imported = any(f"{word} {module}" in code for word in ("import", "from") for module in _DANGEROUS_MODULES)
+    return imported or any(call in code for call in _DANGEROUS_CALLS)
+
+
+def subprocess_run(
+    code: str,
+    cmd_list: Sequence[str],
+    sandbox_type: str = "auto",
+    stdin: str | None = None,
+    timeout: float = DEFAULT_TIMEOUT,
+) -> tuple[bool, str, str]:
+    """Run a program once, without the usual imports; arguments and result as for :func:`run_python`.
+
+    Args:
+        code: the program.
+        cmd_list: in gem-llm the command line of a sandbox; it must be empty, since ``sandbox_type`` says it all.
+        sandbox_type: what it runs in.
+        stdin: what it can read.
+        timeout: seconds.
+
+    Raises:
+        ValueError: there is a command, or no such kind of sandbox.
+    """
+    if cmd_list:
+        raise ValueError(f"cmd_list must be empty: sandbox_type says what the program runs in, got {cmd_list!r:.80}")
+    result = run(code, stdin or "", _limits(timeout), _backend(sandbox_type))
     return result.exit_code == 0, result.stdout, result.stderr + _end(result, timeout)
 
 

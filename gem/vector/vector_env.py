@@ -25,13 +25,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gem.core import Env, Info, ResetNeeded, check_seed
-from gem.seeds import IRREPRODUCIBLE
+from gem.core import Env, Info, ResetNeeded
+from gem.seeds import IRREPRODUCIBLE, check_seed
 from gem.vector.outcome import CRASH_LIMIT, CrashLoop, Kind, StepOutcome, name_environment
 from gem.vector.slot import AutoresetMode
 
 __all__ = ["Actions", "AutoresetMode", "CrashLoop", "Ready", "VectorEnv", "VectorStep"]
 
+ArrayType = np.ndarray
 Actions = Sequence[str] | dict[int, str]
 VectorStep = tuple[list[str], np.ndarray, np.ndarray, np.ndarray, list[Info]]
 
@@ -340,6 +341,9 @@ class VectorEnv(abc.ABC):
             unknown = next(index for index in indices if not 0 <= index < self.num_envs)
             raise ValueError(f"there is no environment {unknown!r} among {self.num_envs}")
         return indices
+
+
+Env.register(VectorEnv)  # type: ignore[type-abstract]  # as in gem-llm; its methods return lists and arrays
 
 
 class LocalVectorEnv(VectorEnv):

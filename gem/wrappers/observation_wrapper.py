@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from gem.core import Env, EnvWrapper, Info, StepResult, observation_text
 from gem.utils.control_tokens import beginnings, broken_up, control_tokens
 
+WrapperObsType = str
+
 
 class Past(NamedTuple):
     """A turn that is over: what was observed (and in which role), and what was done."""
@@ -74,6 +76,24 @@ class ObservationWrapper(EnvWrapper):
         self.current: tuple[str, str] = ("", "user")
         self.board = ""  # the environment's present state, which follows what is current
 
+    include_action = property(lambda wrapper: wrapper._include_action, doc="Whether past actions are shown.")
+    include_chat_template = property(
+        lambda wrapper: wrapper._include_chat_template, doc="Whether the history is a conversation."
+    )
+    apply_chat_template_on_reset = property(
+        lambda wrapper: wrapper._on_reset, doc="Whether the first observation alone is one."
+    )
+
+    @property
+    def obs_queue(self) -> list[tuple[str, bool]]:
+        """The observations, the current one last, and whether each is a tool's."""
+        return [(text, role == "tool") for text, role, *_ in [*self.past, self.current]]
+
+    @property
+    def act_queue(self) -> list[str]:
+        """The actions."""
+        return [action for _, _, action in self.past]
+
     def reset(self, seed: int | None = None) -> tuple[str, Info]:
         """Begin an episode, and its history."""
         observation, info = self.env.reset(seed=seed)
@@ -112,14 +132,14 @@ class ObservationWrapper(EnvWrapper):
         task = ""
         if dropped > 0:
             past = past[dropped:]
-            task = _line(self.first)
+            task = maybe_add_new_line(self.first)
         prefix, suffix = info.get("prefix", ""), info.get("suffix", "")
         observation, role = self.current[0] + self.board, self.current[1]
         if not self._include_chat_template:
             texts = []
             for turn in past:
                 texts += [turn.observation, turn.action] if self._include_action else [turn.observation]
-            return prefix + task + "".join(map(_line, [*texts, observation])) + suffix
+            return prefix + task + "".join(map(maybe_add_new_line, [*texts, observation])) + suffix
 
         messages = []
         for turn in past:
@@ -151,5 +171,6 @@ def _role(info: Info) -> str:
     return "tool" if info.get("use_tool", False) else "user"
 
 
-def _line(text: str) -> str:
+def maybe_add_new_line(text: str) -> str:
+    """Return a text that ends with a line break, unless it is empty."""
     return text if not text or text.endswith("\n") else text + "\n"

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import gem
-from gem.envs import math_env as module
 from gem.envs.math_env import MathEnv
 from gem.envs.math_visual_env import MathVisualEnv
 from gem.testing import check_env
+from gem.utils import math_grader as module
 
 pytest.importorskip("math_verify")
 

@@ -4,11 +4,11 @@ import time
 import pytest
 
 import gem
+from gem.text import cut_middle
 from gem.tools.base_tool import BaseTool, find_block
 from gem.tools.python_code_tool import PythonCodeTool
 from gem.tools.search_tool import SearchTool
 from gem.tools.tool_env_wrapper import ToolEnvWrapper
-from gem.utils.text import cut_middle
 
 TAG = [(re.compile("<a>"), re.compile("</a>"))]
 TWO = [*TAG, (re.compile("<b>"), re.compile("</b>"))]

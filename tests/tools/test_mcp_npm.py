@@ -258,7 +258,7 @@ def test_several_servers_at_once_in_a_game(node, tmp_path):
         assert "\n2\n" in observation
         assert info["tool_success_counter"] == info["tool_use_counter"] == 5
         assert len(node.started()) == before + 2
-        assert env.step(f"\\boxed{{{env.secret}}}")[2]
+        assert env.step(f"\\boxed{{{env.game_number}}}")[2]
 
 
 def test_server_over_http(web):

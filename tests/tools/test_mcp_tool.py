@@ -350,7 +350,7 @@ def test_tools_help_in_a_game_and_each_environment_has_its_servers():
         ] * 2
         assert one.step(xml("die"))[4]["tool_success_counter"] == 1
         process = two.step(xml("process"))[0].split()[1]
-        assert one.step(f"\\boxed{{{one.secret}}}")[2]
+        assert one.step(f"\\boxed{{{one.game_number}}}")[2]
     wait_until(lambda: not is_running(process))
 
 

@@ -94,4 +94,4 @@ def test_code_helps_in_a_game():
     env.reset(seed=1)
     observation, reward, _, _, info = env.step("<python>print((1 + 10) // 2)</python>")
     assert (observation, reward, info["tool_type"]) == ("Code execution result: 5\n", 0.5, "python_code")
-    assert env.step(f"\\boxed{{{env.secret}}}")[2]
+    assert env.step(f"\\boxed{{{env.game_number}}}")[2]

@@ -39,11 +39,37 @@ class HangmanEnv(Game):
         self._sizes: tuple[Any, ...] = (word_length, max_turns)
         self._hardcore = hardcore
 
+    @property
+    def all_words(self) -> list[str]:
+        """Words of any length that may be guessed."""
+        return [word for length in words.ACCEPTED_LENGTHS for word in words.accepted(length)]
+
+    @property
+    def available_words(self) -> list[str]:
+        """Words of which the secret is one."""
+        return list(self._secrets(self.word_length))
+
+    @property
+    def hardcore(self) -> bool:
+        """Whether the word may be rare or inflected."""
+        return self._hardcore
+
+    def _secrets(self, length: int) -> tuple[str, ...]:
+        return (words.accepted if self._hardcore else words.common)(length)
+
+    def sample_random_letter(self) -> str:
+        """Return any letter."""
+        return self.action_rng.choice(_LETTERS)
+
+    def sample_random_word(self) -> str:
+        """Return a word of the secret's length."""
+        return self.action_rng.choice(self._secrets(self.word_length))
+
     def deal(self) -> str:
         """Draw the sizes (if they are random) and the word."""
         sizes = self.rng.choice(_RANDOM_SIZES) if None in self._sizes else self._sizes
         self.word_length, self.max_turns = sizes
-        secrets = (words.accepted if self._hardcore else words.common)(self.word_length)
+        secrets = self._secrets(self.word_length)
         self.secret_word = self.rng.choice(secrets).upper()
         self.board = "_" * self.word_length
         self.guessed_letters: list[str] = []
@@ -79,10 +105,14 @@ class HangmanEnv(Game):
         if not shown:
             return Outcome(f"{move} is not in the word.")
         self.board = "".join(b if b == move else a for a, b in zip(self.board, secret, strict=True))
-        reward = 0.5 * shown / self.word_length
+        reward = self.get_current_success_internal_reward(move)
         if shown == hidden:
             return Outcome(f"{move} was the last letter: the word is {secret}. You win.", reward + 0.5, "win")
         return Outcome(f"{move} is in the word{' twice' if shown == 2 else f' {shown} times' * (shown > 2)}.", reward)
+
+    def get_current_success_internal_reward(self, player_guess: str) -> float:
+        """Return what a letter pays that was not guessed yet."""
+        return 0.5 * self.secret_word.lower().count(player_guess) / self.word_length
 
     def show(self) -> str:
         """Write the word with its hidden letters, and the guesses that were wrong."""

@@ -45,6 +45,11 @@ class MastermindEnv(Game):
         self._sizes: tuple[Any, ...] = (code_length, num_numbers, max_turns)
         self._duplicates = duplicate_numbers
 
+    @property
+    def duplicate_numbers(self) -> bool:
+        """Whether a digit may stand more than once."""
+        return self._duplicates
+
     def deal(self) -> str:
         """Draw the sizes (if they are random) and the code."""
         sizes = self.rng.choice(_RANDOM_SIZES) if None in self._sizes else self._sizes
@@ -85,13 +90,16 @@ class MastermindEnv(Game):
             white = (Counter(move) & Counter(self.game_code)).total() - black
         else:
             white = len(different.intersection(self.game_code)) - black
-        reward = 0.0
-        if black > self.milestone:
-            reward = (black - self.milestone) / self.code_length
-            self.milestone = black
+        reward = self.get_current_success_internal_reward(black)
         if black == self.code_length:
             return Outcome(f"Yes, the code is {guess}. You win.", reward, "win")
         return Outcome(f"{guess}: {black} black, {white} white.", reward)
+
+    def get_current_success_internal_reward(self, blackpeg: int) -> float:
+        """Return what a guess with some black pegs pays, and take note of it, since it is paid once."""
+        gain = max(0, blackpeg - self.milestone)
+        self.milestone += gain
+        return gain / self.code_length
 
     def random_move(self) -> str:
         """Return a guess that was not made yet; the code is one, so there is one while the game goes on."""

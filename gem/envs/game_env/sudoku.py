@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import random
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gem.envs.game_env.game import Game, Outcome, illegal, in_rows
@@ -59,6 +60,11 @@ class SudokuEnv(Game):
     def full_grid(self) -> tuple[tuple[int, ...], ...]:
         """The solution, row by row."""
         return in_rows(self.solution, self.scale)
+
+    def is_safe(self, grid: Sequence[Sequence[int]], row: int, col: int, num: int) -> bool:
+        """Return whether a digit stands in no other cell of a cell's row, column and box; counted from 0."""
+        units = _layout(self.scale).units_of[row * self.scale + col]
+        return all(grid[other // self.scale][other % self.scale] != num for unit in units for other in unit)
 
     def deal(self) -> str:
         """Draw the sizes (if they are random) and the puzzle."""

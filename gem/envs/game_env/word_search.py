@@ -48,11 +48,24 @@ class WordSearchEnv(Game):
         """Row and column of each word's first letter and of its last."""
         return {word: tuple(place) for word, place in zip(self.words, self.places, strict=True)}
 
+    @property
+    def highlighted_positions(self) -> set[tuple[int, int]]:
+        """Row and column of the letters of words that were found."""
+        found = [place for word, place in zip(self.words, self.places, strict=True) if word in self.correct_words]
+        return {(r, c) for a, b, d, e in found for r in range(a, d + 1) for c in range(b, e + 1)}
+
+    @property
+    def word_list(self) -> list[str]:
+        """Words that may be drawn."""
+        shortest, longest = _LENGTHS[self.hardcore]
+        return [word for length in range(shortest, longest + 1) for word in words.common(length)]
+
     def deal(self) -> str:
         """Draw the number of words (if it is random), the words and the grid; return the instructions."""
         hardcore, self.max_turns, count = self._sizes
         if None in self._sizes:
             hardcore, self.max_turns, count = self.rng.random() < 0.5, 20, 5
+        self.hardcore, self.num_words = hardcore, count
         self.words = self._draw_words(hardcore, count)
         n = round(1.5 * max(map(len, self.words)))
         while not self._lay_out(n):

@@ -35,6 +35,26 @@ class WordleEnv(Game):
         self._sizes: tuple[Any, ...] = (word_length, max_turns)
         self._only_real_words = only_real_words
 
+    @property
+    def all_words(self) -> list[str]:
+        """Words of any length that may be guessed."""
+        return [word for length in words.ACCEPTED_LENGTHS for word in words.accepted(length)]
+
+    @property
+    def available_words(self) -> list[str]:
+        """Words of which the secret is one."""
+        return list(words.common(self.word_length))
+
+    @property
+    def only_real_words(self) -> bool:
+        """Whether a guess must be an English word."""
+        return self._only_real_words
+
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        """For each position 1 if it was green, else 0."""
+        return tuple(int(i in self.green) for i in range(self.word_length))
+
     def deal(self) -> str:
         """Draw the sizes (if they are random) and the word."""
         self.word_length, self.max_turns = self._sizes
@@ -69,18 +89,19 @@ class WordleEnv(Game):
             return illegal(f"{move} is not in my list of English words.")
         secret = self.secret_word.lower()
         self.previous_guesses[move] = marks = mark(move, secret)
-        reward = 0.0
-        if "G" in marks:
-            new = 0
-            for i, symbol in enumerate(marks):
-                if symbol == "G" and i not in self.green:
-                    self.green.append(i)
-                    new += 1
-            reward = 0.5 * new / self.word_length
+        reward = self.get_current_success_internal_reward(marks)
         text = f"{' '.join(move.upper())}\n{' '.join(marks)}\n"
         if move == secret:
             return Outcome(f"{text}Yes, the word is {move}. You win.", reward + 0.5, "win")
         return Outcome(f"{text}{move} is not the word.", reward)
+
+    def get_current_success_internal_reward(self, feedback: str) -> float:
+        """Return what the marks of a guess pay, and take note of it, since a position pays once."""
+        if "G" not in feedback:
+            return 0.0
+        new = [i for i, symbol in enumerate(feedback) if symbol == "G" and i not in self.green]
+        self.green += new
+        return 0.5 * len(new) / self.word_length
 
     def random_move(self) -> str:
         """Return a common word that was not guessed yet; the secret is one, so there is one while the game goes on."""

@@ -4,7 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import gem
-from gem.envs.game_env.sokoban import SokobanEnv, draw_room
+from gem.envs.game_env.sokoban import SokobanEnv
+from gem.envs.game_env.sokoban.utils import draw_room
 from gem.testing.solvers import solve
 
 VARIANTS = ("-easy", "-hard", "-random")

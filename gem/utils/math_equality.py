@@ -7,7 +7,7 @@ import re
 import unicodedata
 from typing import Any
 
-from gem.envs.only_arithmetic import guard_sympy
+from gem.utils.only_arithmetic import guard_sympy
 
 _NAMED = re.compile(r"\\?[A-Za-z]\w*(_\{?\w+\}?)?'?(\([\w, ]+\))?\s*=(?P<value>[^=]+)")
 """A name, or a function of names, and a value for it: ``x = 3``, ``f(x) = 2x``."""

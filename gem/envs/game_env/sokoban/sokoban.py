@@ -4,8 +4,7 @@ Reward: 1 for the solution. In v0 the last turn pays the share of the boxes that
 pushes the nearest box home and then walks to and fro earns a part of the game; v1 pays for the solution only. At the
 start no box stands on a target.
 
-A room is made by playing backwards: the boxes begin on the targets, and the player pulls them away in at most
-``max_turns`` moves, walks included. The same moves in the opposite order and direction solve the room.
+How a room is drawn is in :mod:`gem.envs.game_env.sokoban.utils`.
 """
 
 from __future__ import annotations
@@ -13,17 +12,15 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from gem.envs.game_env.game import Game, Outcome, illegal, in_rows
+from gem.envs.game_env.sokoban.utils import BACK, FIXED, NUMBERS, draw_room, steps_of
 
-_BACK = {"up": "down", "down": "up", "left": "right", "right": "left"}
 _RANDOM_SIZES = (((6, 6), 2, 20), ((8, 8), 5, 50))
 _ENTERED = {"_": "P", "O": "S", "X": "P", "√": "S"}
 """What a cell shows when the player has stepped onto it."""
 _VACATED = {"P": "_", "S": "O"}
-_NUMBERS = {"#": 0, "_": 1, "O": 2, "√": 3, "X": 4, "P": 5, "S": 5}
-_FIXED = {"#": 0, "_": 1, "O": 2, "√": 2, "X": 1, "P": 1, "S": 2}
 _FILLED = {"_": "X", "O": "√"}
 """What a cell shows when a box has been pushed onto it; there is nothing for one that takes none."""
 
@@ -61,7 +58,7 @@ class SokobanEnv(Game):
                 )
         self._shaped = shaped
 
-    action_space = property(lambda env: list(_BACK), doc="The moves.")
+    action_space = property(lambda env: list(BACK), doc="The moves.")
 
     @property
     def dim_room(self) -> tuple[int, int]:
@@ -71,12 +68,18 @@ class SokobanEnv(Game):
     @property
     def room_state(self) -> tuple[tuple[int, ...], ...]:
         """What is in each cell: 0 a wall, 1 floor, 2 a target, 3 a box on a target, 4 a box, 5 the player."""
-        return in_rows([_NUMBERS[symbol] for symbol in self.board], self.cols)
+        return in_rows([NUMBERS[symbol] for symbol in self.board], self.cols)
 
     @property
     def room_fixed(self) -> tuple[tuple[int, ...], ...]:
         """The same without boxes and the player."""
-        return in_rows([_FIXED[symbol] for symbol in self.board], self.cols)
+        return in_rows([FIXED[symbol] for symbol in self.board], self.cols)
+
+    @property
+    def num_gen_steps(self) -> int:
+        """Moves in which the room can be solved."""
+        assert self.max_turns is not None
+        return self.max_turns
 
     @property
     def player_position(self) -> tuple[int, int]:
@@ -105,12 +108,12 @@ class SokobanEnv(Game):
     def parse(self, answer: str) -> str | None:
         """Read a direction."""
         direction = answer.lower()
-        return direction if direction in _BACK else None
+        return direction if direction in BACK else None
 
     def play(self, move: str) -> Outcome:
         """Walk or push."""
         board = self.board
-        step = _steps(self.cols)[move]
+        step = steps_of(self.cols)[move]
         cell = self.player + step
         entered = board[cell]
         if entered == "#":
@@ -140,7 +143,7 @@ class SokobanEnv(Game):
     def random_move(self) -> str:
         """Return a legal move; the cell that the player came from is free, so there is one."""
         legal = []
-        for move, step in _steps(self.cols).items():
+        for move, step in steps_of(self.cols).items():
             entered = self.board[self.player + step]
             if entered in _FILLED or (entered != "#" and self.board[self.player + 2 * step] in _FILLED):
                 legal.append(move)
@@ -148,27 +151,8 @@ class SokobanEnv(Game):
 
 
 @functools.lru_cache
-def _steps(cols: int) -> dict[str, int]:
-    return {"up": -cols, "down": cols, "left": -1, "right": 1}
-
-
-@functools.lru_cache
 def _template(rows: int, cols: int) -> str:
     return ("\n" + " ".join(["%s"] * cols)) * rows
-
-
-class Room(NamedTuple):
-    """A room, and moves that solve it.
-
-    Attributes:
-        board: the symbols, row by row.
-        player: the player's cell.
-        solution: a direction a move.
-    """
-
-    board: list[str]
-    player: int
-    solution: list[str]
 
 
 @functools.lru_cache
@@ -176,88 +160,3 @@ def _is_possible(rows: int, cols: int, num_boxes: int, max_turns: int) -> bool:
     """Return whether any of some tries gives a room."""
     rng = random.Random(0)
     return any(draw_room(rng, rows, cols, num_boxes, max_turns) for _ in range(500))
-
-
-def draw_room(rng: random.Random, rows: int, cols: int, num_boxes: int, max_turns: int) -> Room | None:
-    """Draw a room that can be solved in ``max_turns`` moves; return None if this try gives none."""
-    floor = _draw_floor(rng, rows, cols)
-    steps = _steps(cols)
-    open_cells = [c for c in sorted(floor) if any(c + s in floor and c + 2 * s in floor for s in steps.values())]
-    if len(open_cells) < num_boxes or len(floor) <= num_boxes:
-        return None
-    targets = rng.sample(open_cells, num_boxes)  # a box can be pulled from each, once the others are out of its way
-    play = _play_backwards(rng, floor, targets, steps, max_turns)
-    if play is None:
-        return None
-    boxes, player, moves = play
-    board = ["_" if cell in floor else "#" for cell in range(rows * cols)]
-    for cell in targets:
-        board[cell] = "O"
-    for cell in boxes:
-        board[cell] = "X"
-    board[player] = "S" if board[player] == "O" else "P"
-    return Room(board, player, [_BACK[move] for move in reversed(moves)])
-
-
-def _draw_floor(rng: random.Random, rows: int, cols: int) -> set[int]:
-    """Wall up to a quarter of the cells inside, leaving the others connected."""
-    inside = [row * cols + col for row in range(1, rows - 1) for col in range(1, cols - 1)]
-    floor = set(inside)
-    for cell in rng.sample(inside, rng.randint(len(inside) // 8, len(inside) // 4)):
-        floor.discard(cell)
-        if floor and len(_walk(next(iter(floor)), floor, _steps(cols))) < len(floor):
-            floor.add(cell)
-    return floor
-
-
-def _walk(start: int, free: set[int], steps: dict[str, int]) -> dict[int, tuple[str, ...]]:
-    """Return the shortest walk to each cell that can be reached."""
-    walks: dict[int, tuple[str, ...]] = {start: ()}
-    queue = [start]
-    for cell in queue:
-        walk = walks[cell]
-        for move, step in steps.items():
-            new = cell + step
-            if new in free and new not in walks:
-                walks[new] = (*walk, move)
-                queue.append(new)
-    return walks
-
-
-def _play_backwards(
-    rng: random.Random, floor: set[int], targets: list[int], steps: dict[str, int], max_turns: int
-) -> tuple[list[int], int, list[str]] | None:
-    """Pull boxes away from the targets.
-
-    Returns:
-        Boxes, player and all moves up to the last time that every target was bare; None if there was none.
-    """
-    boxes = list(targets)
-    free = floor.difference(boxes)
-    player = rng.choice(sorted(free))
-    moves: list[str] = []
-    found = None
-    while True:
-        walks = _walk(player, free, steps)
-        pulls, weights = [], []
-        for i, box in enumerate(boxes):
-            for move, step in steps.items():
-                walk = walks.get(box + step)
-                if walk is not None and box + 2 * step in free:
-                    pulls.append((i, walk, move))
-                    # Boxes at home first; and rather what is near, so that more pulls fit into the turns.
-                    weights.append((20 if box in targets else 1) / (2 + len(walk)))
-        if not pulls:
-            return found
-        [(i, walk, move)] = rng.choices(pulls, weights)
-        if moves:  # what is walked before the first pull is walked after the win
-            moves += walk
-        moves.append(move)
-        if len(moves) > max_turns:
-            return found
-        box, step = boxes[i], steps[move]
-        boxes[i], player = box + step, box + 2 * step
-        free.add(box)
-        free.discard(box + step)
-        if not any(box in targets for box in boxes):
-            found = list(boxes), player, list(moves)

@@ -60,7 +60,7 @@ def checked(code: str, local: Mapping[str, Any]) -> str:
     >>> checked("open ('file')", {})
     Traceback (most recent call last):
         ...
-    gem.envs.only_arithmetic.NoArithmetic: 'open' is no function of arithmetic
+    gem.utils.only_arithmetic.NoArithmetic: 'open' is no function of arithmetic
 
     Args:
         code: Python that sympy made of a text.

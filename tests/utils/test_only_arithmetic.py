@@ -6,7 +6,7 @@ import sys
 import pytest
 from hostile_answers import CODE
 
-from gem.envs.only_arithmetic import NoArithmetic, checked, guard_module, guard_sympy
+from gem.utils.only_arithmetic import NoArithmetic, checked, guard_module, guard_sympy
 from gem.workers import Worker
 
 sympy = pytest.importorskip("sympy")

@@ -47,11 +47,33 @@ class CrosswordsEnv(Game):
         """What is seen of each cell: a letter, ``_`` for one to fill, ``.`` for none."""
         return tuple(tuple(line[_WIDTH + 1 :: _WIDTH]) for line in self.lines)
 
+    @property
+    def total_letter_cells(self) -> int:
+        """Cells that have a letter."""
+        return self.cells
+
+    @property
+    def placed_words(self) -> dict[str, tuple[int, int, str]]:
+        """Row, column and direction of each word."""
+        return {
+            "".join(
+                self.solution[clue["row"] + i * clue["down"]][clue["col"] + i * (not clue["down"])]
+                for i in range(clue["length"])
+            ): (clue["row"], clue["col"], "down" if clue["down"] else "across")
+            for clue in self.clues
+        }
+
+    @property
+    def word_data(self) -> list[dict[str, str]]:
+        """Words that may be drawn, and their clues."""
+        return [{"word": word, "clue": clue} for word, clue in words.clues(self.hardcore)]
+
     def deal(self) -> str:
         """Draw the sizes (if they are random) and the crossword."""
         hardcore, self.max_turns, count = self._sizes
         if None in self._sizes:
             hardcore, self.max_turns, count = self.rng.random() < 0.5, 20, 3
+        self.hardcore, self.num_words = hardcore, count
         self._construct(words.clues(hardcore), count, room=max(self.max_turns, _TURNS_A_WORD * count) * 3 // 4)
         return (
             f"Crossword. Fill in the letters of {count} words. You have {self.max_turns} turns, a letter each; a wrong "

@@ -1,0 +1,1 @@
+"""MCP servers that come with the package."""
