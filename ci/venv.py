@@ -55,6 +55,8 @@ def make(trainer: str, folder: Path) -> None:
 
 def _steps(trainer: str, constraints: str) -> list[list[str]]:
     """Return the arguments of `uv pip install`, call by call."""
+    if trainer == "gem-llm":  # what this package is compared with, and cannot be beside
+        return [["--no-deps", "-r", constraints]]
     if trainer not in ALONE:
         return [["-c", constraints, "-e", f"{ROOT}[{trainer},test]"]]
     return [

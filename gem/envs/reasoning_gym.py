@@ -19,6 +19,7 @@ import functools
 import importlib.util
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from gem.envs.question import WITHOUT_EFFECT, QuestionEnv
@@ -49,6 +50,29 @@ QUICK_SECONDS = 0.5
 """Grading that takes longer is done where it keeps no other answers waiting."""
 
 _workers = WorkerPool(prepare=load, variables={"PYTHONHASHSEED": "0"}, fork=True)
+
+
+class Questions(Sequence[Entry]):
+    """The questions of an environment, each made when it is asked for; without end if the environment's are.
+
+    Args:
+        env: whose questions.
+    """
+
+    def __init__(self, env: ReasoningGymEnv) -> None:
+        self._env = env
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return self._env.size
+
+    def __getitem__(self, index: Any) -> Any:
+        """Return a question, or a list of them for a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there are {len(self)} questions")
+        return dict(self._env._make(index % len(self)))
 
 
 class ReasoningGymEnv(QuestionEnv):
@@ -130,6 +154,11 @@ class ReasoningGymEnv(QuestionEnv):
         correct = reward >= 1.0
         counts = correct or self._raw_scores or reward > PARTIAL_CREDIT.get(self._entry["source"], 1.0)
         return (reward if counts else 0.0), correct
+
+    @property
+    def ds(self) -> Questions:
+        """The questions, by index."""
+        return Questions(self)
 
     def reward_fn(self, answer: str | None, entry: Entry | None = None) -> float:
         """Return the scorer's number for an answer to the present question.

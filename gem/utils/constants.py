@@ -21,6 +21,42 @@ from typing import Any, Callable, Deque, Dict, Generator, Iterable, Iterator, Li
 """What programs of coding problems use without importing it: the sites that they are written for have it imported."""
 
 
+BASE_LEETCODE_IMPORTS = """
+class ListNode:
+    def __init__(self, val=0, next=None):
+        self.val, self.next = val, next
+
+def list_node(values):
+    first = None
+    for value in reversed(values):
+        first = ListNode(value, first)
+    return first
+
+def is_same_list(l1, l2):
+    while l1 is not None and l2 is not None and l1.val == l2.val:
+        l1, l2 = l1.next, l2.next
+    return l1 is None and l2 is None
+
+class TreeNode:
+    def __init__(self, val=0, left=None, right=None):
+        self.val, self.left, self.right = val, left, right
+
+def tree_node(values):
+    nodes = [None if value is None else TreeNode(value) for value in values]
+    children = iter(nodes[1:])
+    for node in nodes:
+        if node is not None:
+            node.left, node.right = next(children, None), next(children, None)
+    return nodes[0] if nodes else None
+
+def is_same_tree(p, q):
+    if p is None or q is None:
+        return p is q
+    return p.val == q.val and is_same_tree(p.left, q.left) and is_same_tree(p.right, q.right)
+"""
+"""Linked lists and binary trees (by levels, None for no node) as LeetCode's problems have them: for their tests."""
+
+
 class LanguageGameReward:
     """Rewards that the games share."""
 

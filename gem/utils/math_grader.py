@@ -79,7 +79,7 @@ def extract_answer(passage: str) -> str | None:
     return extract_last_boxed_answer(passage)
 
 
-extract_boxed_answer = extract_answer
+extract_boxed_answer = extract_last_boxed_answer
 
 
 def grade(model_answer: str, gt_answer: str, fast: bool = True) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 import gem
 from gem.refusals import refuse
-from gem.utils import debug, math_grader, parsing, qa_em, sandbox, seeding
+from gem.utils import constants, debug, math_grader, parsing, qa_em, sandbox, seeding
 
 
 @pytest.mark.parametrize(
@@ -159,3 +159,16 @@ def test_refused_names_can_be_imported_and_say_why_they_cannot_be_used():
             name([TaskConfig("t", "/t", {})], ContainerConfig())
     with pytest.raises(AttributeError, match="has no attribute 'Other'"):
         refuse("some.module", ["Name"], "Because.")("Other")
+
+
+def test_lists_and_trees_of_leetcode():
+    names = {}
+    exec(constants.BASE_LEETCODE_IMPORTS, names)
+    numbers, tree = names["list_node"]([1, 2]), names["tree_node"]([1, None, 2, 3])
+    assert (numbers.val, numbers.next.val, numbers.next.next) == (1, 2, None)
+    assert (tree.left, tree.right.val, tree.right.left.val, tree.right.right) == (None, 2, 3, None)
+    assert names["is_same_list"](numbers, names["list_node"]([1, 2]))
+    assert not names["is_same_list"](numbers, names["list_node"]([1]))
+    assert names["is_same_tree"](tree, names["tree_node"]([1, None, 2, 3]))
+    assert not names["is_same_tree"](tree, names["tree_node"]([1, 2, None, 3]))
+    assert names["tree_node"]([]) is None

@@ -75,7 +75,7 @@ class FifteenPuzzleEnv(Game):
         tile = self.tiles[source]
         self.tiles[gap], self.tiles[source] = tile, 0
         if tuple(self.tiles) == _solved(self.num_rows):
-            return Outcome("All tiles are in order. You win.", 1.0, "win")
+            return Outcome("All tiles are in order. Congratulations! You win.", 1.0, "win")
         return Outcome(f"Tile {tile} moves {move}.")
 
     def show(self) -> str:

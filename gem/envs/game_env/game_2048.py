@@ -85,7 +85,7 @@ class Game2048Env(Game):
             reward = _doublings(self.max_tile_achieved, largest) / way
             self.max_tile_achieved = largest
         if largest >= self.target_tile:
-            return Outcome(f"You have made {largest}. You win.", reward, "win")
+            return Outcome(f"You have made {largest}. Congratulations! You win.", reward, "win")
         if not self._can_move():
             return Outcome("No tile can move. You lose.", reward, "loss")
         return Outcome(f"The tiles move {move}.", reward)

@@ -69,7 +69,7 @@ class GuessTheNumberEnv(Game):
             return illegal(f"You have guessed {move} before.")
         self.previous_guesses.append(move)
         if move == self.game_number:
-            return Outcome(f"Yes, my number is {move}. You win.", 1.0, "win")
+            return Outcome(f"Yes, my number is {move}. Congratulations! You win.", 1.0, "win")
         return Outcome(f"My number is {'higher' if move < self.game_number else 'lower'} than {move}.")
 
     def last_turn_reward(self, move: int, outcome: Outcome) -> float:

@@ -92,7 +92,7 @@ class MastermindEnv(Game):
             white = len(different.intersection(self.game_code)) - black
         reward = self.get_current_success_internal_reward(black)
         if black == self.code_length:
-            return Outcome(f"Yes, the code is {guess}. You win.", reward, "win")
+            return Outcome(f"Yes, the code is {guess}. Congratulations! You win.", reward, "win")
         return Outcome(f"{guess}: {black} black, {white} white.", reward)
 
     def get_current_success_internal_reward(self, blackpeg: int) -> float:

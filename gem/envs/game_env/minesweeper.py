@@ -16,6 +16,7 @@ import functools
 import re
 from typing import Any
 
+from gem.core import ResetNeeded
 from gem.envs.game_env.game import Game, Outcome, illegal, in_rows
 from gem.envs.game_env.mine_logic import can_be_solved, masks, neighbours
 
@@ -121,18 +122,24 @@ class MinesweeperEnv(Game):
         self.left -= opened
         reward = opened / (len(self.cells) - self.num_mines)
         if not self.left:
-            return Outcome("All safe cells are open. You win.", reward, "win")
+            return Outcome("All safe cells are open. Congratulations! You win.", reward, "win")
         return Outcome(f"You opened {opened} cell{'s' * (opened > 1)}.", reward)
 
     def show(self) -> str:
         """Draw the board under a header of column numbers."""
         return _template(self.rows, self.cols) % tuple(self.cells)
 
-    def random_move(self) -> str:
+    def sample_random_action(self, reveal_or_flag: str | None = None) -> str:
+        """Return a random legal move; ``"reveal"`` or ``"flag"`` asks for one of the two."""
+        if self.over:
+            raise ResetNeeded
+        return f"\\boxed{{{self.random_move(reveal_or_flag)}}}"
+
+    def random_move(self, command: str | None = None) -> str:
         """Return a reveal, or one time in ten a flag, of a closed cell."""
         closed = [cell for cell, symbol in enumerate(self.cells) if symbol in ".F"]
         plain = [cell for cell in closed if self.cells[cell] == "."]
-        reveal = bool(plain) and self.action_rng.random() < 0.9
+        reveal = bool(plain) and (self.action_rng.random() < 0.9 if command is None else command == "reveal")
         row, col = divmod(self.action_rng.choice(plain if reveal else closed), self.cols)
         return f"{'reveal' if reveal else 'flag'} {row} {col}"
 

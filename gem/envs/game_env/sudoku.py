@@ -98,7 +98,7 @@ class SudokuEnv(Game):
         if self.solution[cell] == digit:
             self.cells[cell] = digit
             if 0 not in self.cells:
-                return Outcome("All cells are filled. You win.", 1 / self.init_num_empty, "win")
+                return Outcome("All cells are filled. Congratulations! You win.", 1 / self.init_num_empty, "win")
             return Outcome(f"{digit} is right at row {row}, column {col}.", 1 / self.init_num_empty)
         for name, unit in zip(("row", "column", "box"), _layout(self.scale).units_of[cell], strict=True):
             if any(self.cells[other] == digit for other in unit):

@@ -65,7 +65,7 @@ class TowerofHanoiEnv(Game):
             return illegal(f"Disk {disk} may not lie on disk {self.board[target][-1]}.")
         self.board[target].append(self.board[source].pop())
         if len(self.board["C"]) == self.num_disks:
-            return Outcome("All disks are on tower C. You win.", 1.0, "win")
+            return Outcome("All disks are on tower C. Congratulations! You win.", 1.0, "win")
         return Outcome(f"Disk {disk} moves from {source} to {target}.")
 
     def show(self) -> str:

@@ -103,7 +103,7 @@ class WordSearchEnv(Game):
         self._mark(line)
         reward = 1 / len(self.words)
         if len(self.correct_words) == len(self.words):
-            return Outcome(f"{word} was the last word. You win.", reward, "win")
+            return Outcome(f"{word} was the last word. Congratulations! You win.", reward, "win")
         return Outcome(f"You found {word}.", reward)
 
     def show(self) -> str:

@@ -92,7 +92,7 @@ class WordleEnv(Game):
         reward = self.get_current_success_internal_reward(marks)
         text = f"{' '.join(move.upper())}\n{' '.join(marks)}\n"
         if move == secret:
-            return Outcome(f"{text}Yes, the word is {move}. You win.", reward + 0.5, "win")
+            return Outcome(f"{text}Yes, the word is {move}. Congratulations! You win.", reward + 0.5, "win")
         return Outcome(f"{text}{move} is not the word.", reward)
 
     def get_current_success_internal_reward(self, feedback: str) -> float:

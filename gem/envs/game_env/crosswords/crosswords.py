@@ -103,7 +103,7 @@ class CrosswordsEnv(Game):
         self.empty -= 1
         reward = 1 / self.cells
         if not self.empty:
-            return Outcome("The crossword is complete. You win.", reward, "win")
+            return Outcome("The crossword is complete. Congratulations! You win.", reward, "win")
         return Outcome(f"{letter} is right in cell {row} {col}.", reward)
 
     def show(self) -> str:

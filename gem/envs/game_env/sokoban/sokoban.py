@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from gem.envs.game_env.game import Game, Outcome, illegal, in_rows
-from gem.envs.game_env.sokoban.utils import BACK, FIXED, NUMBERS, draw_room, steps_of
+from gem.envs.game_env.sokoban.utils import BACK, CHANGE_COORDINATES, FIXED, NUMBERS, draw_room, steps_of
+
+__all__ = ["CHANGE_COORDINATES", "SokobanEnv"]
 
 _RANDOM_SIZES = (((6, 6), 2, 20), ((8, 8), 5, 50))
 _ENTERED = {"_": "P", "O": "S", "X": "P", "√": "S"}
@@ -129,7 +131,7 @@ class SokobanEnv(Game):
         board[cell] = _ENTERED[entered]
         self.player = cell
         if pushes and "X" not in board:
-            return Outcome("All boxes are on targets. You win.", 1.0, "win")
+            return Outcome("All boxes are on targets. Congratulations! You win.", 1.0, "win")
         return Outcome(f"You push a box {move}." if pushes else f"You move {move}.")
 
     def show(self) -> str:

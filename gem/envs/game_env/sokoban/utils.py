@@ -166,3 +166,13 @@ def _play_backwards(
         free.discard(box + step)
         if not any(box in targets for box in boxes):
             found = list(boxes), player, list(moves)
+
+
+def is_player_reachable(room_state: np.ndarray, target_pos: tuple[int, int]) -> bool:
+    """Return whether the player can walk to a row and column of a room (see :data:`NUMBERS`) without a push."""
+    cols = room_state.shape[1]
+    cells = room_state.ravel().tolist()
+    if NUMBERS["P"] not in cells:
+        return False
+    free = {cell for cell, number in enumerate(cells) if number in (NUMBERS["_"], NUMBERS["O"], NUMBERS["P"])}
+    return target_pos[0] * cols + target_pos[1] in _walk(cells.index(NUMBERS["P"]), free, steps_of(cols))
