@@ -98,7 +98,9 @@ class HangmanEnv(Game):
         secret = self.secret_word.lower()
         if move == secret:
             self.board = secret
-            return Outcome(f"Yes, the word is {move}. Congratulations! You win.", 0.5 + 0.5 * hidden / self.word_length, "win")
+            return Outcome(
+                f"Yes, the word is {move}. Congratulations! You win.", 0.5 + 0.5 * hidden / self.word_length, "win"
+            )
         if len(move) > 1:
             return Outcome(f"{move} is not the word.")
         shown = secret.count(move)
@@ -107,7 +109,9 @@ class HangmanEnv(Game):
         self.board = "".join(b if b == move else a for a, b in zip(self.board, secret, strict=True))
         reward = self.get_current_success_internal_reward(move)
         if shown == hidden:
-            return Outcome(f"{move} was the last letter: the word is {secret}. Congratulations! You win.", reward + 0.5, "win")
+            return Outcome(
+                f"{move} was the last letter: the word is {secret}. Congratulations! You win.", reward + 0.5, "win"
+            )
         return Outcome(f"{move} is in the word{' twice' if shown == 2 else f' {shown} times' * (shown > 2)}.", reward)
 
     def get_current_success_internal_reward(self, player_guess: str) -> float:

@@ -53,7 +53,7 @@ def _unseeded_reset(subject: Subject) -> None:
         sequences = []
         for _ in range(2):
             with subject.make() as env:
-                sequences.append([as_line(env.reset(seed=s)) for s in (seed, None, None)])
+                sequences.append([as_line(env.reset(seed=s)) for s in (seed, None, None, None)])
         require_same(sequences[0], sequences[1], f"reset() after reset(seed={seed})", USE_RNG)
 
 
