@@ -47,7 +47,13 @@ class ReverseText(Env):
         return "\\boxed{abc}"
 
 
-gem.register("published:ReverseText", ReverseText, str_len=4)
+@pytest.fixture(autouse=True, scope="module")
+def registered():
+    from gem.envs.registration import ENV_REGISTRY
+
+    gem.register("published:ReverseText", ReverseText, str_len=4)
+    yield
+    del ENV_REGISTRY["published:ReverseText"]
 
 
 def solve_reverse(observation):
