@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import gem
+from gem.envs.game_env import words
 from gem.envs.game_env.sokoban.utils import FIXED, NUMBERS
+
+FAMILIES, SEEDS, LEAST_STEPS = 12, 20, 4_000
 
 Step = dict[str, Any]
 Result = tuple[float, bool, dict[str, Any]]
@@ -46,6 +49,8 @@ def main() -> None:
         print(f"  {count} of {game}: {reason}")
     for step, (reward, ended, info) in unknown:
         print(f"✗ {json.dumps(step)}\n  here: reward {reward:g}, {'ended' if ended else 'goes on'}, {info}")
+    if len(games) != FAMILIES * 2 * SEEDS or len(steps) < LEAST_STEPS:
+        sys.exit(f"{len(games)} games of {len(steps)} steps were played: some are missing")
     if unknown:
         sys.exit(f"{len(unknown)} steps differ without a reason")
 
@@ -56,33 +61,41 @@ def _boxed(step: Step) -> str:
 
 
 def _all_letters(step: Step, result: Result) -> bool:
-    return result[2]["success"] and len(_boxed(step)) == 1
+    guess = _boxed(step).upper()
+    letters = {*step["state"]["guessed_letters"], guess}
+    return len(guess) == 1 and set(step["state"]["secret_word"]) <= letters and bool(result[2]["success"])
 
 
-def _other_digits(step: Step, result: Result) -> bool:
-    return result[2]["move"] == "illegal" and step["reward"] > 0
+def _same_digits(step: Step, result: Result) -> bool:
+    digits = _boxed(step).split()
+    return len(set(digits)) < len(digits) and result[2]["move"] == "illegal"
 
 
 def _no_such_word(step: Step, result: Result) -> bool:
-    return result[2]["move"] == "illegal" and step["reward"] > 0
+    return not words.is_word(_boxed(step).lower()) and result[2]["move"] == "illegal"
 
 
 def _flagged_mine(step: Step, result: Result) -> bool:
-    words = _boxed(step).split()
-    return words[0] == "reveal" and result[2]["move"] == "illegal" and step["ended"]
+    command, row, col = _boxed(step).split()
+    cell = int(row), int(col)
+    flag, number = (step["state"][name][cell[0]][cell[1]] for name in ("flags", "grid"))
+    return command == "reveal" and flag and number < 0 and result[2]["move"] == "illegal"
 
 
 def _last_safe_cell(step: Step, result: Result) -> bool:
-    return bool(result[2]["success"])
+    cells = zip(_flat(step["state"]["grid"]), _flat(step["state"]["revealed"]), strict=True)
+    hidden = sum(number >= 0 and not is_open for number, is_open in cells)
+    rest = abs(result[0] - step["reward"]) < 1e-9 and hidden > 0  # it pays the same, and goes on there
+    return rest and bool(result[2]["success"])
 
 
 def _zero(step: Step, result: Result) -> bool:
-    return _boxed(step) == "0"
+    return _boxed(step) == "0" and step["kwargs"]["min_number"] > 0 and result[0] == 0.0
 
 
 REASONS: dict[str, list[tuple[Callable[[Step, Result], bool], str]]] = {
     "Hangman": [(_all_letters, "guessing all letters wins")],
-    "Mastermind": [(_other_digits, "a guess with a digit twice, where the code has none, is illegal")],
+    "Mastermind": [(_same_digits, "a guess with a digit twice, where the code has none, is illegal")],
     "Wordle": [(_no_such_word, "a guess that is no word is illegal")],
     "Minesweeper": [
         (_flagged_mine, "a flagged mine cannot be opened"),

@@ -223,7 +223,7 @@ class Env(abc.ABC):
         return self._action_rng
 
     @property
-    def current_state(self) -> str:
+    def shown_state(self) -> str:
         """The text of the present state (a board), with which observations end; "" where there is none.
 
         Wrappers that show the history show it once, at the end.
@@ -284,6 +284,10 @@ class Env(abc.ABC):
             env._first_seed, env._episode_seeds = self._first_seed, copy.deepcopy(self._episode_seeds)
             env.set_state(self.get_state())
         return env
+
+    def _remember(self, **changes: Any) -> None:
+        """Let ``spawn`` build with other arguments than the constructor was given, since they were set later."""
+        self._init = ((), {**self._arguments(), **changes})
 
     def _arguments(self) -> dict[str, Any]:
         """The constructor's arguments, all by name."""
@@ -366,9 +370,9 @@ class EnvWrapper(Env):
         self.env.close()
 
     @property
-    def current_state(self) -> str:
+    def shown_state(self) -> str:
         """The inner environment's."""
-        return self.env.current_state
+        return self.env.shown_state
 
     @property
     def unwrapped(self) -> Env:
@@ -388,7 +392,8 @@ class EnvWrapper(Env):
 
     def spawn(self, same_state: bool = False, **overrides: Any) -> Env:
         """Spawn the inner environment (with ``overrides``) and wrap it in the same way."""
-        wrapper = type(self)(**{**self._arguments(), "env": self.env.spawn(same_state, **overrides)})
+        first = next(name for name in inspect.signature(type(self).__init__).parameters if name != "self")
+        wrapper = type(self)(**{**self._arguments(), first: self.env.spawn(same_state, **overrides)})
         if same_state:
             wrapper.set_state(self.get_state())
         return wrapper

@@ -89,6 +89,11 @@ class EpisodeSeeds:
         question = shuffled(position, size, order)  # the first question has changed its place with another
         return shuffled(0, size, order) if question == self._first else question
 
+    @property
+    def is_in_order(self) -> bool:
+        """Whether questions are asked in order."""
+        return self._in_order
+
     def begin(self) -> None:
         """Begin again with the passes, since there are other questions."""
         self.epoch, self._position, self._first = 0, 0, None

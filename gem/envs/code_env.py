@@ -8,6 +8,7 @@ The program runs in a sandbox, see :mod:`gem.sandbox`.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from typing import Any
 
 from gem.envs.datasets import DatasetEnv
 from gem.envs.question import attribute, check_keywords
+from gem.seeds import EpisodeSeeds
 from gem.utils.parsing import extract_code_from_model
 from gem.utils.sandbox import FunctionProcess, check_sandbox, run_python
 
@@ -123,6 +125,7 @@ class CodeEnv(DatasetEnv):
         check_keywords(self, published)
         super().__init__(dataset_name, split, dataset, [question_key, test_key], seed, eval)
         self.changed_tests: Any = None  # in the place of those of the data set; None for those
+        self._tests: Any = None  # a copy of the question's, once it was looked at
         self._question_key, self._test_key, self._solution_key = question_key, test_key, solution_key
         self._max_workers, self._verbose = max_workers, verbose
         self._max_tests = max_tests
@@ -146,13 +149,36 @@ class CodeEnv(DatasetEnv):
 
     @property
     def tests(self) -> Any:
-        """The problem's tests, in a form of :func:`read_tests`; they may be set."""
-        tests = self.row[self._test_key] if self.changed_tests is None else self.changed_tests
-        return json.loads(tests) if isinstance(tests, str) else tests
+        """The problem's tests, in a form of :func:`read_tests`; they may be set, and changed."""
+        if self.changed_tests is not None:
+            return self.changed_tests
+        if self._tests is None:
+            tests = self._asked_row[self._test_key]
+            self._tests = json.loads(tests) if isinstance(tests, str) else copy.deepcopy(tests)
+        return self._tests
 
     @tests.setter
     def tests(self, tests: Any) -> None:
-        self.changed_tests = tests
+        self.changed_tests = json.loads(tests) if isinstance(tests, str) else tests
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``get_state`` returned.
+
+        Raises:
+            ValueError: it is of another data set.
+        """
+        super().set_state(state)
+        if self.idx >= 0:
+            changed = self.changed_tests
+            self._check_question(self.ask(self.idx))
+            self.changed_tests = changed
+
+    def _next_question(self, seeds: EpisodeSeeds) -> int:
+        for _ in range(self.size):
+            idx = super()._next_question(seeds)
+            if read_tests(self._rows[idx][self._test_key]):
+                return idx
+        raise ValueError("the data set has no tests")
 
     def ask(self, idx: int) -> str:
         """Return the problem, and how to answer."""
@@ -162,12 +188,13 @@ class CodeEnv(DatasetEnv):
                 break
         else:
             raise ValueError("the data set has no tests")
-        self.idx, self.changed_tests = candidate, None
+        self.idx, self.changed_tests, self._tests = candidate, None, None
+        self._asked_row = self._rows[candidate]
         if tests[0].function:
             form = f"the function `{tests[0].function}`"
         else:
             form = "a program that reads standard input and writes standard output"
-        problem = str(self.row[self._question_key]).rstrip()
+        problem = str(self._asked_row[self._question_key]).rstrip()
         return f"{problem}\n\nAnswer with {form}, in Python, in a ```python code block."
 
     def grade(self, action: str) -> tuple[float, bool]:
@@ -208,7 +235,7 @@ class CodeEnv(DatasetEnv):
 
     def reference_action(self) -> str:
         """Return the solution, where the data has one."""
-        solution = self.row.get(self._solution_key)
+        solution = self._asked_row.get(self._solution_key)
         return super().reference_action() if solution is None else f"```python\n{solution}\n```"
 
 

@@ -127,6 +127,9 @@ def choose_split(splits: Any, split: str | None, name: str) -> Any:
     return splits[split]
 
 
+_KEYS = ("_question_key", "_answer_key", "_test_key")
+
+
 class DatasetEnv(QuestionEnv):
     """Questions from the rows of a data set. Subclasses write ``ask``, ``grade`` and the rest of a question.
 
@@ -152,7 +155,9 @@ class DatasetEnv(QuestionEnv):
         super().__init__()
         name = dataset_name or ""
         self._name, self._split, self._columns = name or "the data set", split, columns
+        init = self._init
         self.dataset = load_rows(name, split) if dataset is None else dataset
+        self._init = init  # whose data set is loaded again, or shared, where the environment is built again
         self._first_seed, self._in_order = seed, in_order
 
     @property
@@ -174,11 +179,13 @@ class DatasetEnv(QuestionEnv):
         rows = choose_split(dataset, self._split, self._name)
         if len(rows) == 0:
             raise ValueError(f"{self._name} holds no rows")
-        missing = [column for column in self._columns if column not in rows[0]]
+        keys = [getattr(self, name) for name in _KEYS if hasattr(self, name)]  # which may have been set
+        missing = [column for column in keys or self._columns if column not in rows[0]]
         if missing:
             there = ", ".join(map(repr, rows[0]))
             raise ValueError(f"{self._name} has no column {missing[0]!r}; it has {there}")
         self._rows = rows
+        self._remember(dataset=rows)
         if self._episode_seeds is not None:
             self._episode_seeds.begin()
 

@@ -11,6 +11,7 @@ import abc
 from typing import Any
 
 from gem.core import Env, Info, ResetNeeded, StepResult
+from gem.seeds import EpisodeSeeds, check_seed
 from gem.utils.constants import TERMINAL_STATE
 
 WITHOUT_EFFECT = frozenset({"verbose", "max_turns", "use_mp", "load_from_cache_file"})
@@ -32,8 +33,16 @@ def check_keywords(env: Env, keywords: dict[str, Any]) -> None:
 
 
 def attribute(name: str, meaning: str) -> Any:
-    """Return a public attribute that reads and sets the attribute ``name``, which is no part of the state."""
-    return property(lambda env: getattr(env, name), lambda env, value: setattr(env, name, value), doc=meaning)
+    """Return a public attribute that reads and sets the attribute ``name``, which is no part of the state.
+
+    The constructor's argument is ``name`` without its underscore: copies are built with what was set.
+    """
+
+    def set_it(env: Env, value: Any) -> None:
+        setattr(env, name, value)
+        env._remember(**{name.removeprefix("_"): value})
+
+    return property(lambda env: getattr(env, name), set_it, doc=meaning)
 
 
 class QuestionEnv(Env):
@@ -53,6 +62,7 @@ class QuestionEnv(Env):
     over = True
     first_obs = ""
     _in_order = False  # whether resets without a seed ask the questions in their order
+    _asked = -1  # what idx was after the last reset
 
     @property
     @abc.abstractmethod
@@ -66,8 +76,12 @@ class QuestionEnv(Env):
 
     @property
     def seed(self) -> int | None:
-        """The seed that the constructor was given."""
+        """The seed that the constructor was given; one that is set counts for the first reset."""
         return self._first_seed
+
+    @seed.setter
+    def seed(self, seed: int | None) -> None:
+        self._first_seed = check_seed(seed)
 
     @abc.abstractmethod
     def ask(self, idx: int) -> str:
@@ -93,24 +107,46 @@ class QuestionEnv(Env):
         """Ask a question.
 
         Args:
-            seed: asks question ``seed % size``; None asks the next of those that this pass has not asked yet.
+            seed: asks question ``seed % size``; None asks the next of those that this pass has not asked yet, or
+                question ``self.idx`` if that was set since the last reset.
             idx: asks this question instead, whatever the seed.
 
         Raises:
             IndexError: there is no question ``idx``.
         """
         given, seeds = self._seed_episode(seed)
+        if idx is None and seed is None and self.idx != self._asked:
+            idx = self.idx
         if idx is not None and not 0 <= idx < self.size:
             raise IndexError(f"there are questions 0 to {self.size - 1}, not {idx}")
         if idx is None and given is not None and (seed is not None or not self._in_order):
             idx = given % self.size
         if idx is None:
-            idx = seeds.next_question(self.size, self._in_order)
+            idx = self._next_question(seeds)
         else:
             seeds.begin_pass(idx, self._in_order)
         self.idx, self.over = idx, False
         self.first_obs = self.ask(idx)
+        self._asked = self.idx
         return self.first_obs, {}
+
+    def _next_question(self, seeds: EpisodeSeeds) -> int:
+        """Return the index of the next question of a pass."""
+        return seeds.next_question(self.size, self._in_order)
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore what ``get_state`` returned."""
+        super().set_state(state)
+        self._asked = self.idx
+
+    def _check_question(self, question: str) -> None:
+        """Refuse a state of another data set, by the question that is asked here.
+
+        Raises:
+            ValueError: it is not the question of the state.
+        """
+        if question != self.first_obs:
+            raise ValueError(f"the state is of another data set: its question {self.idx} is {self.first_obs[:60]!r}")
 
     def step(self, action: str) -> StepResult:
         """Grade the answer."""

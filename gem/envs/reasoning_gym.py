@@ -19,12 +19,13 @@ import functools
 import importlib.util
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gem.envs.question import WITHOUT_EFFECT, QuestionEnv
 from gem.envs.reasoning_gym_rules import HACKABLE, PARTIAL_CREDIT
 from gem.envs.reasoning_gym_worker import QUESTIONS, Entry, find_fault, load, make_entry, score
+from gem.seeds import check_seed
 from gem.utils.only_arithmetic import FUNCTIONS
 from gem.utils.parsing import extract_last_boxed_answer
 from gem.workers import CallFailed, WorkerPool
@@ -80,8 +81,8 @@ class ReasoningGymEnv(QuestionEnv):
 
     Args:
         name: of the data set.
-        size: how many questions: the seed ``n`` asks question ``n % size``, and resets without a seed ask each once
-            before they ask one again. None for no end: they are made on demand.
+        size: how many questions: those from number ``seed`` on. ``reset(seed=n)`` asks the ``n % size``-th of them, and
+            resets without a seed ask each once before they ask one again. None for no end, from number 0 on.
         seed: question of the first ``reset()`` that is called without a seed.
         raw_scores: pay whatever the scorer gives, also to junk.
         allow_hackable: allow a data set of :data:`~gem.envs.reasoning_gym_rules.HACKABLE`.
@@ -119,6 +120,7 @@ class ReasoningGymEnv(QuestionEnv):
                 )
         self._name = name
         self._size = size or QUESTIONS
+        self._begin = (check_seed(seed) or 0) if size else 0
         self._config = json.dumps(config, sort_keys=True)  # text, to share a data set among environments
         self._raw_scores = raw_scores
         self._entry: Entry = {}
@@ -160,20 +162,15 @@ class ReasoningGymEnv(QuestionEnv):
         """The questions, by index."""
         return Questions(self)
 
-    def reward_fn(self, answer: str | None, entry: Entry | None = None) -> float:
-        """Return the scorer's number for an answer to the present question.
+    @property
+    def reward_fn(self) -> Callable[..., float]:
+        """A function of ``answer`` and ``entry`` (of :attr:`ds`; by default the present one): the scorer's number."""
+        return lambda answer, entry=None: self._score(answer or "", entry)
 
-        Raises:
-            ValueError: ``entry`` is another question.
-        """
-        if entry is not None and entry != self._entry:
-            raise ValueError("only answers to the present question can be scored")
-        return self._score(answer or "")
-
-    def _score(self, answer: str) -> float:
+    def _score(self, answer: str, entry: Entry | None = None) -> float:
         """Return the scorer's number; text at which it raises, or computes for ever, is no answer."""
         try:
-            arguments = (self._name, self._config, answer, self._entry["pickled"], self._raw_scores)
+            arguments = (self._name, self._config, answer, (entry or self._entry)["pickled"], self._raw_scores)
             # A worker that has not had this data set yet loads it first, which is not the answer's fault.
             loading = (find_fault, self._name, self._config)
             return _workers.call(score, *arguments, timeout=SCORE_SECONDS, before=loading, quick=QUICK_SECONDS)
@@ -181,7 +178,7 @@ class ReasoningGymEnv(QuestionEnv):
             return 0.0
 
     def _make(self, idx: int) -> Entry:
-        return _question(self._name, self._config, idx)
+        return _question(self._name, self._config, self._begin + idx)
 
     def random_answer(self) -> str:
         """Return the answer to another question."""
@@ -205,9 +202,15 @@ class ReasoningGymEnv(QuestionEnv):
         return self._entry["source"] in _INTEGRALS and not FUNCTIONS.issuperset(re.findall(r"(\w+)\s*\(", answer))
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restore, and make the question again."""
+        """Restore, and make the question again.
+
+        Raises:
+            ValueError: it is of another data set.
+        """
         super().set_state(state)
-        self._entry = self._make(self.idx) if self.idx >= 0 else {}
+        self._entry = {}
+        if self.idx >= 0:
+            self._check_question(self.ask(self.idx))
 
 
 @functools.lru_cache(maxsize=128)

@@ -47,8 +47,12 @@ class AgentSelector:
 
     @property
     def selected(self) -> str | None:
-        """Who moves."""
+        """Who moves; it may be set to one of the agents."""
         return self._agents[self._index] if self._agents else None
+
+    @selected.setter
+    def selected(self, agent: str) -> None:
+        self._index = self._agents.index(agent)
 
     def get_active_agents(self) -> list[str]:
         """Return those who move now."""
@@ -149,7 +153,8 @@ class MultiAgentEnv(Env):
             raise ValueError(f"actions are a dict from agent to text, got {type(actions).__name__}")
         active = self._active_agents()
         for agent in active:
-            if agent not in actions:
+            has_ended = self.terminations.get(agent, False) or self.truncations.get(agent, False)
+            if agent not in actions and not has_ended:
                 raise ValueError(f"the action of {agent} is missing")
         for agent in actions:
             if agent not in active:
@@ -157,12 +162,17 @@ class MultiAgentEnv(Env):
         step = self._process_actions(dict(actions))
         for agent in self.agents:
             if agent in step[1]:
-                self._cumulative_rewards[agent] += step[1][agent]
+                self._cumulative_rewards[agent] = self._cumulative_rewards.get(agent, 0.0) + step[1][agent]
         if self.agent_selector is not None:
             self.agent_selector.next()  # before any leaves, whose place tells who follows
-        for agent in [each for each in self.agents if self.terminations[each] or self.truncations[each]]:
-            self.remove_agent(agent)
+        self._remove_dead_agents()
         return step
+
+    def _remove_dead_agents(self) -> None:
+        """Let those leave for whom the episode has ended."""
+        for agent in list(self.agents):
+            if self.terminations.get(agent, False) or self.truncations.get(agent, False):
+                self.remove_agent(agent)
 
     def get_state(self, agent: str | None = None) -> Any:
         """Return an agent's state (:data:`AgentState`), or that of the environment, as :meth:`gem.core.Env.get_state`.
@@ -174,8 +184,8 @@ class MultiAgentEnv(Env):
             raise NotImplementedError(f"{type(self).__name__} saves no state: name an agent for what it sees")
         if agent not in self.agents:
             raise ValueError(f"{agent} does not take part")
-        ends = self.terminations[agent], self.truncations[agent]
-        return self.observe(agent), self._cumulative_rewards[agent], *ends, self.infos[agent]
+        ends = self.terminations.get(agent, False), self.truncations.get(agent, False)
+        return self.observe(agent), self._cumulative_rewards.get(agent, 0.0), *ends, self.infos.get(agent, {})
 
     def get_active_states(self) -> dict[str, AgentState]:
         """Return the states of those whose move it is."""
@@ -198,7 +208,7 @@ class MultiAgentEnv(Env):
             return
         self.agents.remove(agent_id)
         for table in (self.terminations, self.truncations, self.rewards, self.infos, self._cumulative_rewards):
-            del table[agent_id]
+            table.pop(agent_id, None)
         if self.agent_selector is not None:
             self.agent_selector.remove_agent(agent_id)
 

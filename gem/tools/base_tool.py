@@ -114,7 +114,8 @@ class BlockTool(BaseTool):
         block = self.find_block(action)
         if block is not None:
             return block.start
-        return None if _marks_tell(type(self)) else super().find_action(action)
+        changed = {"execute_action", "_parse_action"} & vars(self).keys()
+        return None if _marks_tell(type(self)) and not changed else super().find_action(action)
 
     def _parse_action(self, action: str) -> tuple[str, str, bool]:
         """Return what the first call holds, the text up to its end, and whether there is one."""

@@ -61,8 +61,9 @@ class ToolEnvWrapper(EnvWrapper):
         if max_tool_uses is not None and max_tool_uses < 0:
             raise ValueError(f"max_tool_uses must be at least 0, or None, got {max_tool_uses}")
         for tool in tools:
-            tool.prepare()
-        self.tools = [copy.deepcopy(tool) if tool.per_episode else tool for tool in tools]
+            if hasattr(tool, "prepare"):  # what is no BaseTool may have execute_action and instruction_string alone
+                tool.prepare()
+        self.tools = [copy.deepcopy(tool) if getattr(tool, "per_episode", False) else tool for tool in tools]
         self.tool_reward = tool_reward
         self.tool_success_reward = tool_success_reward
         self.max_tool_uses = max_tool_uses
@@ -90,7 +91,7 @@ class ToolEnvWrapper(EnvWrapper):
     @property
     def own_tools(self) -> list[BaseTool]:
         """The tools that no other environment has."""
-        return [tool for tool in self.tools if tool.per_episode]
+        return [tool for tool in self.tools if getattr(tool, "per_episode", False)]
 
     def reset(self, seed: int | None = None) -> tuple[str, Info]:
         """Begin an episode; the tools' instructions follow the first observation."""
@@ -105,7 +106,8 @@ class ToolEnvWrapper(EnvWrapper):
         if self.tools and self.max_tool_uses != 0:
             instructions = "\n".join(tool.instruction_string() for tool in self.tools)
             title = "Available tools:\n" if len(self.tools) > 1 else ""
-            observation = f"{observation}\n{title}{instructions}"
+            board = self.env.shown_state if observation.endswith(self.env.shown_state) else ""  # stays at the end
+            observation = f"{observation.removesuffix(board)}\n{title}{instructions}{board}"
         self._keep_frame(info)
         self.over = False
         return observation, {**info, **previous, **self._counts(), "use_tool": False}
@@ -139,6 +141,11 @@ class ToolEnvWrapper(EnvWrapper):
         info = {"tool_type": tool.tool_type, "parsed_action": parsed_action, "use_tool": True}
         return observation, reward, False, False, {**self.frame, **info, **self._counts()}
 
+    def _arguments(self) -> dict[str, Any]:
+        """The constructor's arguments, as they were set since."""
+        names = ("tools", "tool_reward", "tool_success_reward", "max_tool_uses")
+        return {**super()._arguments(), **{name: getattr(self, name) for name in names}}
+
     def close(self) -> None:
         """Close the environment and its own tools."""
         try:
@@ -158,7 +165,7 @@ class ToolEnvWrapper(EnvWrapper):
             tool.set_state(copy.deepcopy(tool_state))
 
     def _use_tool(self, action: str) -> tuple[BaseTool, ToolResult] | None:
-        if self.tool_use_counter == self.max_tool_uses:
+        if self.max_tool_uses is not None and self.tool_use_counter >= self.max_tool_uses:
             return None
         places = [(place, tool) for tool in self.tools if (place := _find(tool, action)) is not None]
         for _, tool in sorted(places, key=lambda pair: pair[0]):

@@ -1,5 +1,7 @@
 """Constants that environments share."""
 
+import re
+
 TERMINAL_STATE = "<｜TERMINAL_STATE｜>"
 """An observation that says nothing, for environments with nothing to say once the task has ended."""
 
@@ -19,6 +21,19 @@ from string import ascii_lowercase, ascii_uppercase
 from typing import Any, Callable, Deque, Dict, Generator, Iterable, Iterator, List, Optional, Set, Tuple, Union
 """
 """What programs of coding problems use without importing it: the sites that they are written for have it imported."""
+
+
+_SCIENCE = {"np": "import numpy as np", "pd": "import pandas as pd"}
+
+
+def usual_imports(code: str) -> str:
+    """Return what a program may use without importing it; numpy and pandas only if it names them, as they take time.
+
+    >>> usual_imports("print(np.pi)").splitlines()[-1]
+    'import numpy as np'
+    """
+    named = [line for name, line in _SCIENCE.items() if re.search(rf"\b{name}\b", code)]
+    return BASE_IMPORTS + "".join(f"{line}\n" for line in named)
 
 
 BASE_LEETCODE_IMPORTS = """

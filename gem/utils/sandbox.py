@@ -12,7 +12,7 @@ from typing import Any
 
 from gem.sandbox import Limits, Result, Session, run
 from gem.sandbox.pool import BACKENDS, find_pool
-from gem.utils.constants import BASE_IMPORTS
+from gem.utils.constants import usual_imports
 
 DEFAULT_TIMEOUT = 10
 """Seconds."""
@@ -37,7 +37,7 @@ WITHOUT = "sandbox_type='none'"
 SANDBOX_TYPES = ("auto", *BACKENDS, *_PUBLISHED_NAMES)
 
 _UNDEFINED = re.compile(r"^NameError: name '(\w+)' is not defined", re.MULTILINE)
-_USUAL_NAMES = frozenset(re.findall(r"\w+", BASE_IMPORTS))
+_USUAL_NAMES = frozenset(re.findall(r"\w+", usual_imports("np pd")))
 
 _DEFINE = """
 import ast, json, os
@@ -75,7 +75,7 @@ def run_python(
 ) -> tuple[bool, str, str]:
     r"""Run a program.
 
-    One that misses a name of :data:`gem.utils.constants.BASE_IMPORTS` is run once more with them; that counts if it
+    One that misses a name of :func:`gem.utils.constants.usual_imports` is run once more with them; that counts if it
     ends well.
 
     >>> run_python("print(input()[::-1])", stdin="abc")  # doctest: +SKIP
@@ -98,7 +98,7 @@ def run_python(
     result = run(code, stdin or "", _limits(timeout), _backend(sandbox_type))
     undefined = _UNDEFINED.search(result.stderr) if result.exit_code else None
     if undefined and undefined[1] in _USUAL_NAMES:
-        again = run(f"{BASE_IMPORTS}{code}", stdin or "", _limits(timeout), _backend(sandbox_type))
+        again = run(f"{usual_imports(code)}{code}", stdin or "", _limits(timeout), _backend(sandbox_type))
         result = again if again.exit_code == 0 else result
     return result.exit_code == 0, result.stdout, result.stderr + _end(result, timeout)
 
@@ -167,7 +167,7 @@ class FunctionProcess:
 
     Args:
         code: defines the function, or a class ``Solution`` with it as a method; the names of
-            :data:`gem.utils.constants.BASE_IMPORTS` are there.
+            :func:`gem.utils.constants.usual_imports` are there.
         name: of the function.
         sandbox_type: as for :func:`run_python`.
         timeout: seconds for all calls together.
@@ -176,7 +176,7 @@ class FunctionProcess:
     def __init__(self, code: str, name: str, sandbox_type: str = "auto", timeout: float = DEFAULT_TIMEOUT) -> None:
         self._deadline = time.monotonic() + timeout
         self._session = Session(_limits(timeout), _backend(sandbox_type))
-        self._definition = _DEFINE.format(name=name, code=code, imports=BASE_IMPORTS)
+        self._definition = _DEFINE.format(name=name, code=code, imports=usual_imports(code))
         self._ended = False
 
     def __enter__(self) -> FunctionProcess:

@@ -74,6 +74,7 @@ class Slot:
         self._seed: int | None = None
         self._faults = 0
         self._fresh = False
+        self._pass: Any = None  # of an environment that has failed, if it asked questions in order
         self._begun = False  # whether an episode has, so that ResetNeeded would be wrong
 
     def successor(self) -> Slot:
@@ -95,6 +96,9 @@ class Slot:
         if self.allow is not None:
             self.allow(BUILD_SECONDS)
         self.env = call_unforked(self._build)
+        if self._pass is not None:  # the questions go on where the environment failed
+            self.env.unwrapped._episode_seeds, self._pass = self._pass, None
+            self._fresh = False
         if self.allow is not None:
             self.allow(0.0)
 
@@ -261,6 +265,8 @@ class Slot:
     def renew(self, begin: bool) -> bool:
         """Build a fresh environment in the place of one that failed, if one is needed; return whether to reset it."""
         self.close()
+        seeds = getattr(getattr(self.env, "unwrapped", None), "_episode_seeds", None)
+        self._pass = seeds if seeds is not None and seeds.is_in_order else None
         self.env = None
         self._faults += 1
         self._fresh = True

@@ -86,13 +86,21 @@ class ObservationWrapper(EnvWrapper):
 
     @property
     def obs_queue(self) -> list[tuple[str, bool]]:
-        """The observations, the current one last, and whether each is a tool's."""
-        return [(text, role == "tool") for text, role, *_ in [*self.past, self.current]]
+        """The observations that are shown, the current one last, with the board, and whether each is a tool's."""
+        past = [(turn.observation, turn.role == "tool") for turn in self._shown_past()]
+        return [*past, (self._current_text(), self.current[1] == "tool")]
 
     @property
     def act_queue(self) -> list[str]:
-        """The actions."""
-        return [action for _, _, action in self.past]
+        """The actions that are shown."""
+        return [turn.action for turn in self._shown_past()]
+
+    def _shown_past(self) -> list[Past]:
+        first = max(0, len(self.past) - self._limit) if self._limit is not None else 0
+        return [Past(*turn) for turn in self.past[first:]]
+
+    def _current_text(self) -> str:
+        return self.current[0] + self.board
 
     def reset(self, seed: int | None = None) -> tuple[str, Info]:
         """Begin an episode, and its history."""
@@ -102,7 +110,7 @@ class ObservationWrapper(EnvWrapper):
             task = observation = self._render([{"role": "user", "content": content}])
             self.board = ""
         else:
-            observation = self._without_board(observation)
+            observation = self._without_board(observation, info)
             task = observation_text(self.env, observation, info)
         self.first = task
         self.past = []
@@ -113,12 +121,13 @@ class ObservationWrapper(EnvWrapper):
         """Step, and show the history. ``info["parsed_action"]`` replaces the action in it."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self.past.append((*self.current, info.get("parsed_action", action)))
-        self.current = (self._without_board(observation), _role(info))
+        self.current = (self._without_board(observation, info), _role(info))
         return self.observation(info), reward, terminated, truncated, info
 
-    def _without_board(self, observation: str) -> str:
+    def _without_board(self, observation: str, info: Info) -> str:
         """Return an observation without the present state, which is kept for the end of the history."""
-        self.board = self.env.current_state
+        state = self.env.shown_state
+        self.board = state if observation.endswith(state) or info.get("use_tool", False) else ""
         return observation.removesuffix(self.board)
 
     def observation(self, info: Info) -> str:
@@ -127,14 +136,10 @@ class ObservationWrapper(EnvWrapper):
         ``info["prefix"]`` and ``info["suffix"]``, which some environments set, enclose the whole; in a
         conversation they enclose the current message, so that they are never taken for the model's words.
         """
-        past = [Past(*turn) for turn in self.past]
-        dropped = len(past) - self._limit if self._limit is not None else 0
-        task = ""
-        if dropped > 0:
-            past = past[dropped:]
-            task = maybe_add_new_line(self.first)
+        past = self._shown_past()
+        task = maybe_add_new_line(self.first) if len(past) < len(self.past) else ""
         prefix, suffix = info.get("prefix", ""), info.get("suffix", "")
-        observation, role = self.current[0] + self.board, self.current[1]
+        observation, role = self._current_text(), self.current[1]
         if not self._include_chat_template:
             texts = []
             for turn in past:

@@ -78,7 +78,8 @@ def test_a_limited_reasoning_gym_asks_each_question_once():
     env = gem.make("rg:leg_counting", size=7, seed=3)
     asked = [env.reset()[0] for _ in range(7)]
     assert len(set(asked)) == 7
-    assert asked[0] == env.reset(seed=10)[0] == gem.make("rg:leg_counting").reset(seed=3)[0]
+    assert asked[0] == env.reset(seed=10)[0] == gem.make("rg:leg_counting").reset(seed=3 + 3)[0]
+    assert set(asked) == {gem.make("rg:leg_counting").reset(seed=3 + n)[0] for n in range(7)}
     assert (env.name, env.seed, env.data["question"] in env.first_obs) == ("leg_counting", 3, True)
     with pytest.raises(ValueError, match="size"):
         gem.make("rg:leg_counting", size=0)

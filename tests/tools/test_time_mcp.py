@@ -36,12 +36,11 @@ def test_weeks():
     assert re.fullmatch(r"week: \d+, isoWeek: \d+", time_mcp.get_week_year())
 
 
-@pytest.mark.parametrize("form", time_mcp.FORMATS)
+@pytest.mark.parametrize("form", ["h:mm A", "h:mm:ss A", "YYYY-MM-DD HH:mm:ss", "MM/DD/YY", "YYYY/MM", "DD.MM.YYYY"])
 def test_the_present_in_every_format(form):
     pattern = re.sub("[YMDHhms]+", lambda run: r"\d{1,2}" if run[0] == "h" else r"\d" * len(run[0]), form)
     assert re.fullmatch(pattern.replace("A", "(AM|PM)"), time_mcp.current_time(form, "Asia/Tokyo"))
-    with pytest.raises(ValueError, match="format must be one of"):
-        time_mcp.current_time("%c")
+    assert time_mcp.current_time("%c {x}") == "%c {x}"
 
 
 @pytest.mark.parametrize(

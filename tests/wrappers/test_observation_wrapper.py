@@ -204,16 +204,16 @@ class Board(Scripted):
     """Its observations end with a board, as a game's do."""
 
     @property
-    def current_state(self):
+    def shown_state(self):
         return f"\nboard {self.turn}"
 
     def reset(self, seed=None):
         observation, info = super().reset(seed)
-        return observation + self.current_state, info
+        return observation + self.shown_state, info
 
     def step(self, action):
         observation, *rest = super().step(action)
-        return (observation, *rest) if action == "call" else (observation + self.current_state, *rest)
+        return (observation, *rest) if action == "call" else (observation + self.shown_state, *rest)
 
 
 @pytest.mark.parametrize(
@@ -248,5 +248,5 @@ def test_the_history_of_a_game_grows_by_its_moves_only():
     first, _ = env.reset(seed=1)
     for _ in range(19):
         last = env.step(env.sample_random_action())[0]
-    assert last.count(env.current_state) == 1
+    assert last.count(env.shown_state) == 1
     assert len(last) < 2.5 * len(first)

@@ -9,7 +9,6 @@ in time.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 from gem.envs.game_env.game import Game, Outcome, illegal, in_rows
 
@@ -33,7 +32,7 @@ class FifteenPuzzleEnv(Game):
         super().__init__(max_turns)
         if num_rows is not None and num_rows < 2:
             raise ValueError(f"num_rows must be at least 2, got {num_rows}")
-        self._sizes: tuple[Any, ...] = (num_rows, max_turns)
+        self._take(num_rows=num_rows, max_turns=max_turns)
         self._shaped = shaped
 
     @property

@@ -82,6 +82,35 @@ class Game(Env):
         if max_turns is not None and max_turns < 1:
             raise ValueError(f"max_turns must be at least 1, got {max_turns}")
         self.max_turns = max_turns
+        self._given: dict[str, Any] = {}
+        self._dealt: dict[str, Any] = {}
+
+    def _take(self, **sizes: Any) -> None:
+        """Take note of the sizes that the constructor was given; None is drawn at each reset. They may be set later."""
+        self._given, self._dealt = sizes, dict(sizes)
+        vars(self).update(sizes)
+
+    @property
+    def _sizes(self) -> tuple[Any, ...]:
+        """What was given."""
+        return tuple(self._given.values())
+
+    def _adopt_changes(self) -> None:
+        """Take note of sizes that were set since the last reset.
+
+        Raises:
+            ValueError: the constructor would refuse them.
+        """
+        changes = {name: getattr(self, name) for name, dealt in self._dealt.items() if getattr(self, name) != dealt}
+        if changes:
+            type(self)(**{**self._arguments(), **changes})
+            self._remember(**changes)
+            self._given |= changes
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Restore; the sizes of the episode are no change of what was given."""
+        super().set_state(state)
+        self._dealt = {name: getattr(self, name) for name in self._given}
 
     @abc.abstractmethod
     def deal(self) -> str:
@@ -100,12 +129,12 @@ class Game(Env):
         return ""
 
     @property
-    def current_state(self) -> str:
-        """The board, as :meth:`show` draws it."""
-        return self.show()
+    def shown_state(self) -> str:
+        """The board."""
+        return self.get_task_suffix()
 
     def get_task_suffix(self) -> str:
-        """Return the board: a name of gem-llm's, whose observations do not have it."""
+        """Return the board, with which observations end; a name of gem-llm's."""
         return self.show()
 
     def last_turn_reward(self, move: Any, outcome: Outcome) -> float:
@@ -124,10 +153,13 @@ class Game(Env):
 
     def reset(self, seed: int | None = None) -> tuple[str, Info]:
         """Deal a new game."""
+        self._adopt_changes()
         super().reset(seed)
         self.turn_count = 0
         self.over = False
-        return self.deal() + self.show(), {}
+        instructions = self.deal()
+        self._dealt = {name: getattr(self, name) for name in self._given}
+        return instructions + self.get_task_suffix(), {}
 
     def step(self, action: str) -> StepResult:
         """Make the move that ``action`` holds."""
@@ -145,10 +177,10 @@ class Game(Env):
         if outcome.end:
             self.over = True
             info: Info = {"success": outcome.end == "win", "move": "legal"}
-            return outcome.text + self.show(), outcome.reward, True, False, info
+            return outcome.text + self.get_task_suffix(), outcome.reward, True, False, info
         info = {"success": False, "move": "legal" if outcome.legal else "illegal"}
         if turn < self.max_turns:  # type: ignore[operator]  # deal() sets it
-            return outcome.text + self.show(), outcome.reward, False, False, info
+            return outcome.text + self.get_task_suffix(), outcome.reward, False, False, info
         self.over = True
-        text = f"{outcome.text} That was the last turn. The game is over.{self.show()}"
+        text = f"{outcome.text} That was the last turn. The game is over.{self.get_task_suffix()}"
         return text, self.last_turn_reward(move, outcome), False, True, info

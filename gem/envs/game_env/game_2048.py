@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any
 
 from gem.envs.game_env.game import Game, Outcome, illegal
 
@@ -43,7 +42,7 @@ class Game2048Env(Game):
                 f"target_tile must be a power of two from 8 to {largest} on a board of size {board_size}, "
                 f"got {target_tile}"
             )
-        self._sizes: tuple[Any, ...] = (target_tile, max_turns)
+        self._take(target_tile=target_tile, max_turns=max_turns)
         self._board_size = board_size
 
     @property

@@ -36,16 +36,15 @@ class GuessTheNumberEnv(Game):
         lowest = 10 if min_number is None else min_number  # the highest that may be drawn for it
         if max_number is not None and lowest >= max_number:
             raise ValueError(f"min_number must be below max_number, got {min_number} and {max_number}")
-        self._range = (min_number, max_number)
-        self._max_turns = max_turns
+        self._take(min_number=min_number, max_number=max_number, max_turns=max_turns)
         self._shaped = shaped
 
     def deal(self) -> str:
         """Draw the range (if it is random) and the number."""
-        low, high = self._range
+        low, high, max_turns = self._sizes
         self.min_number = self.rng.randint(1, 10) if low is None else low
         self.max_number = self.min_number + self.rng.randint(5, 50) if high is None else high
-        self.max_turns = self._max_turns or math.ceil(math.sqrt(self.max_number - self.min_number)) + 1
+        self.max_turns = max_turns or math.ceil(math.sqrt(self.max_number - self.min_number)) + 1
         self.game_number = self.rng.randint(self.min_number, self.max_number)
         self.previous_guesses: list[int] = []
         return (

@@ -11,8 +11,6 @@ that a player who knows the list finds every secret of every variant within its 
 
 from __future__ import annotations
 
-from typing import Any
-
 from gem.envs.game_env import words
 from gem.envs.game_env.game import Game, Outcome, illegal
 
@@ -36,7 +34,7 @@ class HangmanEnv(Game):
         lengths = words.ACCEPTED_LENGTHS
         if word_length is not None and word_length not in lengths:
             raise ValueError(f"word_length must be {lengths[0]} to {lengths[-1]}, got {word_length}")
-        self._sizes: tuple[Any, ...] = (word_length, max_turns)
+        self._take(word_length=word_length, max_turns=max_turns)
         self._hardcore = hardcore
 
     @property

@@ -10,7 +10,6 @@ import functools
 import operator
 import random
 from collections import Counter
-from typing import Any
 
 from gem.envs.game_env.game import Game, Outcome, illegal
 
@@ -42,7 +41,7 @@ class MastermindEnv(Game):
                 raise ValueError(f"code_length and num_numbers must be at least 1, got {code_length}, {num_numbers}")
             if not duplicate_numbers and code_length > num_numbers:
                 raise ValueError(f"there is no code of {code_length} different digits from 1 to {num_numbers}")
-        self._sizes: tuple[Any, ...] = (code_length, num_numbers, max_turns)
+        self._take(code_length=code_length, num_numbers=num_numbers, max_turns=max_turns)
         self._duplicates = duplicate_numbers
 
     @property

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Any
 
 from gem.core import ResetNeeded
 from gem.envs.game_env.game import Game, Outcome, illegal, in_rows
@@ -51,7 +50,7 @@ class MinesweeperEnv(Game):
             room = rows * cols - min(rows, 3) * min(cols, 3)
             if not 0 <= num_mines <= room:
                 raise ValueError(f"a {rows}x{cols} board has room for 0 to {room} mines, got {num_mines}")
-        self._sizes: tuple[Any, ...] = (rows, cols, num_mines, max_turns)
+        self._take(rows=rows, cols=cols, num_mines=num_mines, max_turns=max_turns)
 
     @property
     def grid(self) -> tuple[tuple[int, ...], ...]:

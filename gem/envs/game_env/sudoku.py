@@ -15,7 +15,7 @@ import functools
 import random
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gem.envs.game_env.game import Game, Outcome, illegal, in_rows
 
@@ -49,7 +49,7 @@ class SudokuEnv(Game):
             raise ValueError(f"scale must be 4 or 9, got {scale}")
         if clues is not None and scale is not None and not 1 <= clues <= _MOST_CLUES[scale]:
             raise ValueError(f"clues must be 1 to {_MOST_CLUES[scale]} for a {scale}x{scale} grid, got {clues}")
-        self._sizes: tuple[Any, ...] = (scale, clues, max_turns)
+        self._take(scale=scale, clues=clues, max_turns=max_turns)
 
     @property
     def board(self) -> tuple[tuple[int, ...], ...]:

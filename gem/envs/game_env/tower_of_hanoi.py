@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import Any
 
 from gem.envs.game_env.game import Game, Outcome, illegal
 
@@ -32,7 +31,7 @@ class TowerofHanoiEnv(Game):
         super().__init__(max_turns)
         if num_disks is not None and num_disks < 1:
             raise ValueError(f"num_disks must be at least 1, got {num_disks}")
-        self._sizes: tuple[Any, ...] = (num_disks, max_turns)
+        self._take(num_disks=num_disks, max_turns=max_turns)
         self._shaped = shaped
 
     def deal(self) -> str:

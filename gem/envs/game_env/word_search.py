@@ -8,7 +8,6 @@ letters around the words are drawn so that they form no other copy. Lines tried 
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from gem.envs.game_env import words
 from gem.envs.game_env.game import Game, Outcome, illegal
@@ -36,7 +35,7 @@ class WordSearchEnv(Game):
         super().__init__(max_turns)
         if num_words is not None and not 1 <= num_words <= _MOST_WORDS:
             raise ValueError(f"num_words must be 1 to {_MOST_WORDS}, got {num_words}")
-        self._sizes: tuple[Any, ...] = (hardcore, max_turns, num_words)
+        self._take(hardcore=hardcore, max_turns=max_turns, num_words=num_words)
 
     @property
     def game_board(self) -> tuple[tuple[str, ...], ...]:

@@ -7,8 +7,6 @@ position pays once, so repeating what is known pays nothing, and whoever collect
 
 from __future__ import annotations
 
-from typing import Any
-
 from gem.envs.game_env import words
 from gem.envs.game_env.game import Game, Outcome, illegal
 
@@ -32,7 +30,7 @@ class WordleEnv(Game):
         lengths = words.ACCEPTED_LENGTHS
         if word_length is not None and word_length not in lengths:
             raise ValueError(f"word_length must be {lengths[0]} to {lengths[-1]}, got {word_length}")
-        self._sizes: tuple[Any, ...] = (word_length, max_turns)
+        self._take(word_length=word_length, max_turns=max_turns)
         self._only_real_words = only_real_words
 
     @property

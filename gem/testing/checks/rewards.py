@@ -32,6 +32,9 @@ CONSTANT_SECONDS = 1.0
 """Time for constant answers, half of it for asking the questions; a slow environment gets fewer questions, except in a
 thorough check."""
 
+FEW = 50
+"""Questions of which fewer tell little: with some luck a constant earns a part of one."""
+
 QUESTIONS = 100
 """Questions that constant answers are given to."""
 
@@ -81,7 +84,7 @@ def _require_no_more_than_guessing(
     seen = f"{text[:60]!r} is right for {right} of {asked} questions; guessing explains {limit:.0%}"
     require(right <= limit * asked, seen, "Do not pay for what is not the answer")
     seen = f"{text[:60]!r}, wrong, earns {partial:.2f} for {asked} questions"
-    require(partial <= PARTIAL * max(asked, 10), seen, "Pay no partial credit for what a constant has, too")
+    require(partial <= PARTIAL * max(asked, FEW), seen, "Pay no partial credit for what a constant has, too")
 
 
 def _try_hedges(env: Env, seed: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import calendar
 import logging
+import re
 from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -17,18 +18,8 @@ try:
 except ModuleNotFoundError:  # mcp 2 has renamed it
     from mcp.server.mcpserver import MCPServer as Server
 
-FORMATS = {
-    "h:mm A": "{hour}:%M %p",
-    "h:mm:ss A": "{hour}:%M:%S %p",
-    "YYYY-MM-DD HH:mm:ss": "%Y-%m-%d %H:%M:%S",
-    "YYYY-MM-DD": "%Y-%m-%d",
-    "YYYY-MM": "%Y-%m",
-    "MM/DD/YYYY": "%m/%d/%Y",
-    "MM/DD/YY": "%m/%d/%y",
-    "YYYY/MM/DD": "%Y/%m/%d",
-    "YYYY/MM": "%Y/%m",
-}
-"""The formats of :func:`current_time`, as ``strftime`` has them, and the hour of twelve without a zero before it."""
+_TOKENS = {"YYYY": "%Y", "YY": "%y", "MM": "%m", "DD": "%d", "HH": "%H", "mm": "%M", "ss": "%S", "A": "%p"}
+_TOKEN = re.compile("|".join((*_TOKENS, "h")))  # the longer ones first
 
 _UNITS = (("years", 360), ("months", 30), ("days", 1))
 
@@ -39,14 +30,12 @@ app: Any = Server("mcp-time-server")
 def current_time(format: str = "YYYY-MM-DD HH:mm:ss", timezone: str | None = None) -> str:
     """The present date and time.
 
-    format: one of h:mm A, h:mm:ss A, YYYY-MM-DD HH:mm:ss, YYYY-MM-DD, YYYY-MM, MM/DD/YYYY, MM/DD/YY, YYYY/MM/DD,
-        YYYY/MM
+    format: of YYYY, YY, MM, DD, HH, h (of twelve), mm, ss and A (AM or PM), such as h:mm A or YYYY-MM-DD HH:mm:ss
     timezone: an IANA name such as Asia/Shanghai; the local one if it is not given
     """
-    if format not in FORMATS:
-        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     now = datetime.now(_zone(timezone))
-    return now.strftime(FORMATS[format].format(hour=now.hour % 12 or 12))
+    hour = str(now.hour % 12 or 12)
+    return _TOKEN.sub(lambda token: now.strftime(_TOKENS[token[0]]) if token[0] in _TOKENS else hour, format)
 
 
 @app.tool()
@@ -119,8 +108,8 @@ def _zone(name: str | None) -> tzinfo | None:
 
 
 def _parsed(time: str, zone: tzinfo | None = None) -> datetime:
-    form = "%Y-%m-%d %H:%M:%S.%f" if "." in time else "%Y-%m-%d %H:%M:%S"
-    moment = datetime.strptime(time, form)
+    whole, _, fraction = time.partition(".")
+    moment = datetime.strptime(f"{whole}.{fraction[:6] or 0}", "%Y-%m-%d %H:%M:%S.%f")
     return moment.astimezone() if zone is None else moment.replace(tzinfo=zone)
 
 

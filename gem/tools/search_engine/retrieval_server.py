@@ -6,7 +6,7 @@ Dense retrieval, and the mosec server around it, are not supported: ``gem serve-
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ class RetrievalResponse:
 
 
 class BaseRetriever:
-    """A retriever. Subclasses write ``_search``.
+    """A retriever. Subclasses write ``_search``, and ``_batch_search`` if they have something better than a loop.
 
     Args:
         config: what it is made of.
@@ -80,20 +80,21 @@ class BaseRetriever:
         self.index_path = config.index_path
         self.corpus_path = config.corpus_path
 
-    def _search(self, query: str, num: int) -> tuple[list[Document], list[float]]:
-        raise NotImplementedError
+    def _search(self, query: str, num: int | None = None, return_score: bool = False) -> Any:
+        raise NotImplementedError(f"{type(self).__name__} has no _search")
+
+    def _batch_search(self, query_list: Sequence[str], num: int | None = None, return_score: bool = False) -> Any:
+        found = [self._search(query, num, True) for query in query_list]
+        documents, scores = [each[0] for each in found], [each[1] for each in found]
+        return (documents, scores) if return_score else documents
 
     def search(self, query: str, num: int | None = None, return_score: bool = False) -> Any:
         """Return the best documents for a query, and with ``return_score`` also their scores."""
-        documents, scores = self._search(query, self.topk if num is None else num)
-        return (documents, scores) if return_score else documents
+        return self._search(query, num, return_score)
 
     def batch_search(self, query_list: str | Sequence[str], num: int | None = None, return_score: bool = False) -> Any:
         """Do the same for several queries, and return a list for each."""
-        queries = [query_list] if isinstance(query_list, str) else query_list
-        found = [self.search(query, num, return_score=True) for query in queries]
-        documents, scores = [each[0] for each in found], [each[1] for each in found]
-        return (documents, scores) if return_score else documents
+        return self._batch_search([query_list] if isinstance(query_list, str) else query_list, num, return_score)
 
 
 class BM25Retriever(BaseRetriever):
@@ -111,9 +112,10 @@ class BM25Retriever(BaseRetriever):
         super().__init__(config)
         self.searcher = self.corpus = open_corpus(config.corpus_path)
 
-    def _search(self, query: str, num: int) -> tuple[list[Document], list[float]]:
-        passages = self.searcher.search(query, num)
-        return [_document(passage.contents) for passage in passages], [passage.score for passage in passages]
+    def _search(self, query: str, num: int | None = None, return_score: bool = False) -> Any:
+        passages = self.searcher.search(query, self.topk if num is None else num)
+        documents = [_document(passage.contents) for passage in passages]
+        return (documents, [passage.score for passage in passages]) if return_score else documents
 
 
 def get_retriever(config: Config) -> BaseRetriever:
@@ -125,17 +127,15 @@ def get_retriever(config: Config) -> BaseRetriever:
     return BM25Retriever(config) if config.retrieval_method == "bm25" else __getattr__("DenseRetriever")(config)
 
 
-def read_jsonl(file_path: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file with a JSON object a line."""
+def read_jsonl(file_path: str) -> list[dict[str, Any]]:
+    """Return the rows of a file with a JSON object a line."""
     with open(file_path, encoding="utf-8") as file:
-        for line in file:
-            if line.strip():
-                yield json.loads(line)
+        return [json.loads(line) for line in file if line.strip()]
 
 
 def load_corpus(corpus_path: str) -> list[dict[str, Any]]:
     """Return the rows of a corpus."""
-    return list(read_jsonl(corpus_path))
+    return read_jsonl(corpus_path)
 
 
 def load_docs(corpus: Sequence[dict[str, Any]], doc_idxs: Iterable[int]) -> list[dict[str, Any]]:

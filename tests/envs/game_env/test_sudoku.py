@@ -238,4 +238,4 @@ def test_the_size_of_a_box_stands_for_the_scale():
     env = SudokuEnv(n=2, clues=10)
     env.reset(seed=1)
     assert env.scale == 4
-    assert env.board == tuple(tuple(row) for row in grid(env.current_state))
+    assert env.board == tuple(tuple(row) for row in grid(env.shown_state))

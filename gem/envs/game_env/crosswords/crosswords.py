@@ -40,7 +40,7 @@ class CrosswordsEnv(Game):
         super().__init__(max_turns)
         if num_words is not None and not 1 <= num_words <= 20:
             raise ValueError(f"num_words must be 1 to 20, got {num_words}")
-        self._sizes: tuple[Any, ...] = (hardcore, max_turns, num_words)
+        self._take(hardcore=hardcore, max_turns=max_turns, num_words=num_words)
 
     @property
     def board(self) -> tuple[tuple[str, ...], ...]:

@@ -14,7 +14,9 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from gem.envs.game_env.game import Game, Outcome, illegal, in_rows
+import numpy as np
+
+from gem.envs.game_env.game import Game, Outcome, illegal
 from gem.envs.game_env.sokoban.utils import BACK, CHANGE_COORDINATES, FIXED, NUMBERS, draw_room, steps_of
 
 __all__ = ["CHANGE_COORDINATES", "SokobanEnv"]
@@ -50,7 +52,9 @@ class SokobanEnv(Game):
         super().__init__(max_turns)
         if num_boxes is not None and num_boxes < 1:
             raise ValueError(f"num_boxes must be at least 1, got {num_boxes}")
-        self._sizes: tuple[Any, ...] = (dim_room, num_boxes, max_turns)
+        self._take(num_boxes=num_boxes, max_turns=max_turns)
+        self._dim_room = dim_room
+        self.board: list[str] = []
         if dim_room is not None and num_boxes is not None and max_turns is not None:
             rows, cols = dim_room
             if not _is_possible(rows, cols, num_boxes, max_turns):
@@ -63,19 +67,25 @@ class SokobanEnv(Game):
     action_space = property(lambda env: list(BACK), doc="The moves.")
 
     @property
-    def dim_room(self) -> tuple[int, int]:
-        """Rows and columns, outer walls included."""
-        return len(self.board) // self.cols, self.cols
+    def dim_room(self) -> Any:
+        """Rows and columns, outer walls included; the next reset draws a room of those that are set."""
+        return (len(self.board) // self.cols, self.cols) if self.board else self._dim_room
+
+    @dim_room.setter
+    def dim_room(self, dim_room: Sequence[int] | None) -> None:
+        type(self)(**{**self._arguments(), "dim_room": dim_room})  # raises what it would raise
+        self._remember(dim_room=dim_room)
+        self._dim_room = dim_room
 
     @property
-    def room_state(self) -> tuple[tuple[int, ...], ...]:
+    def room_state(self) -> np.ndarray:
         """What is in each cell: 0 a wall, 1 floor, 2 a target, 3 a box on a target, 4 a box, 5 the player."""
-        return in_rows([NUMBERS[symbol] for symbol in self.board], self.cols)
+        return _to_read([NUMBERS[symbol] for symbol in self.board], self.cols)
 
     @property
-    def room_fixed(self) -> tuple[tuple[int, ...], ...]:
+    def room_fixed(self) -> np.ndarray:
         """The same without boxes and the player."""
-        return in_rows([FIXED[symbol] for symbol in self.board], self.cols)
+        return _to_read([FIXED[symbol] for symbol in self.board], self.cols)
 
     @property
     def num_gen_steps(self) -> int:
@@ -91,7 +101,8 @@ class SokobanEnv(Game):
 
     def deal(self) -> str:
         """Draw the sizes (if they are random) and the room."""
-        sizes = self.rng.choice(_RANDOM_SIZES) if None in self._sizes else self._sizes
+        sizes: Any = (self._dim_room, *self._sizes)
+        sizes = self.rng.choice(_RANDOM_SIZES) if None in sizes else sizes
         (rows, cols), self.num_boxes, self.max_turns = sizes
         assert self.max_turns is not None
         self.cols = cols
@@ -150,6 +161,13 @@ class SokobanEnv(Game):
             if entered in _FILLED or (entered != "#" and self.board[self.player + 2 * step] in _FILLED):
                 legal.append(move)
         return self.action_rng.choice(legal)
+
+
+def _to_read(numbers: list[int], cols: int) -> np.ndarray:
+    """Return an array that cannot be set in vain."""
+    array = np.array(numbers).reshape(-1, cols)
+    array.flags.writeable = False
+    return array
 
 
 @functools.lru_cache
