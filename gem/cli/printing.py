@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 import typer
@@ -25,6 +26,14 @@ def new_console() -> Console:
 def print_lines(console: Console, text: str) -> None:
     """Print text of any length, without cutting its lines."""
     console.print(printable(text), soft_wrap=True)
+
+
+def say_table(rows: Sequence[Sequence[str]]) -> None:
+    """Print rows with their columns aligned, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        say("  ".join(cells))
 
 
 def say(text: str) -> None:

@@ -310,7 +310,7 @@ class Episode:
                 row["logprobs"] = None if row["logprobs"] is None else Logprobs(row["logprobs"])
                 turns.append(Turn(prompt_ids=prompt, response_ids=seen.part(len(prompt)), **row))
                 _check_types(turns[-1], _TURN_TYPES)
-            for name in ("run", "step"):  # which the recorder adds to a line
+            for name in ("run", "step", "task_index", "sample"):  # which recorder and evaluation add to a line
                 data.pop(name, None)
             episode = cls(**{**data, "task": Task(**data["task"]), "turns": turns})
             _check_types(episode, _EPISODE_TYPES)

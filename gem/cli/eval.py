@@ -1,0 +1,165 @@
+"""``gem eval``: play tasks with a model, and say what the results show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gem.cli.printing import say, say_table, stop, warn
+
+if TYPE_CHECKING:
+    from gem.evaluation import Evaluation, Player
+    from gem.rollout.episode import Episode
+    from gem.rollout.limits import Limits
+    from gem.tasks import Task
+
+
+def eval(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="TASKS...", help="Environment ids, or env=<id>,seeds=<first>:<end>, or files."),
+    ],
+    model: Annotated[
+        str, typer.Option(help="embedded, smollm2, a folder, a hub id, random, solver, or a function as module:name.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the episodes.")],
+    tasks: Annotated[int, typer.Option(min=1, help="Tasks of each id; for those that are named by their id.")] = 100,
+    samples: Annotated[int, typer.Option(min=1, help="Episodes of each task.")] = 1,
+    split: Annotated[str, typer.Option(help="eval, test or train; splits share no episode.")] = "eval",
+    tools: Annotated[str | None, typer.Option(help="Tools, such as python,search; for ids.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the most likely token.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is sampled.")] = 0,
+    max_turns: Annotated[int | None, typer.Option(min=1, help="Turns of an episode, if fewer than its own.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a turn.")] = 256,
+    max_context: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of an episode; the model's by default.")
+    ] = None,
+    timeout: Annotated[float | None, typer.Option(min=0, help="Seconds that a step may take.")] = 60.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Episodes at the same time.")] = 64,
+    retries: Annotated[int, typer.Option(min=0, help="How often a failed episode is played again.")] = 2,
+    token_budget: Annotated[int | None, typer.Option(min=1, help="Begin no episode after so many tokens.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the evaluation in --out.")] = False,
+) -> None:
+    """Evaluate a model: every episode is kept, none that failed for another reason than the model is scored.
+
+    Writes the episodes and summary.json into --out, and prints success rates and returns with intervals of 95%.
+    """
+    from gem.evaluation import evaluate, summarize
+    from gem.files import FolderInUse, replace_file
+    from gem.rollout.limits import Limits
+    from gem.sandbox import SandboxUnavailable
+
+    limits = Limits(
+        max_turns=max_turns, max_new_tokens=max_new_tokens, max_context=max_context, step_timeout=timeout or None
+    )
+    try:
+        chosen = _tasks(sources, tasks, split, tools)
+        player = _player(model, limits, temperature, seed)
+        with _Progress(len(chosen) * samples) as progress:
+            evaluation = evaluate(
+                chosen, player, out, samples, concurrency, retries, resume, token_budget, progress.show
+            )
+        summary = summarize(evaluation)
+        replace_file(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    except KeyboardInterrupt:
+        stop(f"interrupted: what was played is in {out}, and --resume goes on", code=1)
+    except (ValueError, TypeError, ImportError, OSError, FolderInUse, SandboxUnavailable) as error:
+        stop(str(error))
+    _print(summary)
+    say(f"{out}/summary.json")
+    if summary["missing"]:
+        why = "the budget is spent" if _is_spent(evaluation, token_budget) else "they failed"
+        warn(f"{summary['missing']} of {len(evaluation.units)} episodes are missing: {why}; --resume plays them")
+        raise typer.Exit(1)
+
+
+def _tasks(sources: list[str], count: int, split: str, tools: str | None) -> list[Task]:
+    from gem.registry import find_spec
+    from gem.tasks import load_tasks, make_tasks
+
+    chosen: list[Task] = []
+    for source in sources:
+        if source.startswith("env=") or source.endswith((".jsonl", ".parquet")):
+            if tools is not None:
+                raise ValueError("--tools is for tasks that are named by an environment's id")
+            chosen += load_tasks(source, split)
+        else:
+            find_spec(source)
+            chosen += make_tasks(source, range(count), {} if tools is None else {"tools": tools}, split)
+    return chosen
+
+
+def _player(model: str, limits: Limits, temperature: float, seed: int) -> Player:
+    from gem.evaluation import FunctionPlayer, RandomPlayer, SolverPlayer
+
+    if model in ("random", "solver"):
+        return RandomPlayer(limits) if model == "random" else SolverPlayer(limits)
+    if ":" in model and not Path(model).exists():
+        return FunctionPlayer.of(model, limits)
+    try:
+        from gem.evaluation.local_model import local_player
+    except ModuleNotFoundError as error:
+        raise ImportError(f"a model in this process needs {error.name}: install gem-adapters[model]") from None
+    return local_player(model, limits, temperature=temperature, seed=seed)
+
+
+class _Progress:
+    """A bar on stderr, with what was won so far."""
+
+    def __init__(self, total: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=Console(stderr=True))
+        self._won = 0
+        self._job = self._bar.add_task("episodes", total=total)
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def show(self, evaluation: Evaluation, episode: Episode) -> None:
+        """Show how far it is."""
+        self._won += episode.valid and episode.success
+        done = len(evaluation.episodes)
+        self._bar.update(self._job, completed=done, description=f"won {self._won}")
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.stop()
+
+
+def _is_spent(evaluation: Evaluation, budget: int | None) -> bool:
+    return budget is not None and evaluation.sampled_tokens >= budget
+
+
+def _print(summary: dict[str, Any]) -> None:
+    rows = [["environment", "tasks", "episodes", "success", "return", "turns", "tokens", "failed"]]
+    for env_id, each in summary["environments"].items():
+        scores = interval(each["success"]), interval(each["return"])
+        costs = _number(each["turns"], ".1f"), _number(each["sampled_tokens"], ".0f")
+        rows.append([env_id, str(each["tasks"]), str(each["episodes"]), *scores, *costs, str(each["failed"]["units"])])
+    say_table(rows)
+    for env_id, each in summary["environments"].items():
+        shares = {k: value for k, value in each["pass_at"].items() if k != "1" and value is not None}
+        if shares:
+            say(f"{env_id}: " + ", ".join(f"pass@{k} {value:.3f}" for k, value in shares.items()))
+    if len(summary["environments"]) > 1 and summary["mean"]["success"] is not None:
+        mean = summary["mean"]["success"]
+        say(f"mean of the environments' success rates: {mean['mean']:.3f} (standard error {mean['error']:.3f})")
+    exact = "token ids as they were sampled" if summary["player"]["exact_tokens"] else "text, without token ids"
+    say(f"played by {summary['player']['name']}; the episodes hold {exact}")
+
+
+def interval(estimate: dict[str, float] | None) -> str:
+    """Return a mean with its interval, as ``0.512 [0.44, 0.58]``."""
+    if estimate is None:
+        return "-"
+    return f"{estimate['mean']:.3f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

@@ -1,0 +1,316 @@
+"""Who plays the episodes of an evaluation.
+
+A player of tokens (:class:`TokenPlayer`) has an engine: what it is asked and what it samples are token ids, exactly. A
+player of text (the others) is a function, and its episodes hold text alone.
+"""
+
+from __future__ import annotations
+
+import abc
+import importlib
+import inspect
+import random
+import time
+from collections.abc import Callable, Generator
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from gem.core import Env, EnvWrapper, StepResult
+from gem.faults import EnvironmentFailed
+from gem.rollout.engine import Engine
+from gem.rollout.episode import Episode, Turn
+from gem.rollout.execution import EnvExecution
+from gem.rollout.limits import Limits
+from gem.rollout.rendering import ChatRenderer
+from gem.rollout.runner import EpisodeRunner
+from gem.tasks import Task
+from gem.testing.solvers import find_solver
+
+MakeEnv = Callable[[Task], Env]
+Message = dict[str, str]
+"""``role`` (``user``, ``tool`` or ``assistant``) and ``content``."""
+
+
+class PlayerFailed(RuntimeError):
+    """The player could not answer, for want of a server, say: it is not a mistake of the model."""
+
+
+class Player(abc.ABC):
+    """Plays episodes, any number at once in one event loop.
+
+    Attributes:
+        name: for people.
+        is_exact: whether its episodes hold the token ids that were sampled.
+    """
+
+    name = "player"
+    is_exact = False
+
+    @abc.abstractmethod
+    async def play(self, task: Task, number: int) -> Episode:
+        """Play a task's episode.
+
+        Args:
+            task: which.
+            number: of the episode in this evaluation, the same whenever it is played: it seeds what is sampled.
+
+        Raises:
+            ValueError, TypeError, ImportError: the task names an environment or arguments that do not exist.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """Return what of the player belongs into the manifest, as JSON data."""
+        return {"name": self.name, "exact_tokens": self.is_exact}
+
+    async def aclose(self) -> None:
+        """Release what the player holds."""
+        return None
+
+
+class TokenPlayer(Player):
+    """An engine, which samples token ids.
+
+    Args:
+        name: for people.
+        engine: samples the answers.
+        renderer: turns observations into ids.
+        limits: of turns, tokens and seconds.
+        make_env: builds the environment of a task; wrappers go in here.
+        settings: what else belongs into the manifest, as JSON data.
+    """
+
+    is_exact = True
+
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        renderer: ChatRenderer,
+        limits: Limits | None = None,
+        make_env: MakeEnv = Task.make,
+        settings: dict[str, Any] | None = None,
+    ) -> None:
+        self.name = name
+        self._engine = engine
+        self._limits = limits or Limits()
+        self._settings = settings or {}
+        self._runner = EpisodeRunner(renderer, self._limits, make_env)
+
+    async def play(self, task: Task, number: int) -> Episode:
+        """Play a task's episode."""
+        try:
+            return await self._runner.run(task, self._engine, number)
+        finally:
+            self._engine.episode_ended()
+
+    def describe(self) -> dict[str, Any]:
+        """Return name, settings and limits."""
+        return {**super().describe(), **self._settings, "limits": dict(vars(self._limits))}
+
+    async def aclose(self) -> None:
+        """End the threads and processes of environments."""
+        await self._runner.aclose()
+
+
+class TextPlayer(Player):
+    """What writes text. Subclasses write :meth:`begin`.
+
+    Args:
+        limits: of turns and seconds; tokens are not counted.
+        make_env: builds the environment of a task.
+    """
+
+    def __init__(self, limits: Limits | None = None, make_env: MakeEnv = Task.make) -> None:
+        self._limits = limits or Limits()
+        self._execution = EnvExecution(make_env, self._limits)
+        self._threads: anyio.CapacityLimiter | None = None
+
+    @abc.abstractmethod
+    def begin(self, task: Task, number: int) -> Callable[[list[Message]], Any]:
+        """Return the function that answers the messages of an episode, or a coroutine function that does."""
+
+    async def play(self, task: Task, number: int) -> Episode:
+        """Play a task's episode."""
+        episode = Episode(task)
+        episode.started = time.time()
+        for _ in range(self._limits.retries + 1):
+            try:
+                await self._play_once(episode, self.begin(task, number))
+                break
+            except PlayerFailed as failure:
+                episode.truncation, episode.error = "abort", str(failure)
+                break
+            except EnvironmentFailed as failure:
+                episode.truncation, episode.error = "error", str(failure)
+                if episode.turns:
+                    break
+                episode.retries += 1
+        episode.ended = time.time()
+        return episode
+
+    async def _play_once(self, episode: Episode, answer: Callable[[list[Message]], Any]) -> None:
+        env = await self._execution.open(episode.task)
+        try:
+            episode.first_observation = await env.reset(episode.task.reset_seed)
+            episode.truncation = episode.error = None
+            messages = [{"role": "user", "content": episode.first_observation}]
+            while True:
+                action = await self._answered(answer, messages)
+                turn = Turn([], [], None, "stop", action)
+                episode.turns.append(turn)
+                turn.observation, turn.reward, turn.terminated, turn.truncated, turn.info = await env.step(action)
+                turn.action = turn.info.pop(_CHOSEN, action)
+                if turn.terminated:
+                    return
+                if turn.truncated or len(episode.turns) == self._limits.max_turns:
+                    episode.truncation = "turns"
+                    return
+                role = "tool" if turn.info.get("use_tool") else "user"
+                messages.append({"role": "assistant", "content": action})
+                messages.append({"role": role, "content": turn.observation})
+        finally:
+            await env.close()
+
+    async def _answered(self, answer: Callable[[list[Message]], Any], messages: list[Message]) -> str:
+        """Return the answer; a function that is no coroutine function is called in a thread, since it may wait."""
+        if self._threads is None:
+            self._threads = anyio.CapacityLimiter(self._limits.max_threads)
+        try:
+            if inspect.iscoroutinefunction(answer):
+                text = await answer(messages)
+            else:
+                text = await anyio.to_thread.run_sync(answer, messages, limiter=self._threads)
+        except Exception as error:
+            raise PlayerFailed(f"{type(error).__name__}: {error}") from error
+        if not isinstance(text, str):
+            raise PlayerFailed(f"the answer is no text: {text!r:.80}")
+        return text
+
+    def describe(self) -> dict[str, Any]:
+        """Return name and limits."""
+        limits = self._limits
+        return {**super().describe(), "limits": {"max_turns": limits.max_turns, "step_timeout": limits.step_timeout}}
+
+    async def aclose(self) -> None:
+        """End the threads and processes of environments."""
+        await self._execution.aclose()
+
+
+class FunctionPlayer(TextPlayer):
+    """A function of the messages so far, which returns the answer; it may be a coroutine function.
+
+    What it raises ends the episode as a failure that is not the model's, which is played again.
+
+    Args:
+        name: for people.
+        function: gets a list of ``{"role", "content"}``, the last one of the environment.
+        limits: as for :class:`TextPlayer`.
+        make_env: as for :class:`TextPlayer`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        function: Callable[[list[Message]], Any],
+        limits: Limits | None = None,
+        make_env: MakeEnv = Task.make,
+    ) -> None:
+        super().__init__(limits, make_env)
+        self.name = name
+        self._function = function
+
+    @classmethod
+    def of(cls, path: str, limits: Limits | None = None, make_env: MakeEnv = Task.make) -> FunctionPlayer:
+        """Import a function, ``module:name``.
+
+        Raises:
+            ImportError: it cannot be imported.
+        """
+        module, _, name = path.partition(":")
+        try:
+            function = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ImportError(f"cannot import the function {path}: {error}") from error
+        return cls(path, function, limits, make_env)
+
+    def begin(self, task: Task, number: int) -> Callable[[list[Message]], Any]:
+        """Return the function."""
+        return self._function
+
+
+class RandomPlayer(TextPlayer):
+    """Random legal actions, those of ``sample_random_action``.
+
+    Args:
+        limits: as for :class:`TextPlayer`.
+        make_env: as for :class:`TextPlayer`.
+    """
+
+    name = "random"
+
+    def __init__(self, limits: Limits | None = None, make_env: MakeEnv = Task.make) -> None:
+        super().__init__(limits, _ActingAtRandom.around(make_env))
+
+    def begin(self, task: Task, number: int) -> Callable[[list[Message]], Any]:
+        """Return what only says which sample this is: the environment chooses."""
+        return lambda messages: f"sample {number}"
+
+
+class SolverPlayer(TextPlayer):
+    """The scripted solver of a game (:mod:`gem.testing.solvers`)."""
+
+    name = "solver"
+
+    def begin(self, task: Task, number: int) -> Callable[[list[Message]], Any]:
+        """Return the solver.
+
+        Raises:
+            ValueError: the environment has none.
+        """
+        solver = find_solver(task.env_id)
+        if solver is None:
+            raise ValueError(f"there is no solver for {task.env_id}")
+        playing: list[Generator[str, str, None]] = []
+
+        def answer(messages: list[Message]) -> str:
+            if playing:
+                return playing[0].send(messages[-1]["content"])
+            playing.append(solver(messages[-1]["content"]))
+            return next(playing[0])
+
+        return answer
+
+
+_CHOSEN = "gem_chosen_action"
+
+
+class _ActingAtRandom(EnvWrapper):
+    """Makes a random legal action in the place of the one that it is given, which seeds the first."""
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        self._seeded = False
+
+    @classmethod
+    def around(cls, make_env: MakeEnv) -> MakeEnv:
+        return _Around(make_env)
+
+    def step(self, action: str) -> StepResult:
+        if not self._seeded:  # by the task alone, all samples of it would act alike
+            self.env.unwrapped._action_rng = random.Random(action)
+            self._seeded = True
+        action = self.env.sample_random_action()
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated, truncated, {**info, _CHOSEN: action}
+
+
+class _Around:
+    """Builds an environment and wraps it; a class, so that it can be sent to another process."""
+
+    def __init__(self, make_env: MakeEnv) -> None:
+        self._make_env = make_env
+
+    def __call__(self, task: Task) -> Env:
+        return _ActingAtRandom(self._make_env(task))

@@ -1,0 +1,151 @@
+"""The results of an evaluation as plain data: scores with intervals, what ended episodes, what they cost.
+
+A summary depends on the episodes alone, not on when or in how many runs they were played.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from gem.evaluation.statistics import (
+    LEVEL,
+    Estimate,
+    Samples,
+    best_of,
+    compare,
+    holm,
+    mean_over_tasks,
+    pass_at,
+    rate_over_tasks,
+)
+from gem.evaluation.store import Evaluation
+from gem.rollout.episode import Episode
+
+Quantity = Callable[[Episode], float]
+
+QUANTITIES: dict[str, Quantity] = {
+    "success": lambda episode: float(episode.success),
+    "return": lambda episode: episode.total_reward,
+}
+"""What is scored."""
+
+
+def summarize(evaluation: Evaluation) -> dict[str, Any]:
+    """Return the results: for each environment id, and over all of them.
+
+    Returns:
+        ``environments``: by id, ``success`` and ``return`` (see :class:`gem.evaluation.statistics.Estimate`),
+        ``pass_at`` and ``best_of`` by k, ``turns`` and ``sampled_tokens`` an episode, ``outcomes``, and ``failed``:
+        how many units have no valid episode, and between which bounds the success rate lies whatever they would have
+        been. ``mean``: the mean of the environments' success rates and returns, with its error. ``sampled_tokens``: of
+        all attempts. ``missing``: units without a valid episode.
+    """
+    ids = sorted({task.env_id for task in evaluation.tasks})
+    environments = {env_id: _of_environment(evaluation, env_id) for env_id in ids}
+    scored = [each for each in environments.values() if each["success"] is not None]
+    return {
+        "player": evaluation.manifest["player"],
+        "level": LEVEL,
+        "environments": environments,
+        "mean": {name: _mean_of([each[name] for each in scored]) for name in QUANTITIES},
+        "sampled_tokens": evaluation.sampled_tokens,
+        "missing": len(evaluation.missing),
+    }
+
+
+def outcome(episode: Episode) -> str:
+    """Return how an episode ended: ``won``, ``lost``, ``truncated (...)`` or ``failed (...)``, with the reason.
+
+    >>> from gem.tasks import Task
+    >>> outcome(Episode(Task("game:Wordle-v0", 0), truncation="context"))
+    'truncated (context)'
+    """
+    if not episode.valid:
+        return f"failed ({episode.truncation})"
+    if episode.success:
+        return "won"
+    return "lost" if episode.truncation is None else f"truncated ({episode.truncation})"
+
+
+def samples_of(evaluation: Evaluation, env_id: str, quantity: Quantity) -> Samples:
+    """Return a quantity of the valid episodes of an environment, by task; tasks without any are left out."""
+    values: dict[str, list[float]] = {}
+    for unit in evaluation.units:
+        task = evaluation.tasks[unit[0]]
+        if task.env_id == env_id and unit in evaluation.episodes:
+            values.setdefault(task.to_json(), []).append(quantity(evaluation.episodes[unit]))
+    return values
+
+
+def compare_evaluations(first: Evaluation, second: Evaluation, quantity: str = "success") -> dict[str, Any]:
+    """Compare two evaluations, environment by environment, on the tasks that both have.
+
+    Args:
+        first: the one that the other is compared with.
+        second: the other: a positive difference says that it is better.
+        quantity: of :data:`QUANTITIES`.
+
+    Returns:
+        By environment id (see :class:`gem.evaluation.statistics.Comparison`) with ``adjusted_p``, adjusted for the
+        number of environments by Holm's method, and ``verdict``: ``"better"``, ``"worse"`` or ``"undecided"``.
+
+    Raises:
+        ValueError: they have no environment with two tasks in common.
+    """
+    of = QUANTITIES[quantity]
+    found: dict[str, dict[str, Any]] = {}
+    for env_id in sorted({task.env_id for task in first.tasks} & {task.env_id for task in second.tasks}):
+        a, b = samples_of(first, env_id, of), samples_of(second, env_id, of)
+        if len(a.keys() & b.keys()) >= 2:
+            found[env_id] = asdict(compare(a, b))
+    if not found:
+        raise ValueError("the evaluations have no environment with two tasks in common")
+    adjusted = holm([each["p"] for each in found.values()])
+    for each, p in zip(found.values(), adjusted, strict=True):
+        decided = p < 1 - LEVEL
+        each["adjusted_p"] = p
+        each["verdict"] = "undecided" if not decided else "better" if each["difference"] > 0 else "worse"
+    return found
+
+
+def _of_environment(evaluation: Evaluation, env_id: str) -> dict[str, Any]:
+    units = [unit for unit in evaluation.units if evaluation.tasks[unit[0]].env_id == env_id]
+    played = [evaluation.episodes[unit] for unit in units if unit in evaluation.episodes]
+    attempts = [episode for unit in units for episode in evaluation.failures.get(unit, [])]
+    successes = samples_of(evaluation, env_id, QUANTITIES["success"])
+    returns = samples_of(evaluation, env_id, QUANTITIES["return"])
+    ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= evaluation.samples]
+    missing = len(units) - len(played)
+    won = sum(episode.success for episode in played)
+    return {
+        "tasks": len({task for task, _ in units}),
+        "episodes": len(played),
+        "success": asdict(rate_over_tasks(successes)) if played else None,
+        "return": asdict(mean_over_tasks(returns)) if played else None,
+        "pass_at": {str(k): pass_at(k, successes) for k in ks} if played else {},
+        "best_of": {str(k): best_of(k, returns) for k in ks} if played else {},
+        "turns": _plain_mean([len(episode.turns) for episode in played]),
+        "sampled_tokens": _plain_mean([episode.sampled_tokens for episode in played]),
+        "outcomes": dict(sorted(Counter(map(outcome, played)).items())),
+        "failed": {
+            "units": missing,
+            "attempts": dict(sorted(Counter(map(outcome, attempts)).items())),
+            "success_bounds": [won / len(units), (won + missing) / len(units)],
+        },
+    }
+
+
+def _plain_mean(values: list[int]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _mean_of(estimates: list[dict[str, Any]]) -> dict[str, float] | None:
+    """Return the mean of several environments' estimates, each of tasks of its own, and its standard error."""
+    if not estimates:
+        return None
+    found = [Estimate(**each) for each in estimates]
+    error = sum(each.error**2 for each in found) ** 0.5 / len(found)
+    return {"mean": sum(each.mean for each in found) / len(found), "error": error}

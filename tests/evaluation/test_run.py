@@ -1,0 +1,255 @@
+"""Episodes are played once, kept whatever happens, and scored only if the model is answerable for them."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+pytest.importorskip("scipy")
+
+import gem
+from gem.evaluation import (
+    FunctionPlayer,
+    RandomPlayer,
+    SolverPlayer,
+    TokenPlayer,
+    compare_evaluations,
+    evaluate,
+    read_evaluation,
+    summarize,
+)
+from gem.evaluation.players import PlayerFailed
+from gem.evaluation.summary import outcome
+from gem.files import whole_lines
+from gem.rollout import ChatRenderer, Limits
+from gem.tasks import make_tasks
+from gem.testing import ScriptedEngine
+
+EASY = "game:GuessTheNumber-v1-easy"
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr("gem.evaluation.run.FIRST_PAUSE", 0.0)
+
+
+def tasks(n=10, env_id=EASY):
+    return make_tasks(env_id, range(n), split="eval")
+
+
+def counted(messages):
+    return f"\\boxed{{{len(messages) % 9 + 1}}}"
+
+
+def five(messages):
+    return "\\boxed{5}"
+
+
+def test_a_function_is_asked_with_the_conversation(tmp_path):
+    seen = []
+
+    async def answer(messages):
+        seen.append([message["role"] for message in messages])
+        return f"\\boxed{{{len(messages)}}}"
+
+    evaluation = evaluate(tasks(3), FunctionPlayer("f", answer), tmp_path)
+    assert max(seen, key=len)[:3] == ["user", "assistant", "user"]
+    assert not evaluation.missing
+    episode = evaluation.episodes[0, 0]
+    assert [turn.action for turn in episode.turns][:2] == ["\\boxed{1}", "\\boxed{3}"]
+    assert episode.task.split == "eval"
+
+
+def test_random_and_solver_play_as_the_documentation_says(tmp_path):
+    scores = {}
+    for player in (RandomPlayer(), SolverPlayer()):
+        evaluation = evaluate(tasks(60), player, tmp_path / player.name, samples=4)
+        scores[player.name] = summarize(evaluation)["environments"][EASY]
+    success = scores["random"]["success"]
+    assert success["low"] < 0.400 < success["high"]  # docs/environments
+    assert scores["solver"]["success"]["mean"] == 1.0
+    assert scores["random"]["pass_at"]["1"] == pytest.approx(success["mean"])
+    assert scores["random"]["pass_at"]["4"] > scores["random"]["pass_at"]["2"] > success["mean"]
+    actions = {tuple(turn.action for turn in episode.turns) for episode in evaluation.episodes.values()}
+    assert len(actions) > 5
+    found = compare_evaluations(read_evaluation(tmp_path / "random"), read_evaluation(tmp_path / "solver"))
+    assert (found[EASY]["verdict"], found[EASY]["tasks"]) == ("better", 60)
+
+
+def test_samples_of_a_task_differ_and_are_the_same_again(tmp_path):
+    runs = []
+    for name in ("a", "b"):
+        evaluation = evaluate(tasks(4), RandomPlayer(), tmp_path / name, samples=5, concurrency=3)
+        runs.append({unit: [turn.action for turn in e.turns] for unit, e in evaluation.episodes.items()})
+    assert runs[0] == runs[1]
+    assert len({tuple(runs[0][0, sample]) for sample in range(5)}) > 1
+
+
+def test_an_engine_plays_in_tokens(tmp_path, tokenizer):
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    script = [[*tokenizer.encode("\\boxed{5}"), end]]
+    player = TokenPlayer("scripted", ScriptedEngine(script), ChatRenderer(tokenizer), Limits(max_new_tokens=32))
+    evaluation = evaluate(tasks(3), player, tmp_path)
+    again = read_evaluation(tmp_path)
+    assert again.episodes == evaluation.episodes
+    assert summarize(again) == summarize(evaluation)
+    assert list(again.episodes[0, 0].turns[0].response_ids) == script[0]
+    assert again.manifest["player"]["exact_tokens"] is True
+    assert again.sampled_tokens == sum(len(e.turns) for e in again.episodes.values()) * len(script[0])
+
+
+class Flaky:
+    """Fails for three in ten calls."""
+
+    def __init__(self, seed):
+        self.rng = random.Random(seed)
+
+    def __call__(self, messages):
+        if self.rng.random() < 0.3:
+            raise ConnectionError("429")
+        return counted(messages)
+
+
+def test_failures_of_a_server_are_played_again_and_never_scored(tmp_path):
+    healthy = evaluate(tasks(40), FunctionPlayer("f", counted), tmp_path / "h")
+    flaky = evaluate(tasks(40), FunctionPlayer("f", Flaky(0)), tmp_path / "f", retries=30)
+    assert not flaky.missing
+    assert flaky.failures
+    for unit, episode in healthy.episodes.items():
+        other = flaky.episodes[unit]
+        assert ([t.action for t in episode.turns], episode.rewards) == ([t.action for t in other.turns], other.rewards)
+    results = [summarize(each)["environments"][EASY] for each in (healthy, flaky)]
+    attempts = results[1]["failed"].pop("attempts")
+    assert set(attempts) == {"failed (abort)"}
+    assert results[0].pop("failed") | {"attempts": attempts} == results[1].pop("failed") | {"attempts": attempts}
+    assert results[0] == results[1]
+
+
+def test_what_still_fails_is_shown_as_bounds_and_played_on_resumption(tmp_path):
+    broken = {1, 3}
+
+    def answer(messages):
+        if any(f"to {n} " in messages[0]["content"] for n in broken):
+            raise PlayerFailed("down")
+        return "\\boxed{5}"
+
+    rows = [make_tasks(EASY, [n], {"max_number": n + 5}, "eval")[0] for n in range(5)]
+    broken = {rows[1].env_kwargs["max_number"], rows[3].env_kwargs["max_number"]}
+    player = FunctionPlayer("f", lambda m: answer([{"content": m[0]["content"].replace(".", " ")}]))
+    first = evaluate(rows, player, tmp_path, retries=1)
+    assert first.missing == [(1, 0), (3, 0)]
+    assert len(first.failures[1, 0]) == 2
+    result = summarize(first)["environments"][EASY]
+    won = sum(episode.success for episode in first.episodes.values())
+    assert result["failed"] == {
+        "units": 2,
+        "attempts": {"failed (abort)": 4},
+        "success_bounds": [won / 5, (won + 2) / 5],
+    }
+    assert result["success"]["tasks"] == 3
+    broken = set()
+    second = evaluate(rows, player, tmp_path, resume=True)
+    assert not second.missing
+    assert {unit: second.episodes[unit] for unit in first.episodes} == first.episodes
+
+
+def test_a_budget_stops_and_can_be_resumed(tmp_path, tokenizer):
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+    def player():
+        engine = ScriptedEngine([[*tokenizer.encode("\\boxed{5}"), end]])
+        return TokenPlayer("scripted", engine, ChatRenderer(tokenizer), Limits(max_new_tokens=32))
+
+    whole = evaluate(tasks(20), player(), tmp_path / "whole")
+    part = evaluate(tasks(20), player(), tmp_path / "part", concurrency=2, token_budget=60)
+    assert 0 < len(part.episodes) < 20
+    assert 60 <= part.sampled_tokens < 200
+    evaluate(tasks(20), player(), tmp_path / "part", resume=True)
+    assert summarize(read_evaluation(tmp_path / "part")) == summarize(whole)
+
+
+def test_another_evaluation_is_not_mixed_in(tmp_path):
+    evaluate(tasks(2), FunctionPlayer("f", five), tmp_path)
+    with pytest.raises(ValueError, match="holds an evaluation"):
+        evaluate(tasks(2), FunctionPlayer("f", five), tmp_path)
+    with pytest.raises(ValueError, match="tasks differ"):
+        evaluate(tasks(3), FunctionPlayer("f", five), tmp_path, resume=True)
+    with pytest.raises(ValueError, match=r"player\.name differ"):
+        evaluate(tasks(2), FunctionPlayer("g", five), tmp_path, resume=True)
+    assert len(evaluate(tasks(2), FunctionPlayer("f", five), tmp_path, resume=True).episodes) == 2
+    for wrong in ({"samples": 0}, {"concurrency": 0}, {"retries": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be at least"):
+            evaluate(tasks(1), FunctionPlayer("f", five), tmp_path / "x", **wrong)
+
+
+def test_mistakes_of_the_set_up_are_raised(tmp_path):
+    with pytest.raises(ValueError, match="there is no environment"):
+        evaluate(tasks(1, "game:Chess-v0"), FunctionPlayer("f", five), tmp_path / "a")
+    with pytest.raises(ValueError, match="no solver"):
+        evaluate(tasks(1, "qa:Sample"), SolverPlayer(), tmp_path / "b")
+    with pytest.raises(ImportError, match="cannot import the function"):
+        FunctionPlayer.of("gem:no_such_function")
+    with pytest.raises(ValueError, match="there are no tasks"):
+        evaluate([], FunctionPlayer("f", five), tmp_path / "c")
+
+
+def test_an_answer_that_is_no_text_is_a_failure(tmp_path):
+    evaluation = evaluate(tasks(1), FunctionPlayer("f", lambda messages: 5), tmp_path, retries=0)
+    assert outcome(evaluation.failures[0, 0][0]) == "failed (abort)"
+    assert "no text: 5" in evaluation.failures[0, 0][0].error
+
+
+def test_environments_that_fail_are_no_result(tmp_path, registered):
+    class Broken(gem.Env):
+        def reset(self, seed=None):
+            super().reset(seed)
+            return "begin", {}
+
+        def step(self, action):
+            raise OSError("no display")
+
+    registered("test:Broken-v0", Broken)
+    evaluation = evaluate(tasks(2, "test:Broken-v0"), FunctionPlayer("f", five), tmp_path, retries=1)
+    assert [outcome(e) for attempts in evaluation.failures.values() for e in attempts] == ["failed (error)"] * 4
+    result = summarize(evaluation)["environments"]["test:Broken-v0"]
+    assert (result["success"], result["failed"]["success_bounds"]) == (None, [0.0, 1.0])
+
+
+SLOW = """
+import time
+def answer(messages):
+    time.sleep(0.004)
+    return "\\\\boxed{%d}" % (len(messages) % 9 + 1)
+"""
+
+
+def test_a_killed_evaluation_loses_nothing_and_plays_nothing_twice(tmp_path):
+    """Twelve times SIGKILL, wherever it is; then the summary is that of an evaluation that nobody killed."""
+    (tmp_path / "slow_player.py").write_text(SLOW)
+    command = [sys.executable, "-m", "gem", "eval", EASY, "--model", "slow_player:answer", "--tasks", "200"]
+    command += ["--samples", "2", "--concurrency", "8", "--resume", "--out"]
+
+    def start(out):
+        return subprocess.Popen([*command, out], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    assert start("whole").wait(120) == 0
+    wait, kills = random.Random(1), 0
+    for _ in range(12):
+        process = start("killed")
+        time.sleep(wait.uniform(0.4, 1.4))
+        kills += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert kills >= 5
+    assert start("killed").wait(120) == 0
+    whole, killed = (read_evaluation(tmp_path / name) for name in ("whole", "killed"))
+    lines = [line for _, line in whole_lines(tmp_path / "killed" / "episodes.jsonl") if line is not None]
+    units = [(row["task_index"], row["sample"]) for row in map(json.loads, lines)]
+    assert len(units) == len(set(units)) == 400
+    summaries = [(tmp_path / name / "summary.json").read_bytes() for name in ("whole", "killed")]
+    assert summaries[0] == summaries[1]
+    assert whole.sampled_tokens == killed.sampled_tokens
