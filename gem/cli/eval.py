@@ -23,7 +23,8 @@ def eval(
         typer.Argument(metavar="TASKS...", help="Environment ids, or env=<id>,seeds=<first>:<end>, or files."),
     ],
     model: Annotated[
-        str, typer.Option(help="embedded, smollm2, a folder, a hub id, random, solver, or a function as module:name.")
+        str,
+        typer.Option(help="embedded, smollm2, a folder, a hub id, random, solver, module:function, or http://host/v1."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the episodes.")],
     tasks: Annotated[int, typer.Option(min=1, help="Tasks of each id; for those that are named by their id.")] = 100,
@@ -41,6 +42,10 @@ def eval(
     concurrency: Annotated[int, typer.Option(min=1, help="Episodes at the same time.")] = 64,
     retries: Annotated[int, typer.Option(min=0, help="How often a failed episode is played again.")] = 2,
     token_budget: Annotated[int | None, typer.Option(min=1, help="Begin no episode after so many tokens.")] = None,
+    server_model: Annotated[str, typer.Option(help="The model's name at the server.")] = "",
+    tokenizer: Annotated[str | None, typer.Option(help="Of a server's model; by default its name.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Talk to the server by text, without token ids.")] = False,
+    api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="Of the server.")] = "",
     resume: Annotated[bool, typer.Option(help="Go on with the evaluation in --out.")] = False,
 ) -> None:
     """Evaluate a model: every episode is kept, none that failed for another reason than the model is scored.
@@ -57,7 +62,10 @@ def eval(
     )
     try:
         chosen = _tasks(sources, tasks, split, tools)
-        player = _player(model, limits, temperature, seed)
+        if model.startswith(("http://", "https://")):
+            player = _behind(model, server_model, tokenizer, chat, api_key, limits, temperature, seed, concurrency)
+        else:
+            player = _player(model, limits, temperature, seed)
         with _Progress(len(chosen) * samples) as progress:
             evaluation = evaluate(
                 chosen, player, out, samples, concurrency, retries, resume, token_budget, progress.show
@@ -104,6 +112,45 @@ def _player(model: str, limits: Limits, temperature: float, seed: int) -> Player
     except ModuleNotFoundError as error:
         raise ImportError(f"a model in this process needs {error.name}: install gem-adapters[model]") from None
     return local_player(model, limits, temperature=temperature, seed=seed)
+
+
+def _behind(
+    url: str,
+    name: str,
+    tokenizer: str | None,
+    chat: bool,
+    api_key: str,
+    limits: Limits,
+    temperature: float,
+    seed: int,
+    connections: int,
+) -> Player:
+    """Return the player of a model behind a server, and print what the server can do."""
+    from gem.evaluation.server import Server, chat_player, server_player
+
+    server = Server(url.rstrip("/"), name, api_key)
+    if chat:
+        return chat_player(server, limits, temperature=temperature)
+    try:
+        from transformers import AutoTokenizer
+    except ModuleNotFoundError:
+        raise ImportError("a server is asked in token ids, for which transformers is needed; --chat is not") from None
+    from gem.models.resolve import resolve_model
+
+    folder = resolve_model(tokenizer or name or str(server.models()[0]["id"]))
+    player, found = server_player(
+        server,
+        AutoTokenizer.from_pretrained(folder),
+        limits,
+        temperature=temperature,
+        seed=seed,
+        connections=connections,
+    )
+    kind = "processed" if found.processed else "raw"
+    seeds = "honoured" if found.seeded else "not honoured: another run gives other episodes"
+    context = "unknown" if found.max_context is None else f"{found.max_context} tokens"
+    say(f"{found.model} at {url}: token ids exact, log-probabilities {kind}, seeds {seeds}, context {context}")
+    return player
 
 
 class _Progress:

@@ -6,6 +6,7 @@ module         what is in it
 run            :func:`evaluate`: plays tasks, resumes after a crash, retries what was not the model's doing
 players        who plays: a function, random actions, a solver
 local_model    a model in this process, by transformers
+server         a model behind an OpenAI-compatible server, by token ids or by text
 store          the folder of an evaluation: a manifest, and a line an episode
 summary        :func:`summarize`: scores with intervals, and :func:`compare_evaluations`
 statistics     means over tasks, intervals, pass@k, paired comparisons

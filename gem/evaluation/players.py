@@ -37,6 +37,14 @@ class PlayerFailed(RuntimeError):
     """The player could not answer, for want of a server, say: it is not a mistake of the model."""
 
 
+class ContextFull(PlayerFailed):
+    """The conversation is longer than the model's context: the episode ends, as at any limit."""
+
+
+class Misconfigured(ValueError):
+    """Every episode would fail: an unknown model, say, or a wrong key."""
+
+
 class Player(abc.ABC):
     """Plays episodes, any number at once in one event loop.
 
@@ -58,6 +66,7 @@ class Player(abc.ABC):
 
         Raises:
             ValueError, TypeError, ImportError: the task names an environment or arguments that do not exist.
+            Misconfigured: every episode would fail.
         """
 
     def describe(self) -> dict[str, Any]:
@@ -100,8 +109,12 @@ class TokenPlayer(Player):
 
     async def play(self, task: Task, number: int) -> Episode:
         """Play a task's episode."""
+        episode = Episode(task)
         try:
-            return await self._runner.run(task, self._engine, number)
+            return await self._runner.run(task, self._engine, number, episode)
+        except PlayerFailed as failure:
+            _end_by(failure, episode)
+            return episode
         finally:
             self._engine.episode_ended()
 
@@ -140,7 +153,7 @@ class TextPlayer(Player):
                 await self._play_once(episode, self.begin(task, number))
                 break
             except PlayerFailed as failure:
-                episode.truncation, episode.error = "abort", str(failure)
+                _end_by(failure, episode)
                 break
             except EnvironmentFailed as failure:
                 episode.truncation, episode.error = "error", str(failure)
@@ -182,6 +195,8 @@ class TextPlayer(Player):
                 text = await answer(messages)
             else:
                 text = await anyio.to_thread.run_sync(answer, messages, limiter=self._threads)
+        except (PlayerFailed, Misconfigured):
+            raise
         except Exception as error:
             raise PlayerFailed(f"{type(error).__name__}: {error}") from error
         if not isinstance(text, str):
@@ -196,6 +211,15 @@ class TextPlayer(Player):
     async def aclose(self) -> None:
         """End the threads and processes of environments."""
         await self._execution.aclose()
+
+
+def _end_by(failure: PlayerFailed, episode: Episode) -> None:
+    """Note why an episode has ended, of which no further turn could be had."""
+    if not isinstance(failure, ContextFull):
+        episode.truncation = "abort"
+    else:
+        episode.truncation = "context" if episode.turns else "overlong"
+    episode.error = str(failure)
 
 
 class FunctionPlayer(TextPlayer):

@@ -1,0 +1,131 @@
+"""Models behind servers: exact tokens, wrong settings refused, and no fault of the server is scored."""
+
+import pytest
+
+pytest.importorskip("scipy")
+pytest.importorskip("transformers")
+
+from fake_model_server import FakeServer
+from typer.testing import CliRunner
+
+from gem.cli import app
+from gem.evaluation import evaluate, summarize
+from gem.evaluation import server as module
+from gem.evaluation.players import Misconfigured
+from gem.evaluation.server import Server, chat_player, probe, server_player
+from gem.evaluation.summary import outcome
+from gem.rollout import Limits
+from gem.tasks import make_tasks
+
+EASY = "game:GuessTheNumber-v1-easy"
+TASKS = make_tasks(EASY, range(30), split="eval")
+FAULTS = {"429": 0.3, "500": 0.05, "hang": 0.02, "torn": 0.05}
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("gem.evaluation.run.FIRST_PAUSE", 0.0)
+
+
+def rows(evaluation):
+    return {unit: [list(turn.response_ids) for turn in e.turns] for unit, e in evaluation.episodes.items()}
+
+
+def test_episodes_are_those_of_a_healthy_server_whatever_fails(tmp_path, tokenizer):
+    found = []
+    for name, faults in (("healthy", {}), ("faulty", FAULTS)):
+        with FakeServer(tokenizer, faults=faults, hang=1.0) as fake:
+            player, _ = server_player(Server(fake.url, timeout=0.3), tokenizer, Limits(max_new_tokens=32))
+            found.append(evaluate(TASKS, player, tmp_path / name, concurrency=8, retries=8))
+            assert (fake.failed > 20) is bool(faults)
+    assert rows(found[0]) == rows(found[1])
+    assert not found[1].missing
+    results = [summarize(each)["environments"][EASY] for each in found]
+    assert results[0]["success"] == results[1]["success"]
+    assert 0.1 < results[0]["success"]["mean"] < 0.9
+
+
+def test_concurrency_and_seeds(tmp_path, tokenizer):
+    with FakeServer(tokenizer) as fake:
+        found = [
+            rows(
+                evaluate(
+                    TASKS, server_player(Server(fake.url), tokenizer, seed=seed)[0], tmp_path / name, concurrency=n
+                )
+            )
+            for name, n, seed in (("a", 1, 0), ("b", 16, 0), ("c", 16, 1))
+        ]
+    assert found[0] == found[1] != found[2]
+
+
+def test_what_a_server_can_do(tokenizer):
+    prompt = tokenizer.encode("hello")
+    for processed in (True, False):
+        with FakeServer(tokenizer, processed=processed) as fake:
+            abilities = probe(Server(fake.url), prompt)
+            assert (abilities.exact, abilities.processed, abilities.seeded) == (True, processed, True)
+            assert (abilities.model, abilities.max_context) == ("fake", 512)
+            with pytest.raises(ValueError, match=r"name one of the server's models \(fake\)"):
+                probe(Server(fake.url, "other"), prompt)
+    with FakeServer(tokenizer, ids=False) as fake:
+        assert not probe(Server(fake.url), prompt).exact
+        with pytest.raises(ValueError, match="by text"):
+            server_player(Server(fake.url), tokenizer)
+    with pytest.raises(ValueError, match="cannot list the models"):
+        probe(Server("http://127.0.0.1:1/v1"), prompt)
+
+
+def test_log_probabilities_without_the_temperature_are_refused(tmp_path, tokenizer):
+    with FakeServer(tokenizer, processed=False) as fake:
+        with pytest.raises(ValueError, match="--logprobs-mode processed_logprobs"):
+            server_player(Server(fake.url), tokenizer, temperature=2.0)
+        player, _ = server_player(Server(fake.url), tokenizer, temperature=1.0)
+        episode = evaluate(TASKS[:1], player, tmp_path / "one").episodes[0, 0]
+        assert next(iter(episode.turns[0].logprobs)) == -0.5
+    with FakeServer(tokenizer) as fake:
+        player, _ = server_player(Server(fake.url), tokenizer, temperature=2.0)
+        episode = evaluate(TASKS[:1], player, tmp_path / "two").episodes[0, 0]
+        assert next(iter(episode.turns[0].logprobs)) == -0.25
+
+
+def test_the_context_is_the_servers(tmp_path, tokenizer):
+    with FakeServer(tokenizer, max_model_len=20) as fake:
+        player, _ = server_player(Server(fake.url), tokenizer)
+        evaluation = evaluate(TASKS[:1], player, tmp_path, retries=0)
+        assert outcome(evaluation.failures[0, 0][0]) == "failed (overlong)"
+
+
+def test_a_server_that_stays_down_is_no_result(tmp_path, tokenizer):
+    with FakeServer(tokenizer) as fake:
+        player, _ = server_player(Server(fake.url, timeout=1), tokenizer)
+        fake.faults = {"500": 1.0}
+        evaluation = evaluate(TASKS[:2], player, tmp_path, retries=1)
+    assert [outcome(e) for es in evaluation.failures.values() for e in es] == ["failed (abort)"] * 4
+    assert "did not answer 6 requests; the last: 500" in evaluation.failures[0, 0][0].error
+
+
+def test_a_chat_server_by_text(tmp_path, tokenizer):
+    with FakeServer(tokenizer, faults={"429": 0.3}) as fake:
+        evaluation = evaluate(TASKS[:8], chat_player(Server(fake.url, "fake")), tmp_path / "a", concurrency=4)
+        assert not evaluation.missing
+        assert evaluation.episodes[0, 0].turns[0].action.startswith("\\boxed{")
+        with pytest.raises(Misconfigured, match="404"):
+            evaluate(TASKS[:2], chat_player(Server(fake.url, "other")), tmp_path / "b")
+        fake.max_model_len = 1
+        evaluation = evaluate(TASKS[:1], chat_player(Server(fake.url, "fake")), tmp_path / "c", retries=0)
+        assert outcome(evaluation.failures[0, 0][0]) == "failed (overlong)"
+    with pytest.raises(ValueError, match="name the server's model"):
+        chat_player(Server("http://127.0.0.1:1/v1"))
+
+
+def test_the_command_says_what_the_server_can_do(tmp_path, tokenizer):
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with FakeServer(tokenizer) as fake:
+        arguments = ["eval", EASY, "--model", fake.url, "--tokenizer", tmp_path / "tokenizer", "--tasks", 5]
+        done = CliRunner().invoke(app, [str(each) for each in [*arguments, "--out", tmp_path / "a"]])
+        assert done.exit_code == 0, done.output
+        assert "token ids exact, log-probabilities processed, seeds honoured, context 512 tokens" in done.output
+        chat = ["eval", EASY, "--model", fake.url, "--server-model", "fake", "--chat", "--tasks", 5]
+        done = CliRunner().invoke(app, [str(each) for each in [*chat, "--out", tmp_path / "b"]])
+        assert "the episodes hold text" in done.output
