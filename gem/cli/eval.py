@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def eval(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="TASKS...", help="Environment ids, or env=<id>,seeds=<first>:<end>, or files."),
+        typer.Argument(metavar="TASKS...", help="Environment ids, suites, env=<id>,seeds=<first>:<end>, or files."),
     ],
     model: Annotated[
         str,
@@ -85,6 +85,7 @@ def eval(
 
 
 def _tasks(sources: list[str], count: int, split: str, tools: str | None) -> list[Task]:
+    from gem.evaluation.suite import load_suite, shipped
     from gem.registry import find_spec
     from gem.tasks import load_tasks, make_tasks
 
@@ -94,6 +95,10 @@ def _tasks(sources: list[str], count: int, split: str, tools: str | None) -> lis
             if tools is not None:
                 raise ValueError("--tools is for tasks that are named by an environment's id")
             chosen += load_tasks(source, split)
+        elif source in shipped() or source.endswith((".yaml", ".yml")):
+            if tools is not None:
+                raise ValueError("--tools is for tasks that are named by an environment's id")
+            chosen += load_suite(source, split)
         else:
             find_spec(source)
             chosen += make_tasks(source, range(count), {} if tools is None else {"tools": tools}, split)

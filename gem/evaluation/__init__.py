@@ -7,6 +7,7 @@ run            :func:`evaluate`: plays tasks, resumes after a crash, retries wha
 players        who plays: a function, random actions, a solver
 local_model    a model in this process, by transformers
 server         a model behind an OpenAI-compatible server, by token ids or by text
+suite          YAML files that name tasks
 store          the folder of an evaluation: a manifest, and a line an episode
 summary        :func:`summarize`: scores with intervals, and :func:`compare_evaluations`
 statistics     means over tasks, intervals, pass@k, paired comparisons

@@ -7,10 +7,12 @@ the batch, but for rounding: the same evaluation gives the same tokens wherever 
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +25,9 @@ from gem.rollout.engine import Response
 from gem.rollout.limits import Limits
 from gem.rollout.rendering import ChatRenderer
 from gem.tasks import Task
+
+HASHED_BYTES = 256 << 20
+"""Of a file, up to which its content is in the manifest's fingerprint; of larger ones only the size."""
 
 KEPT_TOKENS = 1_000_000
 """Tokens whose keys and values are kept, of all episodes together; beyond that, the oldest are dropped."""
@@ -62,7 +67,11 @@ def local_player(
     if context is not None and (limits.max_context is None or limits.max_context > context):
         limits = Limits(**{**vars(limits), "max_context": context})
     sampler = Sampler(model, renderer.stop_ids, temperature, seed, batch_size)
-    settings = {"temperature": temperature, "seed": seed, "dtype": str(model.dtype), "tool_role": tool_role}
+    settings = {
+        **{"temperature": temperature, "seed": seed, "dtype": str(model.dtype), "tool_role": tool_role},
+        "template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16],
+        "files": _fingerprint(folder),
+    }
     return TokenPlayer(name, GatheringEngine(sampler.answer), renderer, limits, make_env, settings)
 
 
@@ -195,6 +204,19 @@ class Sampler:
         while total > KEPT_TOKENS and len(self._kept) > 1:
             _, dropped = self._kept.popitem(last=False)
             total -= len(dropped.ids)
+
+
+def _fingerprint(folder: str) -> str:
+    """Return what tells a model's files apart: names, sizes, and the content of the smaller ones; "" for a hub's."""
+    path = Path(folder)
+    if not path.is_dir():
+        return ""
+    total = hashlib.sha256()
+    for file in sorted(each for each in path.iterdir() if each.is_file()):
+        size = file.stat().st_size
+        content = hashlib.sha256(file.read_bytes()).hexdigest() if size <= HASHED_BYTES else ""
+        total.update(f"{file.name} {size} {content}\n".encode())
+    return total.hexdigest()[:16]
 
 
 def _padded(rows: Sequence[Sequence[int]], device: Any) -> tuple[torch.Tensor, torch.Tensor]:

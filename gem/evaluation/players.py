@@ -28,6 +28,9 @@ from gem.rollout.runner import EpisodeRunner
 from gem.tasks import Task
 from gem.testing.solvers import find_solver
 
+ANSWER_SECONDS = 600.0
+"""What a function may take for an answer; then the episode has failed."""
+
 MakeEnv = Callable[[Task], Env]
 Message = dict[str, str]
 """``role`` (``user``, ``tool`` or ``assistant``) and ``content``."""
@@ -191,10 +194,12 @@ class TextPlayer(Player):
         if self._threads is None:
             self._threads = anyio.CapacityLimiter(self._limits.max_threads)
         try:
-            if inspect.iscoroutinefunction(answer):
-                text = await answer(messages)
-            else:
-                text = await anyio.to_thread.run_sync(answer, messages, limiter=self._threads)
+            with anyio.fail_after(ANSWER_SECONDS):
+                if inspect.iscoroutinefunction(answer):
+                    text = await answer(messages)
+                else:
+                    run = anyio.to_thread.run_sync
+                    text = await run(answer, messages, abandon_on_cancel=True, limiter=self._threads)
         except (PlayerFailed, Misconfigured):
             raise
         except Exception as error:

@@ -79,3 +79,17 @@ def test_the_context_is_that_of_the_model(tmp_path):
     assert player.describe()["limits"]["max_context"] < 10**9
     evaluation = evaluate(TASKS[:2], local_player("embedded", Limits(max_context=20)), tmp_path, retries=0)
     assert summarize(evaluation)["environments"]["game:GuessTheNumber-v1-easy"]["failed"]["units"] == 2
+
+
+def test_the_manifest_tells_models_apart(reference, tmp_path):
+    import shutil
+
+    from gem.models.resolve import resolve_model
+
+    copy = shutil.copytree(resolve_model("embedded"), tmp_path / "copy")
+    same = local_player(str(copy)).describe()
+    assert {same[name] for name in ("template", "files")} == {
+        reference.manifest["player"][name] for name in ("template", "files")
+    }
+    (copy / "generation_config.json").write_text("{}")
+    assert local_player(str(copy)).describe()["files"] != same["files"]

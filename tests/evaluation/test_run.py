@@ -253,3 +253,9 @@ def test_a_killed_evaluation_loses_nothing_and_plays_nothing_twice(tmp_path):
     summaries = [(tmp_path / name / "summary.json").read_bytes() for name in ("whole", "killed")]
     assert summaries[0] == summaries[1]
     assert whole.sampled_tokens == killed.sampled_tokens
+
+
+def test_a_function_that_hangs_fails_its_episode(tmp_path, monkeypatch):
+    monkeypatch.setattr("gem.evaluation.players.ANSWER_SECONDS", 0.1)
+    evaluation = evaluate(tasks(1), FunctionPlayer("f", lambda messages: time.sleep(1)), tmp_path, retries=0)
+    assert "TimeoutError" in evaluation.failures[0, 0][0].error
