@@ -13,7 +13,7 @@ import sys
 
 import typer
 
-from gem.cli import bench, check, compare, diff, doctor, envs, eval, export, play, replay, serve_search, tasks
+from gem.cli import bench, check, compare, diff, doctor, envs, eval, export, play, replay, serve_search, tasks, view
 
 app = typer.Typer(
     help="GEM, a gym for language-model agents.",
@@ -21,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-for _module in (envs, play, check, tasks, eval, compare, bench, doctor, serve_search, diff, replay, export):
+for _module in (envs, play, check, tasks, eval, compare, view, bench, doctor, serve_search, diff, replay, export):
     app.command()(getattr(_module, _module.__name__.rpartition(".")[2]))
 
 

@@ -35,9 +35,6 @@ def compare(
 
 
 def _print(found: dict[str, dict[str, Any]]) -> None:
-    rows = [["environment", "tasks", "difference", "adjusted p", "verdict", "needs"]]
-    for env_id, each in found.items():
-        difference = f"{each['difference']:+.3f} [{each['low']:+.2f}, {each['high']:+.2f}]"
-        needed = "-" if each["needed"] is None else f"{each['needed']} tasks"
-        rows.append([env_id, str(each["tasks"]), difference, f"{each['adjusted_p']:.3g}", each["verdict"], needed])
-    say_table(rows)
+    from gem.evaluation.summary import comparison_rows
+
+    say_table(comparison_rows(found))

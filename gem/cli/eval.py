@@ -50,9 +50,11 @@ def eval(
 ) -> None:
     """Evaluate a model: every episode is kept, none that failed for another reason than the model is scored.
 
-    Writes the episodes and summary.json into --out, and prints success rates and returns with intervals of 95%.
+    Writes the episodes, summary.json and report.html into --out, and prints success rates and returns with their
+    intervals of 95%.
     """
     from gem.evaluation import evaluate, summarize
+    from gem.evaluation.report import write_report
     from gem.files import FolderInUse, replace_file
     from gem.rollout.limits import Limits
     from gem.sandbox import SandboxUnavailable
@@ -72,12 +74,13 @@ def eval(
             )
         summary = summarize(evaluation)
         replace_file(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+        write_report(out / "report.html", evaluation, decode=getattr(player, "decode", None))
     except KeyboardInterrupt:
         stop(f"interrupted: what was played is in {out}, and --resume goes on", code=1)
     except (ValueError, TypeError, ImportError, OSError, FolderInUse, SandboxUnavailable) as error:
         stop(str(error))
     _print(summary)
-    say(f"{out}/summary.json")
+    say(f"{out}/summary.json, {out}/report.html")
     if summary["missing"]:
         why = "the budget is spent" if _is_spent(evaluation, token_budget) else "they failed"
         warn(f"{summary['missing']} of {len(evaluation.units)} episodes are missing: {why}; --resume plays them")
@@ -189,12 +192,9 @@ def _is_spent(evaluation: Evaluation, budget: int | None) -> bool:
 
 
 def _print(summary: dict[str, Any]) -> None:
-    rows = [["environment", "tasks", "episodes", "success", "return", "turns", "tokens", "failed"]]
-    for env_id, each in summary["environments"].items():
-        scores = interval(each["success"]), interval(each["return"])
-        costs = _number(each["turns"], ".1f"), _number(each["sampled_tokens"], ".0f")
-        rows.append([env_id, str(each["tasks"]), str(each["episodes"]), *scores, *costs, str(each["failed"]["units"])])
-    say_table(rows)
+    from gem.evaluation.summary import result_rows
+
+    say_table(result_rows(summary))
     for env_id, each in summary["environments"].items():
         shares = {k: value for k, value in each["pass_at"].items() if k != "1" and value is not None}
         if shares:
@@ -204,14 +204,3 @@ def _print(summary: dict[str, Any]) -> None:
         say(f"mean of the environments' success rates: {mean['mean']:.3f} (standard error {mean['error']:.3f})")
     exact = "token ids as they were sampled" if summary["player"]["exact_tokens"] else "text, without token ids"
     say(f"played by {summary['player']['name']}; the episodes hold {exact}")
-
-
-def interval(estimate: dict[str, float] | None) -> str:
-    """Return a mean with its interval, as ``0.512 [0.44, 0.58]``."""
-    if estimate is None:
-        return "-"
-    return f"{estimate['mean']:.3f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
-
-
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)

@@ -10,6 +10,7 @@ server         a model behind an OpenAI-compatible server, by token ids or by te
 suite          YAML files that name tasks
 store          the folder of an evaluation: a manifest, and a line an episode
 summary        :func:`summarize`: scores with intervals, and :func:`compare_evaluations`
+report         a page with results and every episode
 statistics     means over tasks, intervals, pass@k, paired comparisons
 =============  =====================================================================================
 """

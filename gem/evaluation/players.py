@@ -106,6 +106,7 @@ class TokenPlayer(Player):
     ) -> None:
         self.name = name
         self._engine = engine
+        self._renderer = renderer
         self._limits = limits or Limits()
         self._settings = settings or {}
         self._runner = EpisodeRunner(renderer, self._limits, make_env)
@@ -120,6 +121,11 @@ class TokenPlayer(Player):
             return episode
         finally:
             self._engine.episode_ended()
+
+    def decode(self, token: int) -> str:
+        """Return the text of a token, for people."""
+        text: str = self._renderer.tokenizer.decode([token])
+        return text
 
     def describe(self) -> dict[str, Any]:
         """Return name, settings and limits."""

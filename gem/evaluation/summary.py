@@ -111,6 +111,37 @@ def compare_evaluations(first: Evaluation, second: Evaluation, quantity: str = "
     return found
 
 
+def result_rows(summary: dict[str, Any]) -> list[list[str]]:
+    """Return the table of what :func:`summarize` returned, its head first."""
+    rows = [["environment", "tasks", "episodes", "success", "return", "turns", "tokens", "failed"]]
+    for env_id, each in summary["environments"].items():
+        scores = _interval(each["success"]), _interval(each["return"])
+        costs = _number(each["turns"], ".1f"), _number(each["sampled_tokens"], ".0f")
+        rows.append([env_id, str(each["tasks"]), str(each["episodes"]), *scores, *costs, str(each["failed"]["units"])])
+    return rows
+
+
+def comparison_rows(found: dict[str, Any]) -> list[list[str]]:
+    """Return the table of what :func:`compare_evaluations` returned, its head first."""
+    rows = [["environment", "tasks", "difference", "adjusted p", "verdict", "needs"]]
+    for env_id, each in found.items():
+        difference = f"{each['difference']:+.3f} [{each['low']:+.2f}, {each['high']:+.2f}]"
+        needed = "-" if each["needed"] is None else f"{each['needed']} tasks"
+        rows.append([env_id, str(each["tasks"]), difference, f"{each['adjusted_p']:.3g}", each["verdict"], needed])
+    return rows
+
+
+def _interval(estimate: dict[str, float] | None) -> str:
+    """Return a mean with its interval, as ``0.512 [0.44, 0.58]``."""
+    if estimate is None:
+        return "-"
+    return f"{estimate['mean']:.3f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
 def _of_environment(evaluation: Evaluation, env_id: str) -> dict[str, Any]:
     units = [unit for unit in evaluation.units if evaluation.tasks[unit[0]].env_id == env_id]
     played = [evaluation.episodes[unit] for unit in units if unit in evaluation.episodes]
