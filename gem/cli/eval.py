@@ -12,6 +12,7 @@ from gem.cli.printing import say, say_table, stop, warn
 
 if TYPE_CHECKING:
     from gem.evaluation import Evaluation, Player
+    from gem.evaluation.server import Server
     from gem.rollout.episode import Episode
     from gem.rollout.limits import Limits
     from gem.tasks import Task
@@ -55,6 +56,7 @@ def eval(
     """
     from gem.evaluation import evaluate, summarize
     from gem.evaluation.report import write_report
+    from gem.evaluation.server import Server
     from gem.files import FolderInUse, replace_file
     from gem.rollout.limits import Limits
     from gem.sandbox import SandboxUnavailable
@@ -65,7 +67,9 @@ def eval(
     try:
         chosen = _tasks(sources, tasks, split, tools)
         if model.startswith(("http://", "https://")):
-            player = _behind(model, server_model, tokenizer, chat, api_key, limits, temperature, seed, concurrency)
+            server = Server(model.rstrip("/"), server_model, api_key)
+            sampling = {"temperature": temperature, "seed": seed, "connections": min(concurrency, 256)}
+            player: Player = _behind(server, tokenizer, chat, limits, sampling)
         else:
             player = _player(model, limits, temperature, seed)
         with _Progress(len(chosen) * samples) as progress:
@@ -122,42 +126,24 @@ def _player(model: str, limits: Limits, temperature: float, seed: int) -> Player
     return local_player(model, limits, temperature=temperature, seed=seed)
 
 
-def _behind(
-    url: str,
-    name: str,
-    tokenizer: str | None,
-    chat: bool,
-    api_key: str,
-    limits: Limits,
-    temperature: float,
-    seed: int,
-    connections: int,
-) -> Player:
+def _behind(server: Server, tokenizer: str | None, chat: bool, limits: Limits, sampling: dict[str, Any]) -> Player:
     """Return the player of a model behind a server, and print what the server can do."""
-    from gem.evaluation.server import Server, chat_player, server_player
+    from gem.evaluation.server import chat_player, server_player
 
-    server = Server(url.rstrip("/"), name, api_key)
     if chat:
-        return chat_player(server, limits, temperature=temperature)
+        return chat_player(server, limits, temperature=sampling["temperature"])
     try:
         from transformers import AutoTokenizer
     except ModuleNotFoundError:
         raise ImportError("a server is asked in token ids, for which transformers is needed; --chat is not") from None
     from gem.models.resolve import resolve_model
 
-    folder = resolve_model(tokenizer or name or str(server.models()[0]["id"]))
-    player, found = server_player(
-        server,
-        AutoTokenizer.from_pretrained(folder),
-        limits,
-        temperature=temperature,
-        seed=seed,
-        connections=connections,
-    )
+    folder = resolve_model(tokenizer or server.model or str(server.models()[0]["id"]))
+    player, found = server_player(server, AutoTokenizer.from_pretrained(folder), limits, **sampling)
     kind = "processed" if found.processed else "raw"
     seeds = "honoured" if found.seeded else "not honoured: another run gives other episodes"
     context = "unknown" if found.max_context is None else f"{found.max_context} tokens"
-    say(f"{found.model} at {url}: token ids exact, log-probabilities {kind}, seeds {seeds}, context {context}")
+    say(f"{found.model} at {server.url}: token ids exact, log-probabilities {kind}, seeds {seeds}, context {context}")
     return player
 
 
