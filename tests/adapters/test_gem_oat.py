@@ -562,7 +562,7 @@ def test_evaluation_plays_the_tasks_of_another_split(make_actor, own_tokenizer):
     task = Task(ENV, 3, split="eval")
     with task.make() as env:
         env.reset(task.reset_seed)
-        win = "\\boxed{" + " ".join(map(str, env.code)) + "}"
+        win = "\\boxed{" + " ".join(map(str, env.game_code)) + "}"
     actor = make_actor(answer=say(own_tokenizer, win), eval_generate_max_length=64)
     tasks = [task, *(replace(task, seed=seed) for seed in (50, 51, 52))]
     answers, scores = actor.generate_and_maybe_eval([t.to_json() for t in tasks], [""] * 4, [""] * 4)

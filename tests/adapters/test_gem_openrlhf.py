@@ -290,7 +290,7 @@ def test_success_is_the_score(tokenizer):
     task = Task(ENV, 3)
     with task.make() as env:
         env.reset(task.reset_seed)
-        engine = ScriptedVLLM(*answers(tokenizer, "\\boxed{" + " ".join(map(str, env.code)) + "}"))
+        engine = ScriptedVLLM(*answers(tokenizer, "\\boxed{" + " ".join(map(str, env.game_code)) + "}"))
     won, lost = execute(tokenizer, engine, row(task), row(replace(task, seed=4)), params=sampling(max_tokens=64))
     assert won["scores"] == 1.0
     assert lost["scores"] == 0.0

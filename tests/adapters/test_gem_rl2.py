@@ -292,7 +292,7 @@ def test_metrics_and_scores(make_rollout, tokenizer, monkeypatch):
     task = Task(ENV, 3)
     with task.make() as env:
         env.reset(task.reset_seed)
-        win = say(tokenizer, "\\boxed{" + " ".join(map(str, env.code)) + "}")
+        win = say(tokenizer, "\\boxed{" + " ".join(map(str, env.game_code)) + "}")
     rollout.server.answer = win
     rollout.train_sampling_params["max_new_tokens"] = 64
     rollout(rows([task, Task(ENV, 50)]), True, 1)
