@@ -55,6 +55,7 @@ def eval(
     intervals of 95%.
     """
     from gem.evaluation import evaluate, summarize
+    from gem.evaluation.players import PlayerFailed, TokenPlayer
     from gem.evaluation.report import write_report
     from gem.evaluation.server import Server
     from gem.files import FolderInUse, replace_file
@@ -72,16 +73,18 @@ def eval(
             player: Player = _behind(server, tokenizer, chat, limits, sampling)
         else:
             player = _player(model, limits, temperature, seed)
+        if token_budget is not None and not isinstance(player, TokenPlayer):
+            raise ValueError("--token-budget is for models whose tokens are counted: this one writes text")
         with _Progress(len(chosen) * samples) as progress:
             evaluation = evaluate(
                 chosen, player, out, samples, concurrency, retries, resume, token_budget, progress.show
             )
         summary = summarize(evaluation)
-        replace_file(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+        replace_file(out / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
         write_report(out / "report.html", evaluation, decode=getattr(player, "decode", None))
     except KeyboardInterrupt:
         stop(f"interrupted: what was played is in {out}, and --resume goes on", code=1)
-    except (ValueError, TypeError, ImportError, OSError, FolderInUse, SandboxUnavailable) as error:
+    except (ValueError, TypeError, ImportError, OSError, FolderInUse, SandboxUnavailable, PlayerFailed) as error:
         stop(str(error))
     _print(summary)
     say(f"{out}/summary.json, {out}/report.html")
@@ -187,6 +190,7 @@ def _print(summary: dict[str, Any]) -> None:
             say(f"{env_id}: " + ", ".join(f"pass@{k} {value:.3f}" for k, value in shares.items()))
     if len(summary["environments"]) > 1 and summary["mean"]["success"] is not None:
         mean = summary["mean"]["success"]
-        say(f"mean of the environments' success rates: {mean['mean']:.3f} (standard error {mean['error']:.3f})")
+        error = "" if mean["error"] is None else f" (standard error {mean['error']:.3f})"
+        say(f"mean of the environments' success rates: {mean['mean']:.3f}{error}")
     exact = "token ids as they were sampled" if summary["player"]["exact_tokens"] else "text, without token ids"
     say(f"played by {summary['player']['name']}; the episodes hold {exact}")

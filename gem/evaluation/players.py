@@ -7,15 +7,20 @@ player of text (the others) is a function, and its episodes hold text alone.
 from __future__ import annotations
 
 import abc
+import asyncio
+import contextlib
+import hashlib
 import importlib
 import inspect
 import random
+import sys
+import threading
 import time
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.to_thread
 
 from gem.core import Env, EnvWrapper, StepResult
 from gem.faults import EnvironmentFailed
@@ -119,6 +124,9 @@ class TokenPlayer(Player):
         except PlayerFailed as failure:
             _end_by(failure, episode)
             return episode
+        except (AttributeError, IndexError, KeyError, ArithmeticError) as error:  # of an answer in another form
+            _end_by(PlayerFailed(f"{type(error).__name__}: {error}"), episode)
+            return episode
         finally:
             self._engine.episode_ended()
 
@@ -200,14 +208,17 @@ class TextPlayer(Player):
         if self._threads is None:
             self._threads = anyio.CapacityLimiter(self._limits.max_threads)
         try:
-            with anyio.fail_after(ANSWER_SECONDS):
-                if inspect.iscoroutinefunction(answer):
-                    text = await answer(messages)
-                else:
-                    run = anyio.to_thread.run_sync
-                    text = await run(answer, messages, abandon_on_cancel=True, limiter=self._threads)
+            shown = [dict(message) for message in messages]  # the function may change them
+            if inspect.iscoroutinefunction(answer):
+                with anyio.fail_after(ANSWER_SECONDS):
+                    text = await answer(shown)
+            else:
+                async with self._threads:  # waiting for a thread is not the function's time
+                    text = await _called(answer, shown)
         except (PlayerFailed, Misconfigured):
             raise
+        except (TimeoutError, asyncio.TimeoutError):  # one class since Python 3.11
+            raise PlayerFailed(f"no answer within {ANSWER_SECONDS:g} s") from None
         except Exception as error:
             raise PlayerFailed(f"{type(error).__name__}: {error}") from error
         if not isinstance(text, str):
@@ -216,12 +227,37 @@ class TextPlayer(Player):
 
     def describe(self) -> dict[str, Any]:
         """Return name and limits."""
-        limits = self._limits
-        return {**super().describe(), "limits": {"max_turns": limits.max_turns, "step_timeout": limits.step_timeout}}
+        return {**super().describe(), "limits": dict(vars(self._limits))}
 
     async def aclose(self) -> None:
         """End the threads and processes of environments."""
         await self._execution.aclose()
+
+
+async def _called(function: Callable[[list[Message]], Any], messages: list[Message]) -> Any:
+    """Return what a function returns, called in a thread that ends with this process whatever the function does.
+
+    Raises:
+        TimeoutError: it takes too long, and is left alone.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[Any] = loop.create_future()
+
+    def settle(value: Any, error: Exception | None) -> None:
+        if not done.done():
+            done.set_result(value) if error is None else done.set_exception(error)
+
+    def run() -> None:
+        value, failure = None, None
+        try:
+            value = function(messages)
+        except Exception as error:  # noqa: BLE001 (it is raised where it is awaited)
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(settle, value, failure)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await asyncio.wait_for(done, ANSWER_SECONDS)
 
 
 def _end_by(failure: PlayerFailed, episode: Episode) -> None:
@@ -243,6 +279,7 @@ class FunctionPlayer(TextPlayer):
         function: gets a list of ``{"role", "content"}``, the last one of the environment.
         limits: as for :class:`TextPlayer`.
         make_env: as for :class:`TextPlayer`.
+        settings: what else belongs into the manifest, as JSON data; by default a fingerprint of the function's source.
     """
 
     def __init__(
@@ -251,10 +288,12 @@ class FunctionPlayer(TextPlayer):
         function: Callable[[list[Message]], Any],
         limits: Limits | None = None,
         make_env: MakeEnv = Task.make,
+        settings: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(limits, make_env)
         self.name = name
         self._function = function
+        self._settings = settings if settings is not None else {"source": _fingerprint(function)}
 
     @classmethod
     def of(cls, path: str, limits: Limits | None = None, make_env: MakeEnv = Task.make) -> FunctionPlayer:
@@ -264,6 +303,8 @@ class FunctionPlayer(TextPlayer):
             ImportError: it cannot be imported.
         """
         module, _, name = path.partition(":")
+        if str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))  # as `python -m` has it
         try:
             function = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
@@ -273,6 +314,10 @@ class FunctionPlayer(TextPlayer):
     def begin(self, task: Task, number: int) -> Callable[[list[Message]], Any]:
         """Return the function."""
         return self._function
+
+    def describe(self) -> dict[str, Any]:
+        """Return name, limits, and what tells the function from another of its name."""
+        return {**super().describe(), **self._settings}
 
 
 class RandomPlayer(TextPlayer):
@@ -316,6 +361,13 @@ class SolverPlayer(TextPlayer):
             return next(playing[0])
 
         return answer
+
+
+def _fingerprint(function: Any) -> str:
+    try:
+        return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:16]
+    except (OSError, TypeError):  # it has no source
+        return ""
 
 
 _CHOSEN = "gem_chosen_action"

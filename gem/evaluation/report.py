@@ -142,7 +142,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def _plot(estimates: dict[str, Any]) -> str:
     """Return a picture of success rates and their intervals."""
-    drawn = {env_id: each for env_id, each in estimates.items() if each is not None and each["low"] == each["low"]}
+    drawn = {env_id: each for env_id, each in estimates.items() if each is not None and each["low"] is not None}
     if not drawn:
         return ""
     left, width, step = 260, 460, 22

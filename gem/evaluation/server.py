@@ -13,11 +13,11 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import math
 import random
 import re
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +39,7 @@ from gem.rollout.engine import Engine, Response
 from gem.rollout.limits import Limits
 from gem.rollout.rendering import ChatRenderer
 from gem.tasks import Task
-from gem.tools.bounded_http import post
+from gem.tools.bounded_http import send
 
 TRIES = 6
 """How often a request is sent that the server does not answer."""
@@ -47,11 +47,19 @@ TRIES = 6
 FIRST_PAUSE = 0.5
 """Seconds before it is sent again; each further pause is twice as long, and none is exactly that long."""
 
-LONGEST_ANSWER = 64 << 20
+LONGEST_ANSWER = 8 << 20
 """Bytes."""
 
-_TEMPORARY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+_TEMPORARY = frozenset({408, 409, 425, 429})
+"""HTTP errors after which a request is sent again, beside all from 500 on."""
+
+_OF_THE_SET_UP = frozenset({401, 402, 403, 404, 405})
+"""HTTP errors that every request would get."""
+
 _TOO_LONG = re.compile(r"context[ _](length|window|size)|too long|maximum context|too many tokens", re.IGNORECASE)
+_NOISE = 0.02
+"""By which the log-probability of a token may differ from request to request; at temperature 2 it is farther off."""
+
 _PROBE = "The quick brown fox jumps over the lazy dog"
 
 
@@ -79,9 +87,9 @@ class Server:
         """Return the answer to a request, which is sent again while the server cannot answer.
 
         Raises:
-            ServerFailed: it does not answer after :data:`TRIES` requests.
+            ServerFailed: it does not answer after :data:`TRIES` requests, or not this one.
             ContextFull: it says that the prompt is too long.
-            Misconfigured: it says that the request is wrong otherwise; the message has its reason.
+            Misconfigured: it says that the key or the model is wrong; the message has its reason.
         """
         pause = FIRST_PAUSE
         for attempt in range(1, TRIES + 1):
@@ -94,8 +102,10 @@ class Server:
                 reason = f"{error.code} {_reason(error)}"
                 if error.code == 400 and _TOO_LONG.search(reason):
                     raise ContextFull(reason) from None
-                if error.code not in _TEMPORARY:
+                if error.code in _OF_THE_SET_UP:
                     raise Misconfigured(f"{self.url}{path}: {reason}") from None
+                if error.code < 500 and error.code not in _TEMPORARY:  # of this request, such as a filter of contents
+                    raise ServerFailed(f"{self.url}{path}: {reason}") from None
             except (OSError, http.client.HTTPException, ValueError) as error:  # no connection, late, or half an answer
                 reason = error_message(error)
             if attempt < TRIES:
@@ -109,16 +119,15 @@ class Server:
         Raises:
             ValueError: it cannot be reached, or does not say.
         """
-        request = urllib.request.Request(f"{self.url}/models", headers=self._headers())
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
-                return list(json.loads(answer.read(1 << 20))["data"])
+            answer = send(f"{self.url}/models", None, self._headers(), min(30.0, self.timeout), LONGEST_ANSWER)
+            return [dict(each) for each in json.loads(answer)["data"]]
         except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
             raise ValueError(f"cannot list the models of {self.url}: {error_message(error)}") from None
 
     def _post(self, path: str, body: dict[str, Any]) -> bytes:
         data = json.dumps({"model": self.model, **body}).encode()
-        return post(f"{self.url}{path}", data, self._headers(), self.timeout, LONGEST_ANSWER)
+        return send(f"{self.url}{path}", data, self._headers(), self.timeout, LONGEST_ANSWER)
 
     def _headers(self) -> dict[str, str]:
         key = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
@@ -168,8 +177,8 @@ def probe(server: Server, prompt_ids: Sequence[int]) -> Abilities:
     first, again = sample(1.0), sample(1.0)
     exact = isinstance(first.get("token_ids"), list) and first.get("prompt_token_ids") == list(prompt_ids)
     likely = [_most_likely(sample(temperature)) for temperature in (1.0, 2.0)]
-    processed = None not in likely and abs(likely[0] - likely[1]) > 1e-6  # type: ignore[operator]
-    seeded = first.get("text") == again.get("text")
+    processed = None not in likely and abs(likely[0] - likely[1]) > _NOISE  # type: ignore[operator]
+    seeded = first.get("token_ids", first.get("text")) == again.get("token_ids", again.get("text"))
     return Abilities(server.model, context if isinstance(context, int) else None, exact, processed, seeded)
 
 
@@ -182,6 +191,7 @@ class ServerEngine(Engine):
         temperature: of what is sampled.
         seed: of what is sampled, with the episode's number and the turn.
         connections: requests at the same time.
+        size: how many tokens there are.
         keep_logprobs: whether the server's log-probabilities are those of what is sampled from.
     """
 
@@ -192,6 +202,7 @@ class ServerEngine(Engine):
         temperature: float = 1.0,
         seed: int = 0,
         connections: int = 64,
+        size: int = 1 << 31,
         keep_logprobs: bool = True,
     ) -> None:
         self._server = server
@@ -199,6 +210,7 @@ class ServerEngine(Engine):
         self._temperature = temperature
         self._seed = seed
         self._connections = connections
+        self._size = size
         self._keep_logprobs = keep_logprobs
         self._limiter: anyio.CapacityLimiter | None = None
 
@@ -216,12 +228,30 @@ class ServerEngine(Engine):
         body = _request(ids, max_new_tokens, self._temperature, seed, self._stop_ids)
         answer = await anyio.to_thread.run_sync(self._server.ask, "/completions", body, limiter=self._limiter)
         choice = _choice(answer)
-        sampled, chances = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
-        if not isinstance(sampled, list) or choice.get("prompt_token_ids") != ids:
-            raise ServerFailed(f"{self._server.url} answered without the token ids, or to another prompt")
-        if not self._keep_logprobs or not isinstance(chances, list) or len(chances) != len(sampled):
-            chances = None
-        return Response.of_server([int(each) for each in sampled], chances, choice.get("finish_reason"), self._stop_ids)
+        sampled = choice.get("token_ids")
+        if choice.get("prompt_token_ids") != ids:
+            raise ServerFailed(f"{self._server.url} answered to another prompt")
+        if not isinstance(sampled, list) or not all(type(each) is int and 0 <= each < self._size for each in sampled):
+            raise ServerFailed(f"{self._server.url} answered with other than token ids: {sampled!r:.100}")
+        chances = self._logprobs(choice, len(sampled)) if self._keep_logprobs else None
+        return Response.of_server(sampled, chances, choice.get("finish_reason"), self._stop_ids)
+
+    def _logprobs(self, choice: dict[str, Any], count: int) -> list[float] | None:
+        """Return the log-probabilities of an answer; None if it has none.
+
+        Raises:
+            ServerFailed: they are no log-probabilities.
+        """
+        logprobs = choice.get("logprobs")
+        chances = logprobs.get("token_logprobs") if isinstance(logprobs, dict) else None
+        if chances is None:
+            return None
+        numbers = isinstance(chances, list) and all(
+            type(each) in (int, float) and math.isfinite(each) and each <= 1e-6 for each in chances
+        )
+        if not numbers or len(chances) != count:
+            raise ServerFailed(f"{self._server.url} answered with other than log-probabilities: {chances!r:.100}")
+        return [float(each) for each in chances]
 
 
 def server_player(
@@ -265,8 +295,8 @@ def server_player(
         limits = Limits(**{**vars(limits), "max_context": abilities.max_context})
     named = Server(server.url, abilities.model, server.api_key, server.timeout)
     keep = abilities.processed or temperature == 1
-    engine = ServerEngine(named, renderer.stop_ids, temperature, seed, connections, keep)
-    settings = {"temperature": temperature, "seed": seed, "server": vars(abilities)}
+    engine = ServerEngine(named, renderer.stop_ids, temperature, seed, connections, len(tokenizer), keep)
+    settings = {"temperature": temperature, "seed": seed, "server": server.url, "max_context": abilities.max_context}
     return TokenPlayer(abilities.model, engine, renderer, limits, make_env, settings), abilities
 
 
@@ -295,12 +325,17 @@ def chat_player(
     def answer(messages: list[Message]) -> str:
         shown = [{**each, "role": "user" if each["role"] == "tool" else each["role"]} for each in messages]
         body = {"messages": shown, "max_tokens": limits.max_new_tokens, **settings}
-        content = _choice(server.ask("/chat/completions", body)).get("message", {}).get("content")
+        choice = _choice(server.ask("/chat/completions", body))
+        message = choice.get("message")
+        content = message.get("content") if isinstance(message, dict) else None
+        if content is None and choice.get("finish_reason") == "length":
+            return ""  # all its tokens went into thoughts: that is the model's doing
         if not isinstance(content, str):
             raise ServerFailed(f"{server.url} answered without a text")
         return content
 
-    return FunctionPlayer(server.model, answer, limits, make_env)
+    described = {**settings, "server": server.url}
+    return FunctionPlayer(server.model, answer, limits, make_env, described)
 
 
 def _request(
@@ -337,7 +372,5 @@ def _most_likely(choice: dict[str, Any]) -> float | None:
 
 
 def _reason(error: urllib.error.HTTPError) -> str:
-    try:
-        return " ".join(error.read(2_000).decode("utf-8", "replace").split())[:300]
-    except (OSError, http.client.HTTPException):
-        return str(error.reason)
+    body = getattr(error, "body", b"")  # which was read within the time of the request
+    return " ".join(body.decode("utf-8", "replace").split())[:300] or str(error.reason)

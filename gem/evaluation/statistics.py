@@ -113,7 +113,7 @@ class Comparison:
         error: its standard error.
         low: the lower end of its interval.
         high: the upper end.
-        p: of Student's paired test, two-sided; 1 where no task differs.
+        p: of Student's paired test, two-sided; of the sign test where all tasks differ by the same; 1 where none does.
         tasks: tasks that both have.
         unpaired_error: what the error would be if the tasks were not the same.
         needed: tasks that would show a difference of this size with a power of :data:`POWER`; None where there is none.
@@ -144,13 +144,13 @@ def compare(first: Samples, second: Samples, level: float = LEVEL) -> Comparison
     if len(common) < 2:
         raise ValueError(f"the evaluations have {len(common)} tasks in common: at least two are needed to compare them")
     a, b = (_task_means({task: each[task] for task in common}) for each in (first, second))
-    differences = b - a
+    differences = np.round(b - a, 12)  # else means that are equal differ by rounding
     difference, error = float(np.mean(differences)), _standard_error(differences)
     half = error * _quantile(level, len(common) - 1)
     unpaired = math.hypot(_standard_error(a), _standard_error(b))
     ends = difference - half, difference + half
-    p, needed = _p_value(difference, error, len(common) - 1), _tasks_needed(difference, error, len(common), level)
-    return Comparison(difference, error, *ends, p, len(common), unpaired, needed)
+    p = _p_value(difference, error, len(common))
+    return Comparison(difference, error, *ends, p, len(common), unpaired, tasks_needed(difference, error, len(common)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -187,18 +187,37 @@ def _quantile(level: float, freedom: int) -> float:
     return float(t.ppf(0.5 + level / 2, freedom)) if freedom > 0 else math.nan
 
 
-def _p_value(difference: float, error: float, freedom: int) -> float:
+def _p_value(difference: float, error: float, tasks: int) -> float:
     from scipy.stats import t
 
-    if error == 0:
-        return 1.0 if difference == 0 else 0.0
-    return float(2 * t.sf(abs(difference) / error, freedom))
+    if difference == 0:
+        return 1.0
+    if error == 0:  # Student's would be certain, from two tasks on
+        return min(1.0, 2 * 0.5**tasks)
+    return max(float(2 * t.sf(abs(difference) / error, tasks - 1)), 2 * 0.5**tasks)
 
 
-def _tasks_needed(difference: float, error: float, tasks: int, level: float) -> int | None:
-    from scipy.stats import norm
+def tasks_needed(difference: float, error: float, tasks: int, comparisons: int = 1) -> int | None:
+    """Return how many tasks would show a difference with a power of :data:`POWER`; None if there is no difference.
+
+    Args:
+        difference: that was found.
+        error: its standard error.
+        tasks: of which it is.
+        comparisons: that are made at the same time, for which p-values are adjusted.
+    """
+    from scipy.stats import norm, t
 
     if difference == 0:
         return None
-    quantiles = float(norm.ppf(0.5 + level / 2) + norm.ppf(POWER))
-    return max(2, math.ceil((quantiles * error * math.sqrt(tasks) / difference) ** 2))
+    alpha = (1 - LEVEL) / comparisons
+    ratio = error * math.sqrt(tasks) / abs(difference)
+    least = math.ceil(1 - math.log2(alpha))  # fewer show nothing, whatever they are: see _p_value
+    needed = max(least, math.ceil(((norm.ppf(1 - alpha / 2) + norm.ppf(POWER)) * ratio) ** 2))
+    for _ in range(20):  # Student's quantiles depend on the number itself
+        freedom = needed - 1
+        again = max(least, math.ceil(float((t.ppf(1 - alpha / 2, freedom) + t.ppf(POWER, freedom)) * ratio) ** 2))
+        if again <= needed:
+            break
+        needed = again
+    return needed

@@ -47,6 +47,7 @@ class Evaluation:
     samples: int
     episodes: dict[Unit, Episode] = field(default_factory=dict)
     failures: dict[Unit, list[Episode]] = field(default_factory=dict)
+    _tokens: int = 0
 
     @property
     def units(self) -> list[Unit]:
@@ -61,11 +62,11 @@ class Evaluation:
     @property
     def sampled_tokens(self) -> int:
         """Tokens of all attempts."""
-        failed = (episode for attempts in self.failures.values() for episode in attempts)
-        return sum(episode.sampled_tokens for episode in (*self.episodes.values(), *failed))
+        return self._tokens
 
     def add(self, unit: Unit, episode: Episode) -> None:
         """Take note of an attempt; a second valid episode of a unit does not count."""
+        self._tokens += episode.sampled_tokens
         if episode.valid:
             self.episodes.setdefault(unit, episode)
         else:
@@ -101,12 +102,14 @@ class Store:
         hold_folder(self.folder)
         path = self.folder / MANIFEST
         if not path.exists():
+            if (self.folder / EPISODES).exists():
+                raise ValueError(f"{self.folder / EPISODES} is there without {MANIFEST}: choose another folder")
             replace_file(self.folder / TASKS, "".join(f"{task.to_json()}\n" for task in tasks))
             replace_file(path, json.dumps(manifest, indent=2) + "\n")
         elif not resume:
             raise ValueError(f"{folder} holds an evaluation: choose another folder, delete it, or resume it")
         else:
-            _check_same(json.loads(path.read_text(encoding="utf-8")), manifest, self.folder)
+            _check_same(_read_manifest(path), manifest, self.folder)
         self.evaluation = read_evaluation(self.folder)
 
     def add(self, unit: Unit, episode: Episode) -> None:
@@ -124,15 +127,32 @@ def read_evaluation(folder: str | Path) -> Evaluation:
         ValueError: a file is not what this package wrote.
     """
     folder = Path(folder)
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    manifest = _read_manifest(folder / MANIFEST)
     tasks = [Task.from_json(line) for line in (folder / TASKS).read_text(encoding="utf-8").splitlines()]
     evaluation = Evaluation(manifest, tasks, manifest["samples"])
     if (folder / EPISODES).exists():
         for _, line in whole_lines(folder / EPISODES):
             if line is not None:  # else it was being written when the process ended
-                row = json.loads(line)
-                evaluation.add((row["task_index"], row["sample"]), Episode.from_json(line))
+                evaluation.add(_unit(line, folder), Episode.from_json(line))
     return evaluation
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT_VERSION or not isinstance(manifest["samples"], int):
+            raise ValueError(f"format {manifest['format']}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no manifest of an evaluation ({type(error).__name__}: {error})") from None
+    return dict(manifest)
+
+
+def _unit(line: str, folder: Path) -> Unit:
+    row = json.loads(line)
+    try:
+        return int(row["task_index"]), int(row["sample"])
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(f"{folder / EPISODES} holds episodes of something else: {line[:80]!r}") from None
 
 
 def fingerprint(tasks: Sequence[Task]) -> str:

@@ -22,6 +22,12 @@ from gem.registry import find_spec
 from gem.tasks import Task, make_tasks
 
 _SHIPPED = Path(__file__).with_name("suites")
+MOST_TASKS = 1_000_000
+"""Of an entry."""
+
+MOST_CHARACTERS = 100_000
+"""Of an entry."""
+
 _KEYS = frozenset({"env", "count", "kwargs", "seeds"})
 
 
@@ -49,8 +55,11 @@ def load_suite(name: str | Path, split: str = "eval") -> list[Task]:
     except ModuleNotFoundError:
         raise ImportError("reading a suite needs PyYAML: install gem-adapters[eval]") from None
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError(f"{path} has aliases, which can stand for any size: write the values")
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())[:200]}") from None
     rows = content.get("tasks") if isinstance(content, dict) else None
     if not isinstance(rows, list) or not rows:
@@ -58,8 +67,10 @@ def load_suite(name: str | Path, split: str = "eval") -> list[Task]:
     tasks: list[Task] = []
     for number, row in enumerate(rows, start=1):
         try:
+            if len(str(row)) > MOST_CHARACTERS:
+                raise ValueError(f"it has more than {MOST_CHARACTERS} characters")
             tasks += _tasks(row, split)
-        except (TypeError, KeyError, ValueError) as error:
+        except (TypeError, KeyError, ValueError, RecursionError) as error:
             raise ValueError(f"entry {number} of {path}: {error}") from None
     return tasks
 
@@ -71,12 +82,16 @@ def _tasks(row: Any, split: str) -> list[Task]:
         raise ValueError(f"{sorted(unknown)[0]!r} is not one of {', '.join(sorted(_KEYS))}")
     kwargs = row.get("kwargs") or {}
     find_spec(row["env"])
+    if "seeds" in row and not (isinstance(row["seeds"], list) and row["seeds"]):
+        raise ValueError(f"seeds is a list of numbers, got {row['seeds']!r}")
     if "seeds" in row:
         return make_tasks(row["env"], row["seeds"], kwargs, split)
     count = row.get("count", 100)
     if count == "all":
         with Task(row["env"], 0, kwargs, split).make() as env:
-            count = env.unwrapped.size  # type: ignore[attr-defined]  # of environments that ask questions
-    if not isinstance(count, int) or count < 1:
-        raise ValueError(f"count is a number from 1 on, or all, got {count!r}")
+            count = getattr(env.unwrapped, "size", None)
+        if count is None:
+            raise ValueError(f"{row['env']} is no data set: its count is a number")
+    if not isinstance(count, int) or not 1 <= count <= MOST_TASKS:
+        raise ValueError(f"count is a number from 1 to {MOST_TASKS}, or all, got {count!r}")
     return make_tasks(row["env"], range(count), kwargs, split)

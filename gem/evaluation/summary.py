@@ -20,6 +20,7 @@ from gem.evaluation.statistics import (
     mean_over_tasks,
     pass_at,
     rate_over_tasks,
+    tasks_needed,
 )
 from gem.evaluation.store import Evaluation
 from gem.rollout.episode import Episode
@@ -106,6 +107,8 @@ def compare_evaluations(first: Evaluation, second: Evaluation, quantity: str = "
     adjusted = holm([each["p"] for each in found.values()])
     for each, p in zip(found.values(), adjusted, strict=True):
         decided = p < 1 - LEVEL
+        needed = tasks_needed(each["difference"], each["error"], each["tasks"], len(found))
+        each["needed"] = needed if decided or needed is None else max(needed, each["tasks"] + 1)
         each["adjusted_p"] = p
         each["verdict"] = "undecided" if not decided else "better" if each["difference"] > 0 else "worse"
     return found
@@ -131,10 +134,12 @@ def comparison_rows(found: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _interval(estimate: dict[str, float] | None) -> str:
+def _interval(estimate: dict[str, Any] | None) -> str:
     """Return a mean with its interval, as ``0.512 [0.44, 0.58]``."""
     if estimate is None:
         return "-"
+    if estimate["low"] is None:  # of one task
+        return f"{estimate['mean']:.3f}"
     return f"{estimate['mean']:.3f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
 
 
@@ -154,8 +159,8 @@ def _of_environment(evaluation: Evaluation, env_id: str) -> dict[str, Any]:
     return {
         "tasks": len({task for task, _ in units}),
         "episodes": len(played),
-        "success": asdict(rate_over_tasks(successes)) if played else None,
-        "return": asdict(mean_over_tasks(returns)) if played else None,
+        "success": _plain(rate_over_tasks(successes)) if played else None,
+        "return": _plain(mean_over_tasks(returns)) if played else None,
         "pass_at": {str(k): pass_at(k, successes) for k in ks} if played else {},
         "best_of": {str(k): best_of(k, returns) for k in ks} if played else {},
         "turns": _plain_mean([len(episode.turns) for episode in played]),
@@ -169,14 +174,19 @@ def _of_environment(evaluation: Evaluation, env_id: str) -> dict[str, Any]:
     }
 
 
+def _plain(estimate: Estimate) -> dict[str, Any]:
+    """Return an estimate as JSON data, which has no nan."""
+    return {name: None if value != value else value for name, value in asdict(estimate).items()}
+
+
 def _plain_mean(values: list[int]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _mean_of(estimates: list[dict[str, Any]]) -> dict[str, float] | None:
+def _mean_of(estimates: list[dict[str, Any]]) -> dict[str, float | None] | None:
     """Return the mean of several environments' estimates, each of tasks of its own, and its standard error."""
     if not estimates:
         return None
-    found = [Estimate(**each) for each in estimates]
-    error = sum(each.error**2 for each in found) ** 0.5 / len(found)
-    return {"mean": sum(each.mean for each in found) / len(found), "error": error}
+    errors = [each["error"] for each in estimates]
+    error = None if None in errors else sum(each**2 for each in errors) ** 0.5 / len(errors)
+    return {"mean": sum(each["mean"] for each in estimates) / len(estimates), "error": error}

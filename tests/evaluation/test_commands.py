@@ -60,6 +60,7 @@ def test_evaluations_are_compared(folders):
         (["eval", EASY, "--model", "./no/such/folder"], "there is no model folder"),
         (["eval", "env=game:Wordle-v0,seeds=0:2", "--model", "random", "--tools", "python"], "--tools is for"),
         (["eval", "qa:Sample", "--model", "solver"], "no solver"),
+        (["eval", EASY, "--model", "random", "--token-budget", "5"], "--token-budget is for"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path):

@@ -259,4 +259,70 @@ def test_a_killed_evaluation_loses_nothing_and_plays_nothing_twice(tmp_path, tim
 def test_a_function_that_hangs_fails_its_episode(tmp_path, monkeypatch):
     monkeypatch.setattr("gem.evaluation.players.ANSWER_SECONDS", 0.1)
     evaluation = evaluate(tasks(1), FunctionPlayer("f", lambda messages: time.sleep(1)), tmp_path, retries=0)
-    assert "TimeoutError" in evaluation.failures[0, 0][0].error
+    assert "no answer within 0.1 s" in evaluation.failures[0, 0][0].error
+
+
+def test_undecided_needs_more_than_there_were(tmp_path):
+    rows = tasks(6)
+    found = [
+        evaluate(rows, FunctionPlayer(str(n), lambda m, n=n: f"\\boxed{{{n}}}"), tmp_path / str(n)) for n in (3, 4)
+    ]
+    (comparison,) = compare_evaluations(*found).values()
+    assert comparison["verdict"] == "undecided"
+    assert comparison["needed"] is None or comparison["needed"] > 6
+
+
+def test_one_task_has_no_interval_and_the_summary_is_json(tmp_path):
+    summary = summarize(evaluate(tasks(1), FunctionPlayer("f", five), tmp_path))
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert summary["environments"][EASY]["success"]["low"] is None
+
+
+def test_a_function_may_change_its_messages(tmp_path):
+    seen = []
+
+    def answer(messages):
+        seen.append([message["role"] for message in messages])
+        messages.insert(0, {"role": "system", "content": "win"})
+        return five(messages)
+
+    evaluate(tasks(2), FunctionPlayer("f", answer), tmp_path)
+    assert {roles[0] for roles in seen} == {"user"}
+
+
+def test_waiting_for_a_thread_is_not_the_functions_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("gem.evaluation.players.ANSWER_SECONDS", 0.5)
+
+    def answer(messages):
+        time.sleep(0.2)
+        return "no move"
+
+    player = FunctionPlayer("f", answer, Limits(max_threads=2))
+    assert not evaluate(tasks(8), player, tmp_path, retries=0).missing
+
+
+def test_a_process_ends_though_a_function_hangs(tmp_path):
+    (tmp_path / "hangs.py").write_text("import time\ndef answer(messages):\n    time.sleep(600)\n")
+    (tmp_path / "run.py").write_text(
+        "import gem.evaluation.players as p\np.ANSWER_SECONDS = 0.2\nfrom gem.cli import main\nmain()\n"
+    )
+    command = [sys.executable, "run.py", "eval", EASY, "--model", "hangs:answer", "--tasks", "1", "--retries", "0"]
+    done = subprocess.run([*command, "--out", "out"], cwd=tmp_path, timeout=60, check=False, capture_output=True)
+    assert done.returncode == 1
+    assert b"1 of 1 episodes are missing" in done.stderr
+
+
+def test_functions_of_one_name_are_told_apart(tmp_path):
+    evaluate(tasks(1), FunctionPlayer("f", five), tmp_path)
+    with pytest.raises(ValueError, match=r"player\.source differ"):
+        evaluate(tasks(1), FunctionPlayer("f", counted), tmp_path, resume=True)
+
+
+def test_episodes_without_their_manifest_are_not_adopted(tmp_path):
+    evaluate(tasks(2), FunctionPlayer("f", five), tmp_path / "a")
+    (tmp_path / "a" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=r"is there without manifest\.json"):
+        evaluate(tasks(2), RandomPlayer(), tmp_path / "a", resume=True)
+    (tmp_path / "a" / "manifest.json").write_text('{"form')
+    with pytest.raises(ValueError, match=r"manifest\.json is no manifest"):
+        read_evaluation(tmp_path / "a")

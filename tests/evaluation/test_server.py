@@ -129,3 +129,67 @@ def test_the_command_says_what_the_server_can_do(tmp_path, tokenizer):
         chat = ["eval", EASY, "--model", fake.url, "--server-model", "fake", "--chat", "--tasks", 5]
         done = CliRunner().invoke(app, [str(each) for each in [*chat, "--out", tmp_path / "b"]])
         assert "the episodes hold text" in done.output
+
+
+BAD = {
+    "a null id": {"token_ids": [None]},
+    "an id beyond the vocabulary": {"token_ids": [10**6]},
+    "a negative id": {"token_ids": [-1]},
+    "an id that is no integer": {"token_ids": [1.5]},
+    "a number that is none": {"token_ids": [float("inf")]},
+    "ids of another prompt": {"prompt_token_ids": [1, 2, 3]},
+    "log-probabilities as a list": {"logprobs": [-1.0]},
+    "a log-probability that is none": {"logprobs": {"token_logprobs": [float("nan")]}},
+    "a positive log-probability": {"logprobs": {"token_logprobs": [3.0]}},
+    "too few log-probabilities": {"logprobs": {"token_logprobs": []}},
+    "a choice that is none": None,
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_answers_in_another_form_fail_their_episode_and_are_never_scored(tmp_path, tokenizer, monkeypatch, what):
+    with FakeServer(tokenizer) as fake:
+        player, _ = server_player(Server(fake.url), tokenizer)
+        real, asked = Server.ask, []
+
+        def ask(self, path, body):
+            answer = real(self, path, body)
+            asked.append(1)
+            if len(asked) == 2:
+                answer["choices"] = [{**answer["choices"][0], **BAD[what]}] if BAD[what] else [None]
+            return answer
+
+        monkeypatch.setattr(Server, "ask", ask)
+        evaluation = evaluate(TASKS[:3], player, tmp_path, concurrency=1)
+    assert not evaluation.missing
+    if what == "log-probabilities as a list":
+        return  # they are left out
+    assert sum(map(len, evaluation.failures.values())) == 1
+
+
+@pytest.mark.parametrize(("code", "ends"), [("400", False), ("413", False), ("520", False), ("401", True)])
+def test_errors_of_one_request_and_errors_of_all(tmp_path, tokenizer, code, ends):
+    with FakeServer(tokenizer) as fake:
+        player, _ = server_player(Server(fake.url), tokenizer)
+        fake.faults = {code: 0.2}
+        if ends:
+            with pytest.raises(Misconfigured, match=r"401 .*busy"):
+                evaluate(TASKS, player, tmp_path, retries=30)
+        else:
+            assert not evaluate(TASKS, player, tmp_path, retries=30).missing
+
+
+def test_an_answer_that_is_all_thoughts_is_the_models(tmp_path, tokenizer, monkeypatch):
+    def ask(self, path, body):
+        return {"choices": [{"message": {"content": None}, "finish_reason": "length"}]}
+
+    monkeypatch.setattr(Server, "ask", ask)
+    evaluation = evaluate(TASKS[:2], chat_player(Server("http://127.0.0.1:1/v1", "m")), tmp_path)
+    assert [outcome(episode) for episode in evaluation.episodes.values()] == ["lost"] * 2
+
+
+def test_another_temperature_is_another_evaluation(tmp_path, tokenizer):
+    with FakeServer(tokenizer) as fake:
+        evaluate(TASKS[:1], chat_player(Server(fake.url, "fake"), temperature=0.0), tmp_path)
+        with pytest.raises(ValueError, match=r"player\.temperature differ"):
+            evaluate(TASKS[:1], chat_player(Server(fake.url, "fake"), temperature=1.0), tmp_path, resume=True)

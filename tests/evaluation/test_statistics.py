@@ -119,3 +119,17 @@ def test_holm():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def test_a_few_tasks_that_all_differ_alike_are_no_certainty():
+    for tasks, p in ((2, 0.5), (4, 0.125), (8, 2 / 256)):
+        a, b = ({str(i): [value] for i in range(tasks)} for value in (0.0, 1.0))
+        assert compare(a, b).p == pytest.approx(p)
+    rng = np.random.default_rng(11)
+    found = [compare(drawn(rng, 2, 1, (0.5,)), drawn(rng, 2, 1, (0.5,))).p < 0.05 for _ in range(500)]
+    assert not any(found)
+
+
+def test_means_that_are_equal_but_for_rounding_are_equal():
+    assert compare({"x": [0.1, 0.2], "y": [0.3]}, {"x": [0.3 / 2] * 2, "y": [0.3]}).needed is None
+    assert compare({"x": [0.1 + 0.2], "y": [0.3]}, {"x": [0.3], "y": [0.3]}).p == 1.0

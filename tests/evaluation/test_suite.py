@@ -45,6 +45,11 @@ def test_a_suite_is_read(tmp_path):
         ("tasks: [{env: 'game:Wordle-v0', number: 3}]", "'number' is not one of"),
         ("tasks: [{env: 'game:Wordle-v0', count: 0}]", "count is a number"),
         ("tasks: [{env: 'game:Wordle-v0', count: many}]", "count is a number"),
+        ("tasks: [{env: 'game:Wordle-v0', count: all}]", "is no data set"),
+        ("tasks: [{env: 'game:Wordle-v0', count: 10000000}]", "count is a number"),
+        ("tasks: [{env: 'game:Wordle-v0', seeds: []}]", "seeds is a list"),
+        ("a: &a [1, 2]\ntasks: [{env: 'game:Wordle-v0', kwargs: {x: *a}}]", "aliases"),
+        ("tasks: " + "[" * 5000, "is no YAML"),
         ("tasks: !!python/object/apply:os.system ['true']", "is no YAML"),
     ],
 )
