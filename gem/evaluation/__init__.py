@@ -4,7 +4,8 @@
 module         what is in it
 =============  =====================================================================================
 run            :func:`evaluate`: plays tasks, resumes after a crash, retries what was not the model's doing
-players        who plays: a function, random actions, a solver
+players        who plays: an engine, or a function
+scripted       random actions, and the solvers of games
 local_model    a model in this process, by transformers
 server         a model behind an OpenAI-compatible server, by token ids or by text
 suite          YAML files that name tasks
@@ -15,8 +16,9 @@ statistics     means over tasks, intervals, pass@k, paired comparisons
 =============  =====================================================================================
 """
 
-from gem.evaluation.players import FunctionPlayer, Player, RandomPlayer, SolverPlayer, TokenPlayer
+from gem.evaluation.players import FunctionPlayer, Player, TokenPlayer
 from gem.evaluation.run import evaluate
+from gem.evaluation.scripted import RandomPlayer, SolverPlayer
 from gem.evaluation.store import Evaluation, read_evaluation
 from gem.evaluation.summary import compare_evaluations, summarize
 
