@@ -249,11 +249,14 @@ async def _called(function: Callable[[list[Message]], Any], messages: list[Messa
             done.set_result(value) if error is None else done.set_exception(error)
 
     def run() -> None:
-        value, failure = None, None
+        value: Any = None
+        failure: Exception | None = None
         try:
             value = function(messages)
-        except Exception as error:  # noqa: BLE001 (it is raised where it is awaited)
+        except (PlayerFailed, Misconfigured) as error:
             failure = error
+        except BaseException as error:  # noqa: BLE001 (SystemExit and StopIteration too: a thread has no other way)
+            failure = PlayerFailed(f"{type(error).__name__}: {error}")
         with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(settle, value, failure)
 

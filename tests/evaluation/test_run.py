@@ -326,3 +326,14 @@ def test_episodes_without_their_manifest_are_not_adopted(tmp_path):
     (tmp_path / "a" / "manifest.json").write_text('{"form')
     with pytest.raises(ValueError, match=r"manifest\.json is no manifest"):
         read_evaluation(tmp_path / "a")
+
+
+@pytest.mark.parametrize("error", [StopIteration, SystemExit, KeyboardInterrupt, ZeroDivisionError])
+def test_whatever_a_function_raises_fails_its_episode_at_once(tmp_path, error):
+    def answer(messages):
+        raise error("enough")
+
+    begin = time.monotonic()
+    evaluation = evaluate(tasks(2), FunctionPlayer("f", answer), tmp_path, retries=0)
+    assert time.monotonic() - begin < 30
+    assert f"{error.__name__}: enough" in evaluation.failures[0, 0][0].error
