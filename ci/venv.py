@@ -18,6 +18,9 @@ from pathlib import Path
 ALONE = ("openrlhf", "oat", "rl2")
 """Trainers that require what only a GPU or another Python can use: every package is listed, and none fetches others."""
 
+COMPARED = ("gem-llm", "inspect", "lm-eval", "verifiers")
+"""What this package is compared with, which has every package listed."""
+
 ROOT = Path(__file__).resolve().parent.parent
 CONSTRAINTS = ROOT / "ci" / "constraints"
 
@@ -55,7 +58,7 @@ def make(trainer: str, folder: Path) -> None:
 
 def _steps(trainer: str, constraints: str) -> list[list[str]]:
     """Return the arguments of `uv pip install`, call by call."""
-    if trainer == "gem-llm":  # what this package is compared with, and cannot be beside
+    if trainer in COMPARED:
         return [["--no-deps", "-r", constraints]]
     if trainer not in ALONE:
         return [["-c", constraints, "-e", f"{ROOT}[{trainer},test]"]]

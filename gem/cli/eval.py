@@ -25,7 +25,9 @@ def eval(
     ],
     model: Annotated[
         str,
-        typer.Option(help="embedded, smollm2, a folder, a hub id, random, solver, module:function, or http://host/v1."),
+        typer.Option(
+            help="embedded, smollm2, a folder, a hub id, random, solver, human, module:function, or http://host/v1."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the episodes.")],
     tasks: Annotated[int, typer.Option(min=1, help="Tasks of each id; for those that are named by their id.")] = 100,
@@ -40,6 +42,7 @@ def eval(
         int | None, typer.Option(min=1, help="Tokens of an episode; the model's by default.")
     ] = None,
     timeout: Annotated[float | None, typer.Option(min=0, help="Seconds that a step may take.")] = 60.0,
+    answer_timeout: Annotated[float, typer.Option(min=1, help="Seconds that a server or function may take.")] = 300.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Episodes at the same time.")] = 64,
     retries: Annotated[int, typer.Option(min=0, help="How often a failed episode is played again.")] = 2,
     token_budget: Annotated[int | None, typer.Option(min=1, help="Begin no episode after so many tokens.")] = None,
@@ -68,14 +71,16 @@ def eval(
     try:
         chosen = _tasks(sources, tasks, split, tools)
         if model.startswith(("http://", "https://")):
-            server = Server(model.rstrip("/"), server_model, api_key)
+            server = Server(model.rstrip("/"), server_model, api_key, answer_timeout)
             sampling = {"temperature": temperature, "seed": seed, "connections": min(concurrency, 256)}
             player: Player = _behind(server, tokenizer, chat, limits, sampling)
         else:
-            player = _player(model, limits, temperature, seed)
+            player = _player(model, limits, temperature, seed, answer_timeout)
         if token_budget is not None and not isinstance(player, TokenPlayer):
             raise ValueError("--token-budget is for models whose tokens are counted: this one writes text")
-        with _Progress(len(chosen) * samples) as progress:
+        if model == "human":
+            concurrency = 1
+        with _Progress(len(chosen) * samples, hidden=model == "human") as progress:
             evaluation = evaluate(
                 chosen, player, out, samples, concurrency, retries, resume, token_budget, progress.show
             )
@@ -115,13 +120,19 @@ def _tasks(sources: list[str], count: int, split: str, tools: str | None) -> lis
     return chosen
 
 
-def _player(model: str, limits: Limits, temperature: float, seed: int) -> Player:
+def _player(model: str, limits: Limits, temperature: float, seed: int, answer_timeout: float) -> Player:
     from gem.evaluation import FunctionPlayer, RandomPlayer, SolverPlayer
 
     if model in ("random", "solver"):
         return RandomPlayer(limits) if model == "random" else SolverPlayer(limits)
+    if model == "human":
+        from gem.cli.human import HumanPlayer
+
+        return HumanPlayer(limits)
     if ":" in model and not Path(model).exists():
-        return FunctionPlayer.of(model, limits)
+        function = FunctionPlayer.of(model, limits)
+        function.answer_seconds = answer_timeout
+        return function
     try:
         from gem.evaluation.local_model import local_player
     except ModuleNotFoundError as error:
@@ -153,13 +164,13 @@ def _behind(server: Server, tokenizer: str | None, chat: bool, limits: Limits, s
 class _Progress:
     """A bar on stderr, with what was won so far."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, hidden: bool) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True))
-        self._won = 0
+        self._bar = Progress(*columns, console=Console(stderr=True), disable=hidden)
+        self._won: int | None = None
         self._job = self._bar.add_task("episodes", total=total)
 
     def __enter__(self) -> _Progress:
@@ -168,7 +179,10 @@ class _Progress:
 
     def show(self, evaluation: Evaluation, episode: Episode) -> None:
         """Show how far it is."""
-        self._won += episode.valid and episode.success
+        if self._won is None:  # those of an evaluation that is resumed, too
+            self._won = sum(each.success for each in evaluation.episodes.values())
+        else:
+            self._won += episode.valid and episode.success
         done = len(evaluation.episodes)
         self._bar.update(self._job, completed=done, description=f"won {self._won}")
 

@@ -20,25 +20,35 @@ class ExportFormat(str, Enum):
     """What ``gem export`` writes."""
 
     atif = "atif"
+    inspect = "inspect"
 
 
 def export(
     path: EpisodesFile,
-    out: Annotated[Path, typer.Option(help="The file to write, one JSON line per trajectory.")],
-    format_: Annotated[ExportFormat, typer.Option("--format", help="Agent Trajectory Interchange Format.")],
-    validate: Annotated[bool, typer.Option(help="Check what is written with the package atif.")] = True,
+    out: Annotated[Path, typer.Option(help="The file to write; a log of Inspect ends in .eval or .json.")],
+    format_: Annotated[
+        ExportFormat, typer.Option("--format", help="Agent Trajectory Interchange Format, or a log of Inspect.")
+    ],
+    validate: Annotated[bool, typer.Option(help="Check trajectories with the package atif.")] = True,
 ) -> None:
     """Write episodes in a format that other programs read."""
     from gem.files import replace_file
+    from gem.rollout.inspect_log import write_inspect_log
 
-    lines = [_exported(number, episode, validate) for number, episode in enumerate(read_file(path), start=1)]
+    episodes = list(read_file(path))
     if out.exists() and out.samefile(path):
         stop(f"{out} is the file of the episodes; name another for --out")
     try:
-        replace_file(out, "".join(lines))
+        if format_ is ExportFormat.inspect:
+            write_inspect_log(out, episodes)
+        else:
+            lines = [_exported(number, episode, validate) for number, episode in enumerate(episodes, start=1)]
+            replace_file(out, "".join(lines))
     except OSError as error:
         stop(f"cannot write {out}: {error.strerror}")
-    say(f"wrote {len(lines)} trajectories to {out}")
+    except (ValueError, ImportError) as error:
+        stop(str(error))
+    say(f"wrote {len(episodes)} trajectories to {out}")
 
 
 def _exported(number: int, episode: Episode, validate: bool) -> str:

@@ -26,7 +26,7 @@ def play(
     """
     with build(env_id) as env:
         try:
-            _play(env, seed, _random_action if random else _typed_action)
+            _play(env, seed, _random_action if random else lambda env, observation: typed_action(observation))
         except (EOFError, KeyboardInterrupt):
             say("\nThe game was left.")
         except NotImplementedError as error:
@@ -53,7 +53,12 @@ def _random_action(env: Env, observation: str) -> str:
     return action
 
 
-def _typed_action(env: Env, observation: str) -> str:
+def typed_action(observation: str) -> str:
+    """Read an action; a bare answer is put into the form that an observation asks for.
+
+    Raises:
+        EOFError: the input has ended.
+    """
     text = ""
     while not text.strip():  # Enter alone is no action
         text = input("> ")

@@ -15,7 +15,7 @@ import inspect
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ from gem.rollout.rendering import ChatRenderer
 from gem.rollout.runner import EpisodeRunner
 from gem.tasks import Task
 
-ANSWER_SECONDS = 600.0
-"""What a function may take for an answer; then the episode has failed."""
+ANSWER_SECONDS = 300.0
+"""What a function may take for an answer, by default; then the episode has failed."""
 
 CHOSEN = "gem_chosen_action"
 """Name in an info of the action that a wrapper has made in the place of the player's."""
@@ -148,10 +148,15 @@ class TokenPlayer(Player):
 class TextPlayer(Player):
     """What writes text. Subclasses write :meth:`begin`.
 
+    Attributes:
+        answer_seconds: what an answer may take; None for any time.
+
     Args:
         limits: of turns and seconds; tokens are not counted.
         make_env: builds the environment of a task.
     """
+
+    answer_seconds: float | None = None
 
     def __init__(self, limits: Limits | None = None, make_env: MakeEnv = Task.make) -> None:
         self._limits = limits or Limits()
@@ -208,23 +213,28 @@ class TextPlayer(Player):
         """Return the answer; a function that is no coroutine function is called in a thread, since it may wait."""
         if self._threads is None:
             self._threads = anyio.CapacityLimiter(self._limits.max_threads)
-        try:
-            shown = [dict(message) for message in messages]  # the function may change them
-            if inspect.iscoroutinefunction(answer):
-                with anyio.fail_after(ANSWER_SECONDS):
-                    text = await answer(shown)
-            else:
-                async with self._threads:  # waiting for a thread is not the function's time
-                    text = await _called(answer, shown)
-        except (PlayerFailed, Misconfigured):
-            raise
-        except (TimeoutError, asyncio.TimeoutError):  # one class since Python 3.11
-            raise PlayerFailed(f"no answer within {ANSWER_SECONDS:g} s") from None
-        except Exception as error:
-            raise PlayerFailed(f"{type(error).__name__}: {error}") from error
+        shown = [dict(message) for message in messages]  # the function may change them
+        if inspect.iscoroutinefunction(answer):
+            text = await self._in_time(_awaited(answer, shown))
+        else:
+            async with self._threads:  # waiting for a thread is not the function's time
+                text = await self._in_time(_called(answer, shown))
         if not isinstance(text, str):
             raise PlayerFailed(f"the answer is no text: {text!r:.80}")
         return text
+
+    async def _in_time(self, answer: Coroutine[Any, Any, Any]) -> Any:
+        """Return what a coroutine returns, run by a task of its own: it may cancel itself, or not end."""
+        task = asyncio.ensure_future(answer)
+        try:
+            await asyncio.wait({task}, timeout=self.answer_seconds)
+            if not task.done():
+                raise PlayerFailed(f"no answer within {self.answer_seconds:g} s")
+            if task.cancelled():
+                raise PlayerFailed("CancelledError, which the function raised")
+            return task.result()
+        finally:
+            task.cancel()
 
     def describe(self) -> dict[str, Any]:
         """Return name and limits."""
@@ -235,11 +245,25 @@ class TextPlayer(Player):
         await self._execution.aclose()
 
 
+async def _awaited(function: Callable[[list[Message]], Any], messages: list[Message]) -> Any:
+    """Return what a coroutine function returns.
+
+    Raises:
+        PlayerFailed: whatever else it raises.
+    """
+    try:
+        return await function(messages)
+    except (PlayerFailed, Misconfigured, KeyboardInterrupt, asyncio.CancelledError):
+        raise
+    except BaseException as error:  # SystemExit too, which would end the evaluation
+        raise PlayerFailed(f"{type(error).__name__}: {error}") from error
+
+
 async def _called(function: Callable[[list[Message]], Any], messages: list[Message]) -> Any:
     """Return what a function returns, called in a thread that ends with this process whatever the function does.
 
     Raises:
-        TimeoutError: it takes too long, and is left alone.
+        PlayerFailed: whatever else it raises.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
@@ -261,7 +285,7 @@ async def _called(function: Callable[[list[Message]], Any], messages: list[Messa
             loop.call_soon_threadsafe(settle, value, failure)
 
     threading.Thread(target=run, daemon=True).start()
-    return await asyncio.wait_for(done, ANSWER_SECONDS)
+    return await done
 
 
 def _end_by(failure: PlayerFailed, episode: Episode) -> None:
@@ -278,6 +302,9 @@ class FunctionPlayer(TextPlayer):
 
     What it raises ends the episode as a failure that is not the model's, which is played again.
 
+    Attributes:
+        answer_seconds: what an answer may take; None for any time.
+
     Args:
         name: for people.
         function: gets a list of ``{"role", "content"}``, the last one of the environment.
@@ -285,6 +312,8 @@ class FunctionPlayer(TextPlayer):
         make_env: as for :class:`TextPlayer`.
         settings: what else belongs into the manifest, as JSON data; by default a fingerprint of the function's source.
     """
+
+    answer_seconds: float | None = ANSWER_SECONDS
 
     def __init__(
         self,

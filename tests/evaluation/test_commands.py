@@ -44,6 +44,18 @@ def test_results_are_printed_and_written(folders):
     assert run("replay", folders / "again" / "episodes.jsonl").exit_code == 0
 
 
+def test_a_person_plays_and_goes_on_later(tmp_path):
+    arguments = ["eval", EASY, "--model", "human", "--tasks", 2, "--max-turns", 1, "--out", tmp_path / "me"]
+    left = CliRunner().invoke(app, [str(each) for each in arguments], input="3\n")
+    assert left.exit_code == 2
+    assert "the game was left" in left.output
+    done = CliRunner().invoke(app, [str(each) for each in [*arguments, "--resume"]], input="\n4\n")
+    assert done.exit_code == 0
+    rows = [json.loads(line) for line in (tmp_path / "me" / "episodes.jsonl").read_text().splitlines()]
+    assert [row["turns"][0]["action"] for row in rows] == ["\\boxed{3}", "\\boxed{4}"]
+    assert "played by human" in done.output
+
+
 def test_evaluations_are_compared(folders):
     done = run("compare", folders / "random", folders / "solver")
     assert done.exit_code == 0

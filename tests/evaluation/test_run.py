@@ -1,5 +1,6 @@
 """Episodes are played once, kept whatever happens, and scored only if the model is answerable for them."""
 
+import asyncio
 import json
 import random
 import signal
@@ -257,7 +258,7 @@ def test_a_killed_evaluation_loses_nothing_and_plays_nothing_twice(tmp_path, tim
 
 
 def test_a_function_that_hangs_fails_its_episode(tmp_path, monkeypatch):
-    monkeypatch.setattr("gem.evaluation.players.ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(FunctionPlayer, "answer_seconds", 0.1)
     evaluation = evaluate(tasks(1), FunctionPlayer("f", lambda messages: time.sleep(1)), tmp_path, retries=0)
     assert "no answer within 0.1 s" in evaluation.failures[0, 0][0].error
 
@@ -291,7 +292,7 @@ def test_a_function_may_change_its_messages(tmp_path):
 
 
 def test_waiting_for_a_thread_is_not_the_functions_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("gem.evaluation.players.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(FunctionPlayer, "answer_seconds", 0.5)
 
     def answer(messages):
         time.sleep(0.2)
@@ -303,11 +304,9 @@ def test_waiting_for_a_thread_is_not_the_functions_time(tmp_path, monkeypatch):
 
 def test_a_process_ends_though_a_function_hangs(tmp_path):
     (tmp_path / "hangs.py").write_text("import time\ndef answer(messages):\n    time.sleep(600)\n")
-    (tmp_path / "run.py").write_text(
-        "import gem.evaluation.players as p\np.ANSWER_SECONDS = 0.2\nfrom gem.cli import main\nmain()\n"
-    )
-    command = [sys.executable, "run.py", "eval", EASY, "--model", "hangs:answer", "--tasks", "1", "--retries", "0"]
-    done = subprocess.run([*command, "--out", "out"], cwd=tmp_path, timeout=60, check=False, capture_output=True)
+    command = [sys.executable, "-m", "gem", "eval", EASY, "--model", "hangs:answer", "--tasks", "1", "--retries", "0"]
+    command += ["--answer-timeout", "1", "--out", "out"]
+    done = subprocess.run(command, cwd=tmp_path, timeout=60, check=False, capture_output=True)
     assert done.returncode == 1
     assert b"1 of 1 episodes are missing" in done.stderr
 
@@ -326,6 +325,17 @@ def test_episodes_without_their_manifest_are_not_adopted(tmp_path):
     (tmp_path / "a" / "manifest.json").write_text('{"form')
     with pytest.raises(ValueError, match=r"manifest\.json is no manifest"):
         read_evaluation(tmp_path / "a")
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, SystemExit, ZeroDivisionError])
+def test_whatever_a_coroutine_function_raises_fails_its_episode(tmp_path, error):
+    async def answer(messages):
+        await asyncio.sleep(0)
+        raise error("enough")
+
+    evaluation = evaluate(tasks(2), FunctionPlayer("f", answer), tmp_path, retries=0)
+    assert sorted(evaluation.failures) == [(0, 0), (1, 0)]
+    assert error.__name__ in evaluation.failures[0, 0][0].error
 
 
 @pytest.mark.parametrize("error", [StopIteration, SystemExit, KeyboardInterrupt, ZeroDivisionError])
