@@ -142,7 +142,7 @@ def measure(parts: list[str], rounds: int, seconds: float) -> int:
         if "asyncio" in parts:
             for n in (256, 1024, 4096):
                 what, recv = f"10 ms async steps, recv, n={n:,}", ours("asyncio_recv", n, seconds)
-                report.compare(what, recv, "asyncio, tasks and queues", ours("asyncio_queues", n, seconds), 0.7)
+                report.compare(what, recv, "asyncio, tasks and queues", ours("asyncio_queues", n, seconds), 0.8)
                 report.compare(what, recv, "asyncio, tasks alone", ours("asyncio_tasks", n, seconds))
             report.section()
         if "resets" in parts:
