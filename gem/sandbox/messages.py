@@ -1,7 +1,7 @@
 """What the process that starts a sandbox and the program that waits in it send each other, for type checkers.
 
-:mod:`gem.sandbox.zygote` is started with :class:`Settings`, as JSON, and gets an :class:`Order` for each run, by
-marshal, with file descriptors: standard input, output and error, and the code (a command's words, or a session's
+:mod:`gem.sandbox.zygote` gets :class:`Settings` first, and then an :class:`Order` for each run, by marshal,
+with file descriptors: standard input, output and error, and the code (a command's words, or a session's
 socket). It answers with the status of the program, or None if that was killed. None as an order kills the run.
 """
 
@@ -42,7 +42,7 @@ class Settings(TypedDict):
         isolated: whether there are namespaces.
         root: whether it relies on being started by root, and not on a user namespace.
         readable: files and folders that can be read; empty where Landlock is not used.
-        filter: the program of the system call filter, in hexadecimal; empty for none.
+        filter: the program of the system call filter; empty for none.
         users: the first number of users for runs, and how many there are.
         folders: where folders for runs are made, without namespaces.
         first: an order that is carried out at the start, to find out whether the sandbox works.
@@ -52,7 +52,7 @@ class Settings(TypedDict):
     isolated: bool
     root: bool
     readable: list[str]
-    filter: str
+    filter: bytes
     users: tuple[int, int]
     folders: str
     first: Order

@@ -106,7 +106,8 @@ def flush() -> None:
 def end(code: int) -> NoReturn:
     """End as an interpreter would, without taking itself apart, which takes longer than most programs."""
     with contextlib.suppress(BaseException):
-        threading._shutdown()  # type: ignore[attr-defined] # waits for threads
+        if threading.active_count() > 1:
+            threading._shutdown()  # type: ignore[attr-defined] # waits for threads
         atexit._run_exitfuncs()
     flush()
     os._exit(code)

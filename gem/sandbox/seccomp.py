@@ -135,7 +135,7 @@ _X32 = 0x40000000  # marks calls of another interface of x86_64, by which the nu
 
 # Where they stand in what the filter is given.
 _NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT, _THIRD_ARGUMENT = 0, 4, 16, 24, 32
-_LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x54, 0x06
+_LOAD, _JUMP, _EQUAL, _AT_LEAST, _ANY_BIT, _AND, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x45, 0x54, 0x06
 _ALLOW, _FAIL = 0x7FFF0000, 0x00050000
 _REFUSE, _MISSING, _UNSUPPORTED = (_FAIL | number for number in (errno.EPERM, errno.ENOSYS, errno.ENOTSUP))
 
@@ -185,7 +185,22 @@ def _step(code: int, value: int, if_so: int = 0, if_not: int = 0) -> bytes:
 
 
 def _answer(numbers: Iterable[int], answer: int) -> list[bytes]:
-    return [step for number in numbers for step in (_step(_EQUAL, number, 0, 1), _step(_RETURN, answer))]
+    """Return steps that give calls of some numbers an answer, and let all others go on to what follows."""
+    ranges: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        first = ranges.pop()[0] if ranges and ranges[-1][1] >= number - 1 else number
+        ranges.append((first, number))
+    return _search(ranges, answer)
+
+
+def _search(ranges: Sequence[tuple[int, int]], answer: int) -> list[bytes]:
+    """Return a binary search: when a process sets a filter, the kernel runs it once for each number that there is."""
+    if len(ranges) == 1:
+        first, last = ranges[0]
+        return [_step(_AT_LEAST, first, 0, 2), _step(_AT_LEAST, last + 1, 1, 0), _step(_RETURN, answer)]
+    lower, upper = (_search(half, answer) for half in (ranges[: len(ranges) // 2], ranges[len(ranges) // 2 :]))
+    middle = ranges[len(ranges) // 2][0]
+    return [_step(_AT_LEAST, middle, len(lower) + 1, 0), *lower, _step(_JUMP, len(upper)), *upper]
 
 
 def _refuse_some(number: int, argument: int, values: Sequence[int]) -> list[bytes]:

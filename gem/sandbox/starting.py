@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import marshal
 import os
 import platform
@@ -56,10 +55,11 @@ class Sandbox:
 
     Args:
         command: starts the zygote.
+        settings: what the zygote is to do.
         user: number of the user that it is started as; None: that of this process.
     """
 
-    def __init__(self, command: Sequence[str], user: int | None = None) -> None:
+    def __init__(self, command: Sequence[str], settings: Settings, user: int | None = None) -> None:
         if sys.platform != "linux":
             raise SandboxUnavailable("the sandbox is for Linux")
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -71,6 +71,8 @@ class Sandbox:
         finally:
             theirs.close()
         try:
+            with suppress(ConnectionError):  # it has ended, and has told why
+                self.control.send(marshal.dumps(dict(settings)))
             self._wait_until_ready()
         except BaseException:
             self.close()
@@ -98,6 +100,8 @@ class Sandbox:
                 ready = self.control.recv(64)
             except TimeoutError:
                 raise SandboxUnavailable(f"the sandbox did not start in {START_SECONDS:g} s") from None
+            except ConnectionError:  # it has ended without its settings
+                ready = b""
             if not ready:
                 self._process.wait()
                 lines = stream.read().decode(errors="replace").strip().splitlines() or ["it ended"]
@@ -152,7 +156,7 @@ class Sandbox:
 
 def start_plain() -> Sandbox:
     """Start a process that runs programs with all permissions of this one."""
-    return Sandbox([*_python(str(_ZYGOTE)), _settings()])
+    return Sandbox(_python(str(_ZYGOTE)), _settings())
 
 
 def start_landlock() -> Sandbox:
@@ -164,7 +168,7 @@ def start_landlock() -> Sandbox:
     if find_spec("sandlock") is None:
         raise SandboxUnavailable(f"sandlock is not installed. {ADVICE}")
     _check_processor()
-    return Sandbox([*_python(str(_ZYGOTE)), _settings(readable=_readable())])
+    return Sandbox(_python(str(_ZYGOTE)), _settings(readable=_readable()))
 
 
 def start_bubblewrap() -> Sandbox:
@@ -178,8 +182,8 @@ def start_bubblewrap() -> Sandbox:
         SandboxUnavailable: it is not installed, or cannot run here.
     """
     if _as_root():
-        return Sandbox(bubblewrap_command(root=True))
-    return Sandbox(bubblewrap_command(root=False), new_user() if os.geteuid() == 0 else None)
+        return in_bubblewrap(root=True)
+    return in_bubblewrap(root=False, user=new_user() if os.geteuid() == 0 else None)
 
 
 def new_user() -> int:
@@ -197,14 +201,22 @@ def find_bubblewrap() -> str | None:
     return shutil.which("bwrap")
 
 
-def bubblewrap_command(root: bool) -> list[str]:
-    """Return what starts a zygote in bubblewrap.
+def in_bubblewrap(root: bool, user: int | None = None) -> Sandbox:
+    """Start a sandbox in bubblewrap.
 
     Nothing of this machine's files is there but programs, libraries and this Python; all of them can be read only.
 
     Args:
         root: rely on this process being root, instead of on a user namespace.
+        user: number of the user that it is started as; None: that of this process.
+
+    Raises:
+        SandboxUnavailable: bubblewrap is not installed, or cannot run here.
     """
+    return Sandbox(_bubblewrap_command(root), _settings(isolated=True, root=root), user)
+
+
+def _bubblewrap_command(root: bool) -> list[str]:
     path = find_bubblewrap()
     if path is None:
         raise SandboxUnavailable(f"bubblewrap is not installed. {ADVICE}")
@@ -230,7 +242,6 @@ def bubblewrap_command(root: bool) -> list[str]:
         *(word for file in (_ZYGOTE, _PROGRAM) for word in ("--ro-bind", str(file), f"{_INSIDE}/{file.name}")),
         *("--remount-ro", "/", "--chdir", "/"),
         *_python(f"{_INSIDE}/{_ZYGOTE.name}"),
-        _settings(isolated=True, root=root),
     ]
 
 
@@ -316,20 +327,19 @@ def _python(program: str) -> list[str]:
     return [sys.executable, "-s", "-B", "-X", "utf8", program]
 
 
-def _settings(isolated: bool = False, root: bool = False, readable: Sequence[str] = ()) -> str:
+def _settings(isolated: bool = False, root: bool = False, readable: Sequence[str] = ()) -> Settings:
     confined = isolated or bool(readable)
     machine = platform.machine()
-    settings: Settings = {
+    return {
         "isolated": isolated,
         "root": root,
         "readable": list(readable),
-        "filter": filter_program(machine, namespaces=isolated).hex() if confined else "",
+        "filter": filter_program(machine, namespaces=isolated) if confined else b"",
         "users": (USERS.start, len(USERS)),
         "folders": tempfile.gettempdir(),
         "first": new_order(Limits()),
         "below_tmp": [prefix for prefix in _prefixes() if prefix.startswith("/tmp/")],
     }
-    return json.dumps(settings)
 
 
 def new_order(limits: Limits, session: bool = False, command: bool = False) -> Order:
@@ -343,7 +353,7 @@ def _as_root() -> bool:
     if os.geteuid() != 0:
         return False
     try:
-        sandbox = Sandbox(bubblewrap_command(root=True))
+        sandbox = in_bubblewrap(root=True)
     except SandboxUnavailable:
         return False
     order = new_order(Limits(), command=True)

@@ -23,10 +23,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import json
 import marshal
 import math
-import mmap
 import os
 import resource
 import select
@@ -45,9 +43,6 @@ elif __name__ != "__main__":
     from gem.sandbox import program
 else:
     import program  # stands beside this file, wherever that is
-
-    if json.loads(sys.argv[1])["readable"]:
-        import confining  # stands beside this file too, but not where there are namespaces
 
 _NEW_MOUNTS, _NEW_PROCESSES = 0x20000, 0x20000000
 _DETACH = 2
@@ -71,9 +66,9 @@ _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctype
 _libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 _libc.capset.argtypes = [ctypes.c_char_p, ctypes.c_char_p]
 _PAUSE = ctypes.cast(_libc.pause, ctypes.c_void_p)
-# Private: a shared mapping would be the same memory in all runs, and in this process.
-_STACK = mmap.mmap(-1, 1 << 16, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-_STACK_TOP = ctypes.addressof(ctypes.c_char.from_buffer(_STACK)) + len(_STACK)
+# Private memory: what is shared would be the same in all runs, and in this process.
+_STACK = ctypes.create_string_buffer(1 << 16)
+_STACK_TOP = ctypes.addressof(_STACK) + len(_STACK) & ~0xF  # aligned as the processor's calls take it
 _OWN_PROCESSES = os.open("/proc/self/ns/pid", os.O_RDONLY)
 _filter_address = 0  # of the program of the system call filter
 
@@ -248,15 +243,19 @@ def _supervise(settings: Settings, folder: str) -> None:
 def _mount_own_files(size: int, below_tmp: list[str]) -> None:
     if _libc.unshare(_NEW_MOUNTS) != 0:
         _fail("unshare")
-    _mount(b"none", b"/", b"", _PRIVATE | _RECURSIVE, b"")
-    # What this program is read from: the table of mounts would name its place outside.
-    for file in (b"/gem/zygote.py", b"/gem/program.py"):
-        if _libc.umount2(file, _DETACH) != 0:
-            _fail(f"umount of {file.decode()}")
     # Only processes: without /proc/sys and the like, some of which even a process without capabilities can write if the
     # user is root outside.
     _mount(b"proc", b"/proc", b"proc", _NOSUID | _NODEV | _NOEXEC, b"subset=pid")
     _mount_tmp(size, below_tmp)
+
+
+def _hide_own_files() -> None:
+    """Take this program's files away, once for all runs: their table of mounts would name the folder outside."""
+    for file in (b"/gem/zygote.py", b"/gem/program.py"):
+        if _libc.umount2(file, _DETACH) != 0:
+            _fail(f"umount of {file.decode()}")
+    # What a run mounts is for its own namespace alone.
+    _mount(b"none", b"/", b"", _PRIVATE | _RECURSIVE, b"")
 
 
 def _mount(source: bytes, target: bytes, kind: bytes, flags: int, options: bytes) -> None:
@@ -338,13 +337,18 @@ if __name__ == "__main__":
         os.close(_nothing)
     os.umask(0o022)
     os.environ.pop("LD_BIND_NOW", None)
+    _settings: Settings = marshal.loads(_control.recv(1 << 20))
+    if _settings["readable"]:
+        # It stands beside this file too, but not where there are namespaces.
+        import confining  # type: ignore[import-not-found,no-redef]
+
+        confining.check()
     del sys.path[0], sys.modules["program"]  # the folder of this file, and a name that is the programs' to use
     for _signal in (signal.SIGINT, signal.SIGTERM):
         signal.signal(_signal, signal.SIG_DFL)
-    _settings = json.loads(sys.argv[1])
-    if _settings["readable"]:
-        confining.check()
-    _instructions = ctypes.create_string_buffer(bytes.fromhex(_settings["filter"]))
+    if _settings["isolated"]:
+        _hide_own_files()
+    _instructions = ctypes.create_string_buffer(_settings["filter"])
     _filter = struct.pack("HxxxxxxP", len(_instructions) // 8, ctypes.addressof(_instructions))
     _filter_buffer = ctypes.create_string_buffer(_filter)
     _filter_address = ctypes.addressof(_filter_buffer)

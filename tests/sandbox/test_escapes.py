@@ -8,15 +8,15 @@ import pytest
 from gem.sandbox import SandboxUnavailable
 from gem.sandbox.escapes import ATTEMPTS, NOT_STOPPED
 from gem.sandbox.pool import BACKENDS, find_pool
-from gem.sandbox.starting import Sandbox, bubblewrap_command, new_user
+from gem.sandbox.starting import in_bubblewrap, new_user
 from gem.sandbox.targets import escaped, set_up_targets
 
 IN_A_NAMESPACE = "bubblewrap in a user namespace"
 BY_ANOTHER_USER = "bubblewrap in a user namespace, by another user"
 
 STARTS = {
-    IN_A_NAMESPACE: lambda: Sandbox(bubblewrap_command(root=False)),
-    BY_ANOTHER_USER: lambda: Sandbox(bubblewrap_command(root=False), new_user()),
+    IN_A_NAMESPACE: lambda: in_bubblewrap(root=False),
+    BY_ANOTHER_USER: lambda: in_bubblewrap(root=False, user=new_user()),
 }
 
 # The kernel counts no processes of a user who is root outside, which is why root never starts it so but here.

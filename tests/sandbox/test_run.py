@@ -163,7 +163,7 @@ def test_home_is_the_folder_of_the_run_and_nothing_of_the_start_is_left(sandbox)
 
 def test_sandbox_that_cannot_start_says_why():
     with pytest.raises(SandboxUnavailable, match="did not start: it broke"):
-        Sandbox(["sh", "-c", "echo it broke >&2; exit 1"])
+        Sandbox(["sh", "-c", "echo it broke >&2; exit 1"], {})
 
 
 def test_description_was_found_by_trying(sandbox):

@@ -10,7 +10,7 @@ from gem.sandbox.seccomp import MACHINES, filter_program
 
 ALLOW, REFUSE, MISSING = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
 UNSUPPORTED = 0x50000 | errno.ENOTSUP
-LOAD, AND, RETURN = 0x20, 0x54, 0x06
+LOAD, JUMP, AND, RETURN = 0x20, 0x05, 0x54, 0x06
 TESTS = {0x15: lambda a, b: a == b, 0x35: lambda a, b: a >= b, 0x45: lambda a, b: bool(a & b)}
 
 
@@ -26,6 +26,8 @@ def answer(program, audit, number, *arguments):
             (value,) = struct.unpack_from("=I", data, operand)
         elif code == AND:
             value &= operand
+        elif code == JUMP:
+            at += operand
         else:
             at += if_so if TESTS[code](value, operand) else if_not
 
