@@ -125,14 +125,14 @@ def call_unforked(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 def in_this_process(function: Callable[..., Awaitable[T]], *args: Any) -> Generator[Any, Any, T]:
     """Await what a function returns, in this process only: a forked child would go on with the event loop."""
     depth = _fork_depth
-    steps: Any = None
-    resume: Callable[[Any], Any] | None = None
+    try:
+        steps = function(*args).__await__()
+    finally:
+        end_forked_child(depth)
+    send = resume = steps.send
     value: Any = None
     while True:
         try:  # as call_unforked does, without a call more for each
-            if resume is None:
-                steps = function(*args).__await__()
-                resume = steps.send
             awaited = resume(value)
         except StopIteration as end:
             return end.value
@@ -140,7 +140,8 @@ def in_this_process(function: Callable[..., Awaitable[T]], *args: Any) -> Genera
             if _fork_depth != depth:
                 _exit(1)
         try:
-            resume, value = steps.send, (yield awaited)
+            value = yield awaited
+            resume = send
         except BaseException as error:  # noqa: BLE001 (it belongs into the coroutine)
             resume, value = steps.throw, error
 

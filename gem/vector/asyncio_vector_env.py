@@ -10,18 +10,22 @@ Environments without ``async`` steps are stepped in the loop too, which is right
 from __future__ import annotations
 
 import asyncio
-import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from gem.core import Env
 from gem.faults import end_forked_child, error_text, fork_depth, in_this_process
-from gem.vector.outcome import CRASH_LIMIT, StepOutcome, given_up
+from gem.step_results import checked_step
+from gem.vector.outcome import CRASH_LIMIT, StepOutcome, as_outcome, given_up
 from gem.vector.slot import AutoresetMode, Slot
 from gem.vector.vector_env import LocalVectorEnv
+
+STARTED_AT_ONCE = 64
+"""Calls that are started before the event loop goes on with others."""
 
 CLOSE_SECONDS = 5.0
 """What closing waits for tasks that environments have left behind to heed their cancellation."""
@@ -42,11 +46,12 @@ class _AwaitedSlot(Slot):
         super().__init__(build, mode)
         self._depth = fork_depth()
 
-    def _call_env(self, method: str, *args: Any) -> Any:
+    def call_env(self, method: str, *args: Any) -> Any:
         end_forked_child(self._depth)
-        if not getattr(self.env, "asynchronous", False):
-            return super()._call_env(method, *args)
-        return getattr(self.env, f"{method}_async")(*args)
+        env = self.env
+        if not getattr(env, "asynchronous", False):
+            return super().call_env(method, *args)
+        return (env.step_async if method == "step" else env.reset_async)(*args)
 
     def _described(self, error: BaseException) -> str:
         end_forked_child(self._depth)
@@ -132,20 +137,31 @@ class _Worker:
         slot = self.slot
         while not slot.closing:
             argument = await self._next
-            self._next = self._loop.create_future()
+            del self._next  # which thousands of tasks need not hold while they wait for their steps
             try:
-                if self.method == "step":
-                    outcome = await slot.step_in_loop(argument)
-                elif self.method == "reset":
+                if self.method == "reset":
                     outcome = await slot.reset_in_loop(argument)
-                else:
+                elif self.method == "replace":
                     outcome = await slot.replace_in_loop(argument, None, self.begins)
+                elif slot.ended:
+                    outcome = as_outcome(await slot.instead_of_step(argument))
+                else:
+                    # As Slot.plain_step does. It stands here because most calls are steps: for each, a coroutine more
+                    # would be made, awaited, and looked at by the garbage collector.
+                    try:
+                        last = checked_step(slot.env, await slot.call_env("step", argument))
+                    except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
+                        outcome = await slot.after_failure(error)
+                    else:
+                        is_over = last[2] or last[3]
+                        outcome = as_outcome(await slot.after_end(last)) if is_over else StepOutcome(*last)
             except GeneratorExit:  # the loop has ended, and left a call behind that did not heed its cancellation
                 raise
             except BaseException as error:  # noqa: BLE001 (a slot has let it pass: the caller is to know)
                 outcome = given_up(error_text(error))
             if slot.late:
                 slot.take_back_cancellation()
+            self._next = self._loop.create_future()
             self._deliver(self, outcome)
         if self.abandoned:
             slot.close()
@@ -162,7 +178,9 @@ class _Loop:
         self.timeout = timeout
         self.abandoned = 0
         self._slots = slots
-        self._outcomes: queue.SimpleQueue[tuple[int, StepOutcome]] = queue.SimpleQueue()
+        self._outcomes: dict[int, StepOutcome] = {}
+        self._lock = threading.Lock()  # of the outcomes
+        self._some = threading.Semaphore(0)  # released when there are some again
         self._loop = asyncio.new_event_loop()
         self._workers = [_Worker(index, slot, self._loop, self._deliver) for index, slot in enumerate(slots)]
         if timeout is not None:
@@ -172,15 +190,15 @@ class _Loop:
 
     def start(self, method: str, arguments: dict[int, Any]) -> None:
         """Call a method of slots with an argument each; from any thread."""
-        self._loop.call_soon_threadsafe(self._start, method, arguments)
+        self._loop.call_soon_threadsafe(self._start, method, iter(arguments.copy().items()))
 
-    def finished(self, seconds: float | None) -> list[tuple[int, StepOutcome]]:
+    def finished(self, seconds: float | None) -> dict[int, StepOutcome]:
         """Return what calls have come to, waiting at most so long for the first."""
-        try:
-            first = self._outcomes.get(timeout=seconds)
-        except queue.Empty:
-            return []
-        return [first, *(self._outcomes.get() for _ in range(self._outcomes.qsize()))]
+        if not self._some.acquire(timeout=seconds):
+            return {}
+        with self._lock:
+            outcomes, self._outcomes = self._outcomes, {}
+        return outcomes
 
     def close(self) -> None:
         """Cancel what is running, and end the loop and its thread."""
@@ -201,21 +219,35 @@ class _Loop:
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
 
-    def _start(self, method: str, arguments: dict[int, Any]) -> None:
+    def _start(self, method: str, arguments: Iterator[tuple[int, Any]]) -> None:
+        """Start some calls, and the others when the loop has come round.
+
+        What each call allocates until it waits is released while it does. To start thousands at one time would have
+        Python's garbage collector look through all of them again and again.
+        """
         now = time.monotonic()
-        for index, argument in arguments.items():
+        index = None
+        for index, argument in islice(arguments, STARTED_AT_ONCE):
             worker = self._workers[index]
+            if worker.slot.closing:
+                return
             worker.begins, worker.tries = method == "reset", 0
             if method in ("step", "reset"):
                 worker.start(now, method, argument)
             else:
                 self._deliver(worker, getattr(worker.slot, method)(argument))
+        if index is not None:
+            self._loop.call_soon(self._start, method, arguments)
 
     def _deliver(self, worker: _Worker, outcome: StepOutcome) -> None:
         if worker.abandoned:
             return
         worker.since = None
-        self._outcomes.put((worker.index, outcome))
+        with self._lock:
+            self._outcomes[worker.index] = outcome
+            is_first = len(self._outcomes) == 1
+        if is_first:
+            self._some.release()
 
     def _look(self) -> None:
         """Cancel what takes too long; abandon what goes on for as long again."""
@@ -288,7 +320,7 @@ class AsyncioVectorEnv(LocalVectorEnv):
         """Start calls; see :meth:`VectorEnv.start_calls`."""
         self._loop.start(method, arguments)
 
-    def finished_calls(self, seconds: float | None) -> list[tuple[int, StepOutcome]]:
+    def finished_calls(self, seconds: float | None) -> dict[int, StepOutcome]:
         """Return the outcomes of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
         outcomes = self._loop.finished(seconds)
         self.restarts = self._loop.abandoned

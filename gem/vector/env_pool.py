@@ -299,7 +299,7 @@ class EnvPool:
         self._collect_scheduled = False
         if self._closed:  # a call that has returned meanwhile: its environment is closed with all others
             return
-        for index, outcome in self._vec.finished_calls(0.0):
+        for index, outcome in self._vec.finished_calls(0.0).items():
             slot = self._slots[index]
             assert slot.result is not None
             if not slot.result.done():  # else whoever awaited it was cancelled

@@ -154,7 +154,7 @@ class ProcessVectorEnv(VectorEnv):
             if self._selector.get_key(worker.socket).events != waiting:
                 self._selector.modify(worker.socket, waiting, worker)
 
-    def finished_calls(self, seconds: float | None) -> list[tuple[int, StepOutcome]]:
+    def finished_calls(self, seconds: float | None) -> dict[int, StepOutcome]:
         """Return the outcomes of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
         end = None if seconds is None else time.monotonic() + seconds
         while True:
@@ -163,7 +163,7 @@ class ProcessVectorEnv(VectorEnv):
             outcomes, ended = self._exchange(min(waits, default=None))
             outcomes += self._revive(ended)
             if outcomes or left == 0.0:
-                return outcomes
+                return dict(outcomes)
 
     def _exchange(self, seconds: float | None) -> tuple[list[tuple[int, StepOutcome]], list[tuple[int, int]] | None]:
         """Send and receive; return outcomes, and number and status of processes that ended (None: the fork server)."""

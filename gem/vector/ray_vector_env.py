@@ -101,10 +101,10 @@ class RayVectorEnv(VectorEnv):
             call = self._actors[index].do.remote(method, argument)
             self._under[call] = index, method, time.monotonic()
 
-    def finished_calls(self, seconds: float | None) -> list[tuple[int, StepOutcome]]:
+    def finished_calls(self, seconds: float | None) -> dict[int, StepOutcome]:
         """Return the outcomes of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
         end = None if seconds is None else time.monotonic() + seconds
-        outcomes: list[tuple[int, StepOutcome]] = []
+        outcomes: dict[int, StepOutcome] = {}
         while not outcomes:
             left = None if end is None else max(0.0, end - time.monotonic())
             waits = [limit for limit in (left, self._kill_late()) if limit is not None]
@@ -112,7 +112,7 @@ class RayVectorEnv(VectorEnv):
             if self._ray.wait(calls, timeout=min(waits, default=None))[0]:
                 ready, _ = self._ray.wait(calls, num_returns=len(calls), timeout=0)
                 found = (self._outcome(call, *self._under.pop(call)) for call in ready)
-                outcomes = [outcome for outcome in found if outcome is not None]
+                outcomes = dict(outcome for outcome in found if outcome is not None)
             if left == 0.0:
                 break
         return outcomes

@@ -113,7 +113,7 @@ class Slot:
     def plain_step(self, action: Any) -> StepResult | StepOutcome:
         """Do the same; return a healthy step as five values, since most are, and a class takes time to make."""
         if self.ended:
-            return _run(self._instead_of_step(action))
+            return _run(self.instead_of_step(action))
         depth = fork_depth()
         try:
             result = self.env.step(action)
@@ -121,8 +121,8 @@ class Slot:
             last = checked_step(self.env, result)
         except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
             end_forked_child(depth)
-            return _run(self._after_failure(error))
-        return _run(self._after_end(last)) if last[2] or last[3] else last
+            return _run(self.after_failure(error))
+        return _run(self.after_end(last)) if last[2] or last[3] else last
 
     async def reset_in_loop(self, seed: int | None = None) -> StepOutcome:
         """Begin an episode, as :meth:`reset` does, in an event loop."""
@@ -133,49 +133,38 @@ class Slot:
         except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
             return await self.replace_in_loop(self._described(error), begin=True)
 
-    async def step_in_loop(self, action: Any) -> StepOutcome:
-        """Step, as :meth:`step` does, in an event loop."""
-        if self.ended:
-            return as_outcome(await self._instead_of_step(action))
-        try:
-            last = checked_step(self.env, await self._call_env("step", action))
-        except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
-            return await self._after_failure(error)
-        if last[2] or last[3]:
-            return as_outcome(await self._after_end(last))
-        return StepOutcome(*last)
-
-    async def _instead_of_step(self, action: Any) -> StepResult | StepOutcome:
+    async def instead_of_step(self, action: Any) -> StepResult | StepOutcome:
         """Begin the next episode where the mode says so, in the place of a step of one that has ended."""
         try:
             if self.mode is AutoresetMode.NEXT_STEP:
                 return self.begun(*await self._reset(None))
             if self.env is None:
                 raise ResetNeeded
-            last = checked_step(self.env, await self._call_env("step", action))  # which raises ResetNeeded
+            last = checked_step(self.env, await self.call_env("step", action))  # which raises ResetNeeded
         except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
-            return await self._after_failure(error)
-        return await self._after_end(last) if last[2] or last[3] else last
+            return await self.after_failure(error)
+        return await self.after_end(last) if last[2] or last[3] else last
 
-    async def _after_end(self, last: StepResult) -> StepResult | StepOutcome:
+    async def after_end(self, last: StepResult) -> StepResult | StepOutcome:
         """Go on after the step that ended an episode."""
         if self.mode is not AutoresetMode.SAME_STEP:
             self.ended = True
             return last
         try:
-            return self.after(last, *checked_reset(self.env, await self._call_env("reset")))
+            return self.after(last, *checked_reset(self.env, await self.call_env("reset")))
         except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
             return await self.replace_in_loop(self._described(error), last)
 
-    async def _after_failure(self, error: BaseException) -> StepOutcome:
+    async def after_failure(self, error: BaseException) -> StepOutcome:
+        """Go on after a step that raised."""
         if isinstance(error, ResetNeeded) and not self.has_begun:
             return needs_reset(error)
         return await self.replace_in_loop(self._described(error))
 
     async def _reset(self, seed: int | None) -> tuple[str, Info]:
-        return checked_reset(self.env, await self._call_env("reset", self.next_seed(seed)))
+        return checked_reset(self.env, await self.call_env("reset", self.next_seed(seed)))
 
-    async def _call_env(self, method: str, *args: Any) -> Any:
+    async def call_env(self, method: str, *args: Any) -> Any:
         """Call a method of the environment; here, without waiting for anything."""
         return call_unforked(getattr(self.env, method), *args)
 

@@ -28,7 +28,7 @@ class SyncVectorEnv(LocalVectorEnv):
     ) -> None:
         super().__init__(env_ids, env_fns, autoreset_mode)
         self._slots = [Slot(build, self.autoreset_mode) for build in env_fns]
-        self._outcomes: list[tuple[int, StepOutcome]] = []
+        self._outcomes: dict[int, StepOutcome] = {}
         for slot in self._slots:
             slot.build()
 
@@ -60,11 +60,11 @@ class SyncVectorEnv(LocalVectorEnv):
         """Start calls; see :meth:`VectorEnv.start_calls`."""
         slots = self._slots
         if method == "step":
-            self._outcomes += [(index, slots[index].step(action)) for index, action in arguments.items()]
+            self._outcomes.update({index: slots[index].step(action) for index, action in arguments.items()})
         else:
-            self._outcomes += [(index, getattr(slots[index], method)(value)) for index, value in arguments.items()]
+            self._outcomes.update({index: getattr(slots[index], method)(value) for index, value in arguments.items()})
 
-    def finished_calls(self, seconds: float | None) -> list[tuple[int, StepOutcome]]:
+    def finished_calls(self, seconds: float | None) -> dict[int, StepOutcome]:
         """Return the outcomes of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
-        outcomes, self._outcomes = self._outcomes, []
+        outcomes, self._outcomes = self._outcomes, {}
         return outcomes

@@ -143,7 +143,7 @@ class ThreadVectorEnv(LocalVectorEnv):
             job = self._jobs[index] = _Job(index, self._slots[index], method, (argument,))
             self._todo.put(job)
 
-    def finished_calls(self, seconds: float | None) -> list[_Result]:
+    def finished_calls(self, seconds: float | None) -> dict[int, StepOutcome]:
         """Return the outcomes of calls that have returned; see :meth:`VectorEnv.finished_calls`."""
         end = None if seconds is None else time.monotonic() + seconds
         outcomes: list[_Result] = []
@@ -160,7 +160,7 @@ class ThreadVectorEnv(LocalVectorEnv):
                 break
         for index, _ in outcomes:
             del self._jobs[index]
-        return outcomes
+        return dict(outcomes)
 
     def _until_next_look(self) -> float | None:
         return None if self.timeout is None else max(0.0, self._next_look - time.monotonic())

@@ -225,8 +225,8 @@ class VectorEnv(abc.ABC):
         """
 
     @abc.abstractmethod
-    def finished_calls(self, seconds: float | None) -> list[tuple[int, StepOutcome]]:
-        """Return the indices and outcomes of calls that have returned, waiting at most so long for the first of them.
+    def finished_calls(self, seconds: float | None) -> dict[int, StepOutcome]:
+        """Return the outcomes of calls that have returned, by index, waiting at most so long for the first of them.
 
         Calls that are past their deadline are given up here.
         """
@@ -250,7 +250,7 @@ class VectorEnv(abc.ABC):
         while missing:
             outcomes = self.finished_calls(None)
             self._arrived.update(outcomes)
-            missing.difference_update([index for index, _ in outcomes])
+            missing.difference_update(outcomes)
         return self._delivered(arguments)
 
     def _delivered(self, indices: Iterable[int]) -> Ready:
