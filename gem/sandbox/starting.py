@@ -71,9 +71,7 @@ class Sandbox:
         finally:
             theirs.close()
         try:
-            with suppress(ConnectionError):  # it has ended, and has told why
-                self.control.send(marshal.dumps(dict(settings)))
-            self._wait_until_ready()
+            self._set_up(settings)
         except BaseException:
             self.close()
             raise
@@ -92,15 +90,16 @@ class Sandbox:
             extra_groups=None if user is None else (),
         )
 
-    def _wait_until_ready(self) -> None:
+    def _set_up(self, settings: Settings) -> None:
         assert self._process.stderr is not None
         self.control.settimeout(START_SECONDS)
         with self._process.stderr as stream:
             try:
+                self.control.send(marshal.dumps(dict(settings)))
                 ready = self.control.recv(64)
             except TimeoutError:
                 raise SandboxUnavailable(f"the sandbox did not start in {START_SECONDS:g} s") from None
-            except ConnectionError:  # it has ended without its settings
+            except ConnectionError:  # it has ended before it took them
                 ready = b""
             if not ready:
                 self._process.wait()

@@ -222,8 +222,8 @@ class _Loop:
     def _start(self, method: str, arguments: Iterator[tuple[int, Any]]) -> None:
         """Start some calls, and the others when the loop has come round.
 
-        What each call allocates until it waits is released while it does. To start thousands at one time would have
-        Python's garbage collector look through all of them again and again.
+        A call that is scheduled and has not begun holds objects of asyncio, which are released when it begins. With
+        those of thousands of calls, Python's garbage collector would run again and again.
         """
         now = time.monotonic()
         index = None

@@ -409,3 +409,11 @@ def test_recv_gives_up_waiting_when_its_time_is_up(vector):
     assert vec.recv(min_count=2, timeout=0.15).indices == [1]
     assert vec.recv(timeout=0).indices == []
     assert vec.recv().indices == [0]
+
+
+def test_closing_while_thousands_of_calls_are_still_to_be_started_is_no_error(caplog):
+    vec = AsyncioVectorEnv([""] * 1_000, [AsyncTold] * 1_000)
+    vec.reset(seed=0)
+    vec.send(["x"] * 1_000)
+    vec.close()
+    assert not [record.getMessage() for record in caplog.records if record.name == "asyncio"]
