@@ -25,7 +25,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gem.evaluation import Evaluation, evaluate
-from gem.evaluation.server import Server, server_player
+from gem.evaluation.server import Server, server_agent
 from gem.models.resolve import embedded_model
 from gem.rollout import Limits
 from gem.tasks import make_tasks
@@ -53,7 +53,7 @@ def main() -> None:
             failed |= largest > 1e-4 or not same
     with _server(args.python, "raw_logprobs") as url:
         try:
-            _player(url, 2.0)
+            _agent(url, 2.0)
         except ValueError as error:
             print(f"raw log-probabilities are refused: {error}")
         else:
@@ -62,13 +62,13 @@ def main() -> None:
     sys.exit(failed)
 
 
-def _player(url: str, temperature: float):  # type: ignore[no-untyped-def]
+def _agent(url: str, temperature: float):  # type: ignore[no-untyped-def]
     limits = Limits(max_new_tokens=24, max_context=1024)
-    return server_player(Server(url), AutoTokenizer.from_pretrained(MODEL), limits, temperature=temperature)[0]
+    return server_agent(Server(url), AutoTokenizer.from_pretrained(MODEL), limits, temperature=temperature)[0]
 
 
 def _played(url: str, temperature: float, concurrency: int, folder: Path) -> Evaluation:
-    evaluation = evaluate(TASKS, _player(url, temperature), folder, concurrency=concurrency)
+    evaluation = evaluate(TASKS, _agent(url, temperature), folder, concurrency=concurrency)
     assert not evaluation.missing, "episodes failed"
     return evaluation
 

@@ -14,7 +14,7 @@ class FakeServer(ThreadingHTTPServer):
     Args:
         tokenizer: in whose tokens it answers.
         processed: whether its log-probabilities take the temperature into account.
-        ids: whether it returns token ids.
+        ids: whether it returns token ids, and counts of tokens.
         faults: by name ("429", "500", "hang", "torn"), the share of the requests.
     """
 
@@ -70,7 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
             if sum(len(each["content"]) for each in body["messages"]) > server.max_model_len * 4:
                 return self.send({"error": "This model's maximum context length is exceeded"}, 400)
             text = server.answer(body["messages"], body)
-            return self.send({"choices": [{"message": {"content": text}}]})
+            counted = {"prompt_tokens": 100 * len(body["messages"]), "completion_tokens": 10} if server.ids else None
+            return self.send({"choices": [{"message": {"content": text}}], "usage": counted})
         ids = server.tokenizer.encode(server.answer(body["prompt"], body)) + [body["stop_token_ids"][-1:] or [0]][0]
         ids = ids[: body["max_tokens"]]
         scale = 1 / (body["temperature"] or 1) if server.processed else 1

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rollout import ENV, Constant, Counter, Script
 
-from gem.evaluation import TokenPlayer, evaluate, summarize
+from gem.evaluation import TokenAgent, evaluate, summarize
 from gem.evaluation.report import write_report
 from gem.rollout import run_episodes
 from gem.tasks import make_tasks
@@ -40,8 +40,8 @@ def main() -> None:
         runner = time.process_time() - start
         with tempfile.TemporaryDirectory() as folder:
             start = time.process_time()
-            player = TokenPlayer("scripted", Script(), Constant(), make_env=lambda task: Counter(args.turns))
-            evaluation = evaluate(tasks, player, folder, concurrency=args.concurrency)
+            agent = TokenAgent("scripted", Script(), Constant(), make_env=lambda task: Counter(args.turns))
+            evaluation = evaluate(tasks, agent, folder, concurrency=args.concurrency)
             played = time.process_time() - start
             summarize(evaluation)
             write_report(Path(folder, "report.html"), evaluation)

@@ -1,4 +1,4 @@
-"""``gem eval``: play tasks with a model, and say what the results show."""
+"""``gem eval``: run episodes of tasks with a model, and report what the results show."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import typer
 from gem.cli.printing import say, say_table, stop, warn
 
 if TYPE_CHECKING:
-    from gem.evaluation import Evaluation, Player
+    from gem.evaluation import Agent, Evaluation
+    from gem.evaluation.budget import Prices
     from gem.evaluation.server import Server
     from gem.rollout.episode import Episode
     from gem.rollout.limits import Limits
@@ -34,6 +35,7 @@ def eval(
     samples: Annotated[int, typer.Option(min=1, help="Episodes of each task.")] = 1,
     split: Annotated[str, typer.Option(help="eval, test or train; splits share no episode.")] = "eval",
     tools: Annotated[str | None, typer.Option(help="Tools, such as python,search; for ids.")] = None,
+    wrappers: Annotated[str | None, typer.Option(help="Wrappers, such as concat; for ids.")] = None,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the most likely token.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Of what is sampled.")] = 0,
     max_turns: Annotated[int | None, typer.Option(min=1, help="Turns of an episode, if fewer than its own.")] = None,
@@ -44,8 +46,14 @@ def eval(
     timeout: Annotated[float | None, typer.Option(min=0, help="Seconds that a step may take.")] = 60.0,
     answer_timeout: Annotated[float, typer.Option(min=1, help="Seconds that a server or function may take.")] = 300.0,
     concurrency: Annotated[int, typer.Option(min=1, help="Episodes at the same time.")] = 64,
-    retries: Annotated[int, typer.Option(min=0, help="How often a failed episode is played again.")] = 2,
-    token_budget: Annotated[int | None, typer.Option(min=1, help="Begin no episode after so many tokens.")] = None,
+    retries: Annotated[int, typer.Option(min=0, help="How often a failed episode is run again.")] = 2,
+    token_budget: Annotated[
+        int | None, typer.Option(min=1, help="Begin no episode after so many sampled tokens.")
+    ] = None,
+    cost_budget: Annotated[float | None, typer.Option(min=0, help="Begin no episode after such a cost.")] = None,
+    prices: Annotated[
+        str | None, typer.Option(metavar="PROMPT,SAMPLED", help="Of a million tokens, in one currency: 0.25,2")
+    ] = None,
     server_model: Annotated[str, typer.Option(help="The model's name at the server.")] = "",
     tokenizer: Annotated[str | None, typer.Option(help="Of a server's model; by default its name.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Talk to the server by text, without token ids.")] = False,
@@ -58,7 +66,8 @@ def eval(
     intervals of 95%.
     """
     from gem.evaluation import evaluate, summarize
-    from gem.evaluation.players import PlayerFailed, TokenPlayer
+    from gem.evaluation.agents import AgentFailed
+    from gem.evaluation.budget import Budget
     from gem.evaluation.report import write_report
     from gem.evaluation.server import Server
     from gem.files import FolderInUse, replace_file
@@ -69,83 +78,97 @@ def eval(
         max_turns=max_turns, max_new_tokens=max_new_tokens, max_context=max_context, step_timeout=timeout or None
     )
     try:
-        chosen = _tasks(sources, tasks, split, tools)
+        chosen = _tasks(sources, tasks, split, {"tools": tools, "wrappers": wrappers})
+        cost_of = _prices(prices)
+        budget = Budget(token_budget, cost_budget, cost_of)
         if model.startswith(("http://", "https://")):
             server = Server(model.rstrip("/"), server_model, api_key, answer_timeout)
             sampling = {"temperature": temperature, "seed": seed, "connections": min(concurrency, 256)}
-            player: Player = _behind(server, tokenizer, chat, limits, sampling)
+            agent: Agent = _behind(server, tokenizer, chat, limits, sampling)
         else:
-            player = _player(model, limits, temperature, seed, answer_timeout)
-        if token_budget is not None and not isinstance(player, TokenPlayer):
-            raise ValueError("--token-budget is for models whose tokens are counted: this one writes text")
+            agent = _agent(model, limits, temperature, seed, answer_timeout)
         if model == "human":
             concurrency = 1
         with _Progress(len(chosen) * samples, hidden=model == "human") as progress:
-            evaluation = evaluate(
-                chosen, player, out, samples, concurrency, retries, resume, token_budget, progress.show
-            )
+            kept = None if token_budget is cost_budget is None else budget
+            evaluation = evaluate(chosen, agent, out, samples, concurrency, retries, resume, kept, progress.show)
         summary = summarize(evaluation)
         replace_file(out / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-        write_report(out / "report.html", evaluation, decode=getattr(player, "decode", None))
+        write_report(out / "report.html", evaluation, decode=getattr(agent, "decode", None))
     except KeyboardInterrupt:
-        stop(f"interrupted: what was played is in {out}, and --resume goes on", code=1)
-    except (ValueError, TypeError, ImportError, OSError, FolderInUse, SandboxUnavailable, PlayerFailed) as error:
+        stop(f"interrupted: the episodes that have ended are in {out}, and --resume goes on", code=1)
+    except (ValueError, TypeError, ImportError, OSError, FolderInUse, SandboxUnavailable, AgentFailed) as error:
         stop(str(error))
     _print(summary)
+    if cost_of is not None:
+        cost = cost_of.cost(evaluation.prompt_tokens, evaluation.sampled_tokens)
+        say(f"cost {cost:.4f} at {prices} for a million prompt and sampled tokens, all attempts included")
     say(f"{out}/summary.json, {out}/report.html")
     if summary["missing"]:
-        why = "the budget is spent" if _is_spent(evaluation, token_budget) else "they failed"
-        warn(f"{summary['missing']} of {len(evaluation.units)} episodes are missing: {why}; --resume plays them")
+        why = "the budget is spent" if budget.is_spent(evaluation) else "they failed"
+        warn(f"{summary['missing']} of {len(evaluation.units)} episodes are missing: {why}; --resume runs them")
         raise typer.Exit(1)
 
 
-def _tasks(sources: list[str], count: int, split: str, tools: str | None) -> list[Task]:
+def _prices(text: str | None) -> Prices | None:
+    from gem.evaluation.budget import Prices
+
+    if text is None:
+        return None
+    try:
+        prompt, sampled = map(float, text.split(","))
+    except ValueError:
+        raise ValueError(f"--prices is two numbers, as in 0.25,2, got {text!r}") from None
+    return Prices(prompt, sampled)
+
+
+def _tasks(sources: list[str], count: int, split: str, options: dict[str, str | None]) -> list[Task]:
     from gem.evaluation.suite import load_suite, shipped
     from gem.registry import find_spec
     from gem.tasks import load_tasks, make_tasks
 
     chosen: list[Task] = []
+    arguments = {name: value for name, value in options.items() if value is not None}
     for source in sources:
+        named = shipped().get(source, Path(source))
+        if arguments and (source.startswith("env=") or named.suffix in (".jsonl", ".parquet", ".yaml", ".yml")):
+            raise ValueError(f"--{next(iter(arguments))} is for tasks that are named by an environment's id")
         if source.startswith("env=") or source.endswith((".jsonl", ".parquet")):
-            if tools is not None:
-                raise ValueError("--tools is for tasks that are named by an environment's id")
             chosen += load_tasks(source, split)
         elif source in shipped() or source.endswith((".yaml", ".yml")):
-            if tools is not None:
-                raise ValueError("--tools is for tasks that are named by an environment's id")
             chosen += load_suite(source, split)
         else:
             find_spec(source)
-            chosen += make_tasks(source, range(count), {} if tools is None else {"tools": tools}, split)
+            chosen += make_tasks(source, range(count), arguments, split)
     return chosen
 
 
-def _player(model: str, limits: Limits, temperature: float, seed: int, answer_timeout: float) -> Player:
-    from gem.evaluation import FunctionPlayer, RandomPlayer, SolverPlayer
+def _agent(model: str, limits: Limits, temperature: float, seed: int, answer_timeout: float) -> Agent:
+    from gem.evaluation import FunctionAgent, RandomAgent, SolverAgent
 
     if model in ("random", "solver"):
-        return RandomPlayer(limits) if model == "random" else SolverPlayer(limits)
+        return RandomAgent(limits) if model == "random" else SolverAgent(limits)
     if model == "human":
-        from gem.cli.human import HumanPlayer
+        from gem.cli.human import HumanAgent
 
-        return HumanPlayer(limits)
+        return HumanAgent(limits)
     if ":" in model and not Path(model).exists():
-        function = FunctionPlayer.of(model, limits)
+        function = FunctionAgent.of(model, limits)
         function.answer_seconds = answer_timeout
         return function
     try:
-        from gem.evaluation.local_model import local_player
+        from gem.evaluation.local_model import local_agent
     except ModuleNotFoundError as error:
         raise ImportError(f"a model in this process needs {error.name}: install gem-adapters[model]") from None
-    return local_player(model, limits, temperature=temperature, seed=seed)
+    return local_agent(model, limits, temperature=temperature, seed=seed)
 
 
-def _behind(server: Server, tokenizer: str | None, chat: bool, limits: Limits, sampling: dict[str, Any]) -> Player:
-    """Return the player of a model behind a server, and print what the server can do."""
-    from gem.evaluation.server import chat_player, server_player
+def _behind(server: Server, tokenizer: str | None, chat: bool, limits: Limits, sampling: dict[str, Any]) -> Agent:
+    """Return the agent of a model behind a server, and print what the server can do."""
+    from gem.evaluation.server import chat_agent, server_agent
 
     if chat:
-        return chat_player(server, limits, temperature=sampling["temperature"])
+        return chat_agent(server, limits, temperature=sampling["temperature"])
     try:
         from transformers import AutoTokenizer
     except ModuleNotFoundError:
@@ -153,12 +176,12 @@ def _behind(server: Server, tokenizer: str | None, chat: bool, limits: Limits, s
     from gem.models.resolve import resolve_model
 
     folder = resolve_model(tokenizer or server.model or str(server.models()[0]["id"]))
-    player, found = server_player(server, AutoTokenizer.from_pretrained(folder), limits, **sampling)
+    agent, found = server_agent(server, AutoTokenizer.from_pretrained(folder), limits, **sampling)
     kind = "processed" if found.processed else "raw"
     seeds = "honoured" if found.seeded else "not honoured: another run gives other episodes"
     context = "unknown" if found.max_context is None else f"{found.max_context} tokens"
     say(f"{found.model} at {server.url}: token ids exact, log-probabilities {kind}, seeds {seeds}, context {context}")
-    return player
+    return agent
 
 
 class _Progress:
@@ -190,10 +213,6 @@ class _Progress:
         self._bar.stop()
 
 
-def _is_spent(evaluation: Evaluation, budget: int | None) -> bool:
-    return budget is not None and evaluation.sampled_tokens >= budget
-
-
 def _print(summary: dict[str, Any]) -> None:
     from gem.evaluation.summary import result_rows
 
@@ -206,5 +225,5 @@ def _print(summary: dict[str, Any]) -> None:
         mean = summary["mean"]["success"]
         error = "" if mean["error"] is None else f" (standard error {mean['error']:.3f})"
         say(f"mean of the environments' success rates: {mean['mean']:.3f}{error}")
-    exact = "token ids as they were sampled" if summary["player"]["exact_tokens"] else "text, without token ids"
-    say(f"played by {summary['player']['name']}; the episodes hold {exact}")
+    exact = "token ids as they were sampled" if summary["agent"]["exact_tokens"] else "text, without token ids"
+    say(f"agent: {summary['agent']['name']}; the episodes hold {exact}")

@@ -1,4 +1,4 @@
-"""A person at the terminal, as a player of `gem eval`."""
+"""A person at the terminal, as the agent of an evaluation."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Callable
 
 from gem.cli.play import typed_action
 from gem.cli.printing import say
-from gem.evaluation.players import Message, Misconfigured, TextPlayer
+from gem.evaluation.agents import Message, Misconfigured, TextAgent
 from gem.rollout.episode import Episode
 from gem.tasks import Task
 
 
-class HumanPlayer(TextPlayer):
+class HumanAgent(TextAgent):
     """A person, who is shown each observation and types each action."""
 
     name = "human"
 
-    async def play(self, task: Task, number: int) -> Episode:
-        """Play a task's episode, and show how it ended."""
-        episode = await super().play(task, number)
+    async def run_episode(self, task: Task, number: int) -> Episode:
+        """Run an episode of a task, and show how it ended."""
+        episode = await super().run_episode(task, number)
         if episode.valid:
             say(f"\n{episode.turns[-1].observation}\n\n{'Won' if episode.success else 'Not won'}.")
         return episode

@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 __all__ = ["ENV_REGISTRY", "Build", "EnvSpec", "make", "make_vec", "print_envs", "register"]
 
 
-def make(env_id: str, *, seed: int | None = None, tools: str | Sequence[str] | None = None, **kwargs: Any) -> Env:
+def make(
+    env_id: str,
+    *,
+    seed: int | None = None,
+    tools: str | Sequence[str] | None = None,
+    wrappers: str | Sequence[str] | None = None,
+    **kwargs: Any,
+) -> Env:
     """Build an environment.
 
     Args:
@@ -27,10 +34,13 @@ def make(env_id: str, *, seed: int | None = None, tools: str | Sequence[str] | N
             constructor takes a ``seed`` gets it there.
         tools: names of tools that the model can use, see :func:`gem.tools.make_tools`; the environment is wrapped in
             :class:`gem.tools.ToolEnvWrapper` then. One whose constructor takes ``tools`` gets them there.
+        wrappers: names of wrappers, innermost first, around the tools: see
+            :data:`gem.wrappers.wrapper_factory.WRAPPER_FACTORY`. One whose constructor takes ``wrappers`` gets them
+            there.
         **kwargs: constructor arguments; they replace the registered ones.
 
     Raises:
-        ValueError: the id is not registered, or there is no such tool.
+        ValueError: the id is not registered, there is no such tool or wrapper, or a wrapper needs a tokenizer.
         TypeError: the environment takes no such argument.
         ImportError: the environment or a tool needs a package that is not installed.
         SandboxUnavailable: a tool needs a sandbox, and none works here.
@@ -41,6 +51,8 @@ def make(env_id: str, *, seed: int | None = None, tools: str | Sequence[str] | N
     takes = inspect.signature(build.__init__ if inspect.isclass(build) else build).parameters
     if tools is not None and "tools" in takes:
         arguments["tools"], tools = tools, None
+    if wrappers is not None and "wrappers" in takes:
+        arguments["wrappers"], wrappers = wrappers, None
     seed = check_seed(seed)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in takes.values())
     if seed is not None and ("seed" in takes or takes_any):
@@ -60,7 +72,12 @@ def make(env_id: str, *, seed: int | None = None, tools: str | Sequence[str] | N
     if tools:
         from gem.tools import ToolEnvWrapper, make_tools
 
-        return ToolEnvWrapper(env, make_tools(tools))
+        env = ToolEnvWrapper(env, make_tools(tools))
+    if wrappers:
+        from gem.wrappers.wrapper_factory import get_wrapper_fns
+
+        for wrap in get_wrapper_fns(wrappers if isinstance(wrappers, str) else ",".join(wrappers)):
+            env = wrap(env)
     return env
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from gem.evaluation.players import MakeEnv, TokenPlayer
+from gem.evaluation.agents import MakeEnv, TokenAgent
 from gem.models.resolve import resolve_model
 from gem.rollout.batching import GatheringEngine, Request
 from gem.rollout.engine import Response
@@ -33,7 +33,7 @@ KEPT_TOKENS = 1_000_000
 """Tokens whose keys and values are kept, of all episodes together; beyond that, the oldest are dropped."""
 
 
-def local_player(
+def local_agent(
     name: str,
     limits: Limits | None = None,
     make_env: MakeEnv = Task.make,
@@ -41,8 +41,8 @@ def local_player(
     seed: int = 0,
     batch_size: int = 64,
     tool_role: bool = False,
-) -> TokenPlayer:
-    """Return a player with a model that runs in this process, on a GPU if there is one.
+) -> TokenAgent:
+    """Return an agent with a model that runs in this process, on a GPU if there is one.
 
     Args:
         name: ``"embedded"``, ``"smollm2"``, a folder or a hub id.
@@ -72,7 +72,7 @@ def local_player(
         "template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()[:16],
         "files": _fingerprint(folder),
     }
-    return TokenPlayer(name, GatheringEngine(sampler.answer), renderer, limits, make_env, settings)
+    return TokenAgent(name, GatheringEngine(sampler.answer), renderer, limits, make_env, settings)
 
 
 @dataclass

@@ -43,9 +43,9 @@ def write_report(
     summary = summarize(evaluation)
     episodes = [(unit[1], evaluation.episodes[unit]) for unit in evaluation.units if unit in evaluation.episodes]
     failed = [(unit[1], each) for unit in evaluation.missing for each in evaluation.failures.get(unit, [])[-1:]]
-    tokens = "token ids as they were sampled" if summary["player"]["exact_tokens"] else "text, without token ids"
+    tokens = "token ids as they were sampled" if summary["agent"]["exact_tokens"] else "text, without token ids"
     results = [_results(summary), *(_comparison(name, evaluation, other) for name, other in (others or {}).items())]
-    title = f"Evaluation of {summary['player']['name']}"
+    title = f"Evaluation of {summary['agent']['name']}"
     _write(path, title, f"The episodes hold {tokens}.", "".join(results), [*episodes, *failed], decode)
 
 

@@ -1,7 +1,7 @@
-"""Play the tasks of an evaluation, and keep every episode.
+"""Run the episodes of an evaluation, and keep every one.
 
-An episode that ended by a failure of the environment, a server or the set-up says nothing about the model: it is played
-again, after a pause, and on resumption once more. One that was played to its end is never played again.
+An episode that ended by a failure of the environment, a server or the set-up says nothing about the model: it is run
+again, after a pause, and on resumption once more. One that has reached its end is never run again.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gem.evaluation.players import Player
+from gem.evaluation.agents import Agent, Misconfigured
+from gem.evaluation.budget import Budget
 from gem.evaluation.store import Evaluation, Store, Unit
 from gem.rollout.episode import Episode
 from gem.tasks import Task, check_sandboxed
 
 FIRST_PAUSE = 0.5
-"""Seconds before a failed episode is played again; each further pause is twice as long."""
+"""Seconds before a failed episode is run again; each further pause is twice as long."""
 
 LONGEST_PAUSE = 30.0
 
@@ -25,27 +26,27 @@ OnEpisode = Callable[[Evaluation, Episode], None]
 
 def evaluate(
     tasks: Sequence[Task],
-    player: Player,
+    agent: Agent,
     out: str | Path,
     samples: int = 1,
     concurrency: int = 64,
     retries: int = 2,
     resume: bool = False,
-    token_budget: int | None = None,
+    budget: Budget | None = None,
     on_episode: OnEpisode | None = None,
 ) -> Evaluation:
-    """Play every task with a player, some at the same time.
+    """Run episodes of every task with an agent, some at the same time.
 
     Args:
         tasks: of the ``eval`` or ``test`` split, usually.
-        player: who plays; it is closed at the end.
+        agent: acts in them; it is closed at the end.
         out: folder for the episodes, see :mod:`gem.evaluation.store`.
         samples: episodes of each task.
         concurrency: episodes at the same time.
-        retries: how often an episode is played again that ended by a failure.
+        retries: how often an episode that a failure has ended is run again.
         resume: go on with the evaluation in ``out``, if there is one.
-        token_budget: begin no further episode when so many tokens were sampled, failed attempts included; those that
-            are running are played to their end.
+        budget: begin no further episode when it is spent, failed attempts included; those that are running go on to
+            their end.
         on_episode: called with each attempt as it ends.
 
     Returns:
@@ -54,6 +55,7 @@ def evaluate(
     Raises:
         ValueError: a number is out of range, a task is to run code without a sandbox, or ``out`` holds another
             evaluation, or this one and ``resume`` is False.
+        Misconfigured: every episode would fail, or there is a budget and the agent counts no tokens.
         ValueError, TypeError, ImportError: see :func:`gem.rollout.run_episodes`.
         FolderInUse: another process writes into ``out``.
     """
@@ -64,21 +66,21 @@ def evaluate(
         raise ValueError("there are no tasks")
     for task in tasks:
         check_sandboxed(task)
-    store = Store(out, tasks, samples, player.describe(), resume)
-    asyncio.run(_play_all(store, player, concurrency, retries, token_budget, on_episode))
+    store = Store(out, tasks, samples, agent.describe(), resume)
+    asyncio.run(_run_all(store, agent, concurrency, retries, budget, on_episode))
     return store.evaluation
 
 
-async def _play_all(
-    store: Store, player: Player, concurrency: int, retries: int, budget: int | None, on_episode: OnEpisode | None
+async def _run_all(
+    store: Store, agent: Agent, concurrency: int, retries: int, budget: Budget | None, on_episode: OnEpisode | None
 ) -> None:
     waiting = iter(store.evaluation.missing)
 
     async def work() -> None:
         for unit in waiting:
-            if budget is not None and store.evaluation.sampled_tokens >= budget:
+            if budget is not None and budget.is_spent(store.evaluation):
                 return
-            await _play_unit(store, player, unit, retries, on_episode)
+            await _run_unit(store, agent, unit, retries, budget, on_episode)
 
     workers = [asyncio.ensure_future(work()) for _ in range(concurrency)]
     try:
@@ -87,10 +89,12 @@ async def _play_all(
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
-        await player.aclose()
+        await agent.aclose()
 
 
-async def _play_unit(store: Store, player: Player, unit: Unit, retries: int, on_episode: OnEpisode | None) -> None:
+async def _run_unit(
+    store: Store, agent: Agent, unit: Unit, retries: int, budget: Budget | None, on_episode: OnEpisode | None
+) -> None:
     evaluation = store.evaluation
     task, sample = unit
     pause = FIRST_PAUSE
@@ -98,8 +102,10 @@ async def _play_unit(store: Store, player: Player, unit: Unit, retries: int, on_
         if attempt:
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-        episode = await player.play(evaluation.tasks[task], task * evaluation.samples + sample)
+        episode = await agent.run_episode(evaluation.tasks[task], task * evaluation.samples + sample)
         store.add(unit, episode)
+        if budget is not None and episode.turns and not agent.is_exact and episode.counted is None:
+            raise Misconfigured(f"{agent.name} counts no tokens, so a budget cannot be kept")
         if on_episode is not None:
             on_episode(evaluation, episode)
         if episode.valid:

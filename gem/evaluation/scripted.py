@@ -1,4 +1,4 @@
-"""Players that need no model: random legal actions, and the scripted solvers of games."""
+"""Agents that need no model: random legal actions, and the scripted solvers of games."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 from gem.core import Env, EnvWrapper, StepResult
-from gem.evaluation.players import CHOSEN, MakeEnv, Message, TextPlayer
+from gem.evaluation.agents import CHOSEN, MakeEnv, Message, TextAgent
 from gem.rollout.limits import Limits
 from gem.tasks import Task
 from gem.testing.solvers import find_solver
 
 
-class RandomPlayer(TextPlayer):
+class RandomAgent(TextAgent):
     """Random legal actions, those of ``sample_random_action``.
 
     Args:
-        limits: as for :class:`TextPlayer`.
-        make_env: as for :class:`TextPlayer`.
+        limits: as for :class:`TextAgent`.
+        make_env: as for :class:`TextAgent`.
     """
 
     name = "random"
@@ -31,7 +31,7 @@ class RandomPlayer(TextPlayer):
         return lambda messages: f"sample {number}"
 
 
-class SolverPlayer(TextPlayer):
+class SolverAgent(TextAgent):
     """The scripted solver of a game (:mod:`gem.testing.solvers`)."""
 
     name = "solver"
@@ -45,13 +45,13 @@ class SolverPlayer(TextPlayer):
         solver = find_solver(task.env_id)
         if solver is None:
             raise ValueError(f"there is no solver for {task.env_id}")
-        playing: list[Generator[str, str, None]] = []
+        moves: list[Generator[str, str, None]] = []
 
         def answer(messages: list[Message]) -> str:
-            if playing:
-                return playing[0].send(messages[-1]["content"])
-            playing.append(solver(messages[-1]["content"]))
-            return next(playing[0])
+            if moves:
+                return moves[0].send(messages[-1]["content"])
+            moves.append(solver(messages[-1]["content"]))
+            return next(moves[0])
 
         return answer
 

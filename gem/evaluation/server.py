@@ -1,8 +1,8 @@
 """Models behind an OpenAI-compatible server: by token ids where it takes and returns them (vLLM), else by text.
 
-With token ids (:func:`server_player`) the server is given the ids of a prompt and returns those that it sampled, so an
+With token ids (:func:`server_agent`) the server is given the ids of a prompt and returns those that it sampled, so an
 episode is as exact as one of a model in this process. Before the first episode it is asked what it can do
-(:func:`probe`), and what would make the results wrong is refused. With text (:func:`chat_player`) it is given messages.
+(:func:`probe`), and what would make the results wrong is refused. With text (:func:`chat_agent`) it is given messages.
 
 A request that the server cannot answer now (429, 5xx, no or half an answer) is sent again, after a pause: nothing was
 sampled. If it still fails, the episode has failed, and is not the model's.
@@ -25,14 +25,15 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from gem.evaluation.players import (
+from gem.evaluation.agents import (
+    AgentFailed,
+    Answer,
     ContextFull,
-    FunctionPlayer,
+    FunctionAgent,
     MakeEnv,
     Message,
     Misconfigured,
-    PlayerFailed,
-    TokenPlayer,
+    TokenAgent,
 )
 from gem.faults import error_message
 from gem.rollout.engine import Engine, Response
@@ -63,7 +64,7 @@ _NOISE = 0.02
 _PROBE = "The quick brown fox jumps over the lazy dog"
 
 
-class ServerFailed(PlayerFailed):
+class ServerFailed(AgentFailed):
     """The server did not answer, or not what it should."""
 
 
@@ -254,7 +255,7 @@ class ServerEngine(Engine):
         return [float(each) for each in chances]
 
 
-def server_player(
+def server_agent(
     server: Server,
     tokenizer: Any,
     limits: Limits | None = None,
@@ -262,8 +263,8 @@ def server_player(
     temperature: float = 1.0,
     seed: int = 0,
     connections: int = 64,
-) -> tuple[TokenPlayer, Abilities]:
-    """Return a player with a model behind a server, by token ids, and what the server can do.
+) -> tuple[TokenAgent, Abilities]:
+    """Return an agent with a model behind a server, by token ids, and what the server can do.
 
     Args:
         server: which.
@@ -297,16 +298,16 @@ def server_player(
     keep = abilities.processed or temperature == 1
     engine = ServerEngine(named, renderer.stop_ids, temperature, seed, connections, len(tokenizer), keep)
     settings = {"temperature": temperature, "seed": seed, "server": server.url, "max_context": abilities.max_context}
-    return TokenPlayer(abilities.model, engine, renderer, limits, make_env, settings), abilities
+    return TokenAgent(abilities.model, engine, renderer, limits, make_env, settings), abilities
 
 
-def chat_player(
+def chat_agent(
     server: Server,
     limits: Limits | None = None,
     make_env: MakeEnv = Task.make,
     temperature: float | None = None,
-) -> FunctionPlayer:
-    """Return a player with a model behind a server, by text: ``/chat/completions``, as commercial servers have it.
+) -> FunctionAgent:
+    """Return an agent with a model behind a server, by text: ``/chat/completions``, as commercial servers have it.
 
     Args:
         server: which; ``model`` must be named.
@@ -322,20 +323,24 @@ def chat_player(
     limits = limits or Limits()
     settings = {} if temperature is None else {"temperature": temperature}
 
-    def answer(messages: list[Message]) -> str:
+    def answer(messages: list[Message]) -> str | Answer:
         shown = [{**each, "role": "user" if each["role"] == "tool" else each["role"]} for each in messages]
         body = {"messages": shown, "max_tokens": limits.max_new_tokens, **settings}
-        choice = _choice(server.ask("/chat/completions", body))
+        received = server.ask("/chat/completions", body)
+        choice = _choice(received)
         message = choice.get("message")
         content = message.get("content") if isinstance(message, dict) else None
         if content is None and choice.get("finish_reason") == "length":
-            return ""  # all its tokens went into thoughts: that is the model's doing
+            content = ""  # all its tokens went into thoughts: that is the model's doing
         if not isinstance(content, str):
             raise ServerFailed(f"{server.url} answered without a text")
-        return content
+        usage = received.get("usage")
+        counts = [usage.get(f"{of}_tokens") for of in ("prompt", "completion")] if isinstance(usage, dict) else [None]
+        counted = all(type(count) is int and 0 <= count < 1 << 53 for count in counts)
+        return Answer(content, *counts) if counted else content
 
     described = {**settings, "server": server.url}
-    return FunctionPlayer(server.model, answer, limits, make_env, described)
+    return FunctionAgent(server.model, answer, limits, make_env, described)
 
 
 def _request(

@@ -1,8 +1,8 @@
 """The folder of an evaluation: what was asked, and every episode as it ended.
 
-``manifest.json`` says what is evaluated: the tasks' fingerprint, samples, the player and its settings, versions.
+``manifest.json`` says what is evaluated: the tasks' fingerprint, samples, the agent and its settings, versions.
 ``tasks.jsonl`` has the tasks. ``episodes.jsonl`` is only ever appended to, a line an attempt, when it has ended; so
-whatever kills the process, no ended episode is lost, and at most those that were running are played again. The lines
+whatever kills the process, no ended episode is lost, and at most those that were running are run again. The lines
 are the kernel's at once; when they reach the disk is for the file system to say.
 """
 
@@ -32,7 +32,7 @@ Unit = tuple[int, int]
 
 @dataclass
 class Evaluation:
-    """Tasks, and the episodes that were played of them.
+    """Tasks, and the episodes of them.
 
     Attributes:
         manifest: what was evaluated.
@@ -47,7 +47,8 @@ class Evaluation:
     samples: int
     episodes: dict[Unit, Episode] = field(default_factory=dict)
     failures: dict[Unit, list[Episode]] = field(default_factory=dict)
-    _tokens: int = 0
+    _prompt_tokens: int = 0
+    _sampled_tokens: int = 0
 
     @property
     def units(self) -> list[Unit]:
@@ -60,13 +61,25 @@ class Evaluation:
         return [unit for unit in self.units if unit not in self.episodes]
 
     @property
+    def latest(self) -> list[Episode]:
+        """The valid episode of each unit, or else its last failed attempt; units without any are left out."""
+        attempts = {unit: episodes[-1] for unit, episodes in self.failures.items()} | self.episodes
+        return [attempts[unit] for unit in self.units if unit in attempts]
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompts of all attempts: each turn's whole prompt, as servers count."""
+        return self._prompt_tokens
+
+    @property
     def sampled_tokens(self) -> int:
-        """Tokens of all attempts."""
-        return self._tokens
+        """Sampled tokens of all attempts."""
+        return self._sampled_tokens
 
     def add(self, unit: Unit, episode: Episode) -> None:
         """Take note of an attempt; a second valid episode of a unit does not count."""
-        self._tokens += episode.sampled_tokens
+        self._prompt_tokens += episode.prompt_tokens
+        self._sampled_tokens += episode.sampled_tokens
         if episode.valid:
             self.episodes.setdefault(unit, episode)
         else:
@@ -80,7 +93,7 @@ class Store:
         folder: made if it is not there.
         tasks: what is evaluated.
         samples: of each task.
-        player: what :meth:`gem.evaluation.players.Player.describe` returned.
+        agent: what :meth:`gem.evaluation.agents.Agent.describe` returned.
         resume: go on with the evaluation that is there.
 
     Raises:
@@ -89,14 +102,14 @@ class Store:
     """
 
     def __init__(
-        self, folder: str | Path, tasks: Sequence[Task], samples: int, player: dict[str, Any], resume: bool
+        self, folder: str | Path, tasks: Sequence[Task], samples: int, agent: dict[str, Any], resume: bool
     ) -> None:
         self.folder = Path(folder)
         manifest = {
             "format": FORMAT_VERSION,
             "tasks": fingerprint(tasks),
             "samples": samples,
-            "player": json.loads(json.dumps(player)),
+            "agent": json.loads(json.dumps(agent)),
             "versions": _versions(),
         }
         hold_folder(self.folder)

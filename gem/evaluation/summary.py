@@ -1,6 +1,6 @@
 """The results of an evaluation as plain data: scores with intervals, what ended episodes, what they cost.
 
-A summary depends on the episodes alone, not on when or in how many runs they were played.
+A summary depends on the episodes alone, not on when they were run, or in how many runs.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from gem.evaluation.statistics import (
 )
 from gem.evaluation.store import Evaluation
 from gem.rollout.episode import Episode
+from gem.rollout.metrics import mean_metrics
 
 Quantity = Callable[[Episode], float]
 
@@ -39,19 +40,23 @@ def summarize(evaluation: Evaluation) -> dict[str, Any]:
 
     Returns:
         ``environments``: by id, ``success`` and ``return`` (see :class:`gem.evaluation.statistics.Estimate`),
-        ``pass_at`` and ``best_of`` by k, ``turns`` and ``sampled_tokens`` an episode, ``outcomes``, and ``failed``:
-        how many units have no valid episode, and between which bounds the success rate lies whatever they would have
-        been. ``mean``: the mean of the environments' success rates and returns, with its error. ``sampled_tokens``: of
-        all attempts. ``missing``: units without a valid episode.
+        ``pass_at`` and ``best_of`` by k, ``turns``, ``prompt_tokens`` and ``sampled_tokens`` per episode,
+        ``outcomes``, and ``failed``: how many units have no valid episode, and between which bounds the success rate
+        lies whatever they would have been. ``mean``: the mean of the environments' success rates and returns, with its
+        error. ``metrics``: what a trainer's validation logs of the same episodes, by the same names (see
+        :func:`gem.rollout.mean_metrics`). ``prompt_tokens`` and ``sampled_tokens``: of all attempts. ``missing``: units
+        without a valid episode.
     """
     ids = sorted({task.env_id for task in evaluation.tasks})
     environments = {env_id: _of_environment(evaluation, env_id) for env_id in ids}
     scored = [each for each in environments.values() if each["success"] is not None]
     return {
-        "player": evaluation.manifest["player"],
+        "agent": evaluation.manifest["agent"],
         "level": LEVEL,
         "environments": environments,
         "mean": {name: _mean_of([each[name] for each in scored]) for name in QUANTITIES},
+        "metrics": mean_metrics(evaluation.latest),
+        "prompt_tokens": evaluation.prompt_tokens,
         "sampled_tokens": evaluation.sampled_tokens,
         "missing": len(evaluation.missing),
     }
@@ -149,23 +154,24 @@ def _number(value: float | None, form: str) -> str:
 
 def _of_environment(evaluation: Evaluation, env_id: str) -> dict[str, Any]:
     units = [unit for unit in evaluation.units if evaluation.tasks[unit[0]].env_id == env_id]
-    played = [evaluation.episodes[unit] for unit in units if unit in evaluation.episodes]
+    valid = [evaluation.episodes[unit] for unit in units if unit in evaluation.episodes]
     attempts = [episode for unit in units for episode in evaluation.failures.get(unit, [])]
     successes = samples_of(evaluation, env_id, QUANTITIES["success"])
     returns = samples_of(evaluation, env_id, QUANTITIES["return"])
     ks = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= evaluation.samples]
-    missing = len(units) - len(played)
-    won = sum(episode.success for episode in played)
+    missing = len(units) - len(valid)
+    won = sum(episode.success for episode in valid)
     return {
         "tasks": len({task for task, _ in units}),
-        "episodes": len(played),
-        "success": _plain(rate_over_tasks(successes)) if played else None,
-        "return": _plain(mean_over_tasks(returns)) if played else None,
-        "pass_at": {str(k): pass_at(k, successes) for k in ks} if played else {},
-        "best_of": {str(k): best_of(k, returns) for k in ks} if played else {},
-        "turns": _plain_mean([len(episode.turns) for episode in played]),
-        "sampled_tokens": _plain_mean([episode.sampled_tokens for episode in played]),
-        "outcomes": dict(sorted(Counter(map(outcome, played)).items())),
+        "episodes": len(valid),
+        "success": _plain(rate_over_tasks(successes)) if valid else None,
+        "return": _plain(mean_over_tasks(returns)) if valid else None,
+        "pass_at": {str(k): pass_at(k, successes) for k in ks} if valid else {},
+        "best_of": {str(k): best_of(k, returns) for k in ks} if valid else {},
+        "turns": _plain_mean([len(episode.turns) for episode in valid]),
+        "prompt_tokens": _plain_mean([episode.prompt_tokens for episode in valid]),
+        "sampled_tokens": _plain_mean([episode.sampled_tokens for episode in valid]),
+        "outcomes": dict(sorted(Counter(map(outcome, valid)).items())),
         "failed": {
             "units": missing,
             "attempts": dict(sorted(Counter(map(outcome, attempts)).items())),

@@ -142,6 +142,7 @@ class Episode:
             or sampled nothing) and ``"overlong"`` (the first observation does not fit into the context).
         error: what went wrong, if the environment failed or the first observation does not fit.
         retries: how many attempts failed before the first token was sampled, and were started again.
+        counted: tokens of all prompts, and sampled tokens, as a server has counted them that returns no ids; else None.
         started: when it was started, in seconds since the epoch; 0 if unknown. Not part of comparisons.
         ended: when it ended.
     """
@@ -153,6 +154,7 @@ class Episode:
     truncation: str | None = None
     error: str | None = None
     retries: int = 0
+    counted: list[int] | None = field(default=None, compare=False)
     started: float = field(default=0.0, compare=False)
     ended: float = field(default=0.0, compare=False)
 
@@ -182,7 +184,12 @@ class Episode:
     @property
     def sampled_tokens(self) -> int:
         """How many tokens the model sampled."""
-        return sum(len(turn.response_ids) for turn in self.turns)
+        return self.counted[1] if self.counted else sum(len(turn.response_ids) for turn in self.turns)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the prompts of all turns have, each counted whole."""
+        return self.counted[0] if self.counted else sum(len(turn.prompt_ids) for turn in self.turns)
 
     def metrics(self) -> dict[str, float]:
         """Return what there is to log of the episode, under the names that all adapters use.
@@ -208,7 +215,7 @@ class Episode:
     @property
     def append_only(self) -> bool:
         """Whether every prompt extends the previous one and what was sampled after it."""
-        return all(bridge_after(before, after) is not None for before, after in self._pairs())
+        return all(bridge_after(*pair) is not None for pair in zip(self.turns, self.turns[1:], strict=False))
 
     def as_sequence(self) -> TokenSequence:
         """Return the episode as one row: prompt, completion, mask, log-probabilities, one reward per token.
@@ -314,12 +321,11 @@ class Episode:
                 data.pop(name, None)
             episode = cls(**{**data, "task": Task(**data["task"]), "turns": turns})
             _check_types(episode, _EPISODE_TYPES)
+            if episode.counted is not None and [type(each) for each in episode.counted] != [int, int]:
+                raise TypeError(f"counted is {episode.counted!r:.80}")
             return episode
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"not an episode ({type(error).__name__}: {error}): {line[:80]!r}") from None
-
-    def _pairs(self) -> Iterator[tuple[Turn, Turn]]:
-        return zip(self.turns, self.turns[1:], strict=False)
 
 
 def write_jsonl(path: str | Path, episodes: Iterable[Episode], append: bool = False) -> None:
@@ -369,6 +375,7 @@ _EPISODE_TYPES = {
     "truncation": (str, _NONE),
     "error": (str, _NONE),
     "retries": (int,),
+    "counted": (list, _NONE),
     "started": (int, float),
     "ended": (int, float),
 }

@@ -281,6 +281,17 @@ def test_make_wraps_an_environment_in_the_tools_that_are_named():
         gem.make("game:GuessTheNumber-v0-easy", tools="python,moon")
 
 
+def test_make_applies_wrappers_by_name_around_tools():
+    env = gem.make("game:GuessTheNumber-v0-easy", tools="python", wrappers="concat,episode_tracking")
+    names = [type(env).__name__, type(env.env).__name__, type(env.env.env).__name__]
+    assert names == ["EpisodeTrackingWrapper", "ObservationWrapper", "ToolEnvWrapper"]
+    assert type(gem.make("game:GuessTheNumber-v0-easy", wrappers=["concat"])).__name__ == "ObservationWrapper"
+    with pytest.raises(ValueError, match="there is no wrapper 'moon'"):
+        gem.make("game:GuessTheNumber-v0-easy", wrappers="moon")
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        gem.make("game:GuessTheNumber-v0-easy", wrappers="concat_chat")
+
+
 def test_an_environment_that_takes_tools_gets_them_itself():
     class Own(gem.Env):
         def __init__(self, tools=()):

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 pytest.importorskip("scipy")
 
 from gem.cli import app
+from gem.evaluation import read_evaluation
 
 EASY = "game:GuessTheNumber-v1-easy"
 
@@ -38,7 +39,7 @@ def test_results_are_printed_and_written(folders):
     done = run("eval", EASY, "--model", "solver", "--tasks", 10, "--samples", 2, "--out", folders / "again")
     assert f"{EASY}     10        20  1.000 [0." in done.output
     assert "pass@2 1.000" in done.output
-    assert "played by solver; the episodes hold text, without token ids" in done.output
+    assert "agent: solver; the episodes hold text, without token ids" in done.output
     summary = json.loads((folders / "again" / "summary.json").read_text())
     assert summary["environments"][EASY]["success"]["tasks"] == 10
     assert run("replay", folders / "again" / "episodes.jsonl").exit_code == 0
@@ -53,7 +54,7 @@ def test_a_person_plays_and_goes_on_later(tmp_path):
     assert done.exit_code == 0
     rows = [json.loads(line) for line in (tmp_path / "me" / "episodes.jsonl").read_text().splitlines()]
     assert [row["turns"][0]["action"] for row in rows] == ["\\boxed{3}", "\\boxed{4}"]
-    assert "played by human" in done.output
+    assert "agent: human" in done.output
 
 
 def test_evaluations_are_compared(folders):
@@ -72,7 +73,11 @@ def test_evaluations_are_compared(folders):
         (["eval", EASY, "--model", "./no/such/folder"], "there is no model folder"),
         (["eval", "env=game:Wordle-v0,seeds=0:2", "--model", "random", "--tools", "python"], "--tools is for"),
         (["eval", "qa:Sample", "--model", "solver"], "no solver"),
-        (["eval", EASY, "--model", "random", "--token-budget", "5"], "--token-budget is for"),
+        (["eval", "games-easy", "--model", "random", "--wrappers", "concat"], "--wrappers is for"),
+        (["eval", EASY, "--model", "random", "--wrappers", "moon"], "there is no wrapper 'moon'"),
+        (["eval", EASY, "--model", "random", "--token-budget", "5"], "random counts no tokens"),
+        (["eval", EASY, "--model", "random", "--cost-budget", "5"], "needs the prices"),
+        (["eval", EASY, "--model", "random", "--cost-budget", "5", "--prices", "2"], "two numbers"),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, tmp_path):
@@ -90,4 +95,12 @@ def test_folders_that_hold_no_evaluation_and_quantities_that_are_none(tmp_path, 
 def test_what_is_missing_is_said_and_the_exit_code_tells(tmp_path):
     done = run("eval", EASY, "--model", "operator:index", "--tasks", 2, "--retries", 0, "--out", tmp_path)
     assert done.exit_code == 1
-    assert "2 of 2 episodes are missing: they failed; --resume plays them" in done.output
+    assert "2 of 2 episodes are missing: they failed; --resume runs them" in done.output
+
+
+def test_wrappers_change_what_the_model_sees_and_replay(tmp_path):
+    arguments = ["--model", "solver", "--tasks", 2, "--out", tmp_path, "--wrappers", "concat"]
+    assert run("eval", EASY, *arguments).exit_code == 0
+    episode = next(each for each in read_evaluation(tmp_path).episodes.values() if len(each.turns) > 2)
+    assert episode.turns[-2].observation.startswith(episode.first_observation)
+    assert run("replay", tmp_path / "episodes.jsonl").exit_code == 0

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 
 from gem.evaluation import evaluate, summarize
 from gem.evaluation import local_model as module
-from gem.evaluation.local_model import Sampler, local_player
+from gem.evaluation.local_model import Sampler, local_agent
 from gem.rollout import Limits
 from gem.tasks import make_tasks
 
@@ -18,8 +18,8 @@ LIMITS = Limits(max_new_tokens=16)
 
 def played(folder, monkeypatch, kept=1_000_000, **settings):
     monkeypatch.setattr(module, "KEPT_TOKENS", kept)
-    player = local_player("embedded", LIMITS, **settings)
-    return evaluate(TASKS, player, folder)
+    agent = local_agent("embedded", LIMITS, **settings)
+    return evaluate(TASKS, agent, folder)
 
 
 def tokens(evaluation):
@@ -28,7 +28,7 @@ def tokens(evaluation):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    return evaluate(TASKS, local_player("embedded", LIMITS, temperature=0.7), tmp_path_factory.mktemp("reference"))
+    return evaluate(TASKS, local_agent("embedded", LIMITS, temperature=0.7), tmp_path_factory.mktemp("reference"))
 
 
 def test_log_probabilities_are_those_of_the_model(reference):
@@ -71,13 +71,13 @@ def test_the_seed_and_the_temperature_count(reference, tmp_path, monkeypatch):
     greedy = [tokens(played(tmp_path / str(seed), monkeypatch, temperature=0, seed=seed)) for seed in (0, 1)]
     assert greedy[0] == greedy[1]
     with pytest.raises(ValueError, match="temperature"):
-        local_player("embedded", temperature=-1)
+        local_agent("embedded", temperature=-1)
 
 
 def test_the_context_is_that_of_the_model(tmp_path):
-    player = local_player("embedded", Limits(max_context=10**9))
-    assert player.describe()["limits"]["max_context"] < 10**9
-    evaluation = evaluate(TASKS[:2], local_player("embedded", Limits(max_context=20)), tmp_path, retries=0)
+    agent = local_agent("embedded", Limits(max_context=10**9))
+    assert agent.describe()["limits"]["max_context"] < 10**9
+    evaluation = evaluate(TASKS[:2], local_agent("embedded", Limits(max_context=20)), tmp_path, retries=0)
     assert summarize(evaluation)["environments"]["game:GuessTheNumber-v1-easy"]["failed"]["units"] == 2
 
 
@@ -87,9 +87,9 @@ def test_the_manifest_tells_models_apart(reference, tmp_path):
     from gem.models.resolve import resolve_model
 
     copy = shutil.copytree(resolve_model("embedded"), tmp_path / "copy")
-    same = local_player(str(copy)).describe()
+    same = local_agent(str(copy)).describe()
     assert {same[name] for name in ("template", "files")} == {
-        reference.manifest["player"][name] for name in ("template", "files")
+        reference.manifest["agent"][name] for name in ("template", "files")
     }
     (copy / "generation_config.json").write_text("{}")
-    assert local_player(str(copy)).describe()["files"] != same["files"]
+    assert local_agent(str(copy)).describe()["files"] != same["files"]

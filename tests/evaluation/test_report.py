@@ -12,7 +12,7 @@ pytest.importorskip("scipy")
 from typer.testing import CliRunner
 
 from gem.cli import app
-from gem.evaluation import FunctionPlayer, RandomPlayer, evaluate
+from gem.evaluation import FunctionAgent, RandomAgent, evaluate
 from gem.evaluation import report as module
 from gem.evaluation.report import write_report, write_view
 from gem.rollout import Episode, Turn, write_jsonl
@@ -38,8 +38,8 @@ def index(page):
 
 def test_the_page_holds_every_episode(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CHUNK", 7)
-    evaluation = evaluate(tasks(10), RandomPlayer(), tmp_path / "a", samples=2)
-    other = evaluate(tasks(10), FunctionPlayer("five", lambda messages: "\\boxed{5}"), tmp_path / "b")
+    evaluation = evaluate(tasks(10), RandomAgent(), tmp_path / "a", samples=2)
+    other = evaluate(tasks(10), FunctionAgent("five", lambda messages: "\\boxed{5}"), tmp_path / "b")
     write_report(tmp_path / "report.html", evaluation, {"b": other})
     page = (tmp_path / "report.html").read_text()
     rows, columns = chunks(page), index(page)
@@ -70,7 +70,7 @@ def test_failures_are_there_too(tmp_path):
     def answer(messages):
         raise ConnectionError("down")
 
-    evaluation = evaluate(tasks(1), FunctionPlayer("f", answer), tmp_path, retries=0)
+    evaluation = evaluate(tasks(1), FunctionAgent("f", answer), tmp_path, retries=0)
     write_report(tmp_path / "report.html", evaluation)
     page = (tmp_path / "report.html").read_text()
     assert index(page)["outcomes"] == ["failed (abort)"]

@@ -9,10 +9,10 @@ from fake_model_server import FakeServer
 from typer.testing import CliRunner
 
 from gem.cli import app
-from gem.evaluation import evaluate, summarize
+from gem.evaluation import Budget, Prices, evaluate, read_evaluation, summarize
 from gem.evaluation import server as module
-from gem.evaluation.players import Misconfigured
-from gem.evaluation.server import Server, chat_player, probe, server_player
+from gem.evaluation.agents import Misconfigured
+from gem.evaluation.server import Server, chat_agent, probe, server_agent
 from gem.evaluation.summary import outcome
 from gem.rollout import Limits
 from gem.tasks import make_tasks
@@ -36,8 +36,8 @@ def test_episodes_are_those_of_a_healthy_server_whatever_fails(tmp_path, tokeniz
     found = []
     for name, faults in (("healthy", {}), ("faulty", FAULTS)):
         with FakeServer(tokenizer, faults=faults, hang=1.0) as fake:
-            player, _ = server_player(Server(fake.url, timeout=0.3), tokenizer, Limits(max_new_tokens=32))
-            found.append(evaluate(TASKS, player, tmp_path / name, concurrency=8, retries=8))
+            agent, _ = server_agent(Server(fake.url, timeout=0.3), tokenizer, Limits(max_new_tokens=32))
+            found.append(evaluate(TASKS, agent, tmp_path / name, concurrency=8, retries=8))
             assert (fake.failed > 20) is bool(faults)
     assert rows(found[0]) == rows(found[1])
     assert not found[1].missing
@@ -50,9 +50,7 @@ def test_concurrency_and_seeds(tmp_path, tokenizer):
     with FakeServer(tokenizer) as fake:
         found = [
             rows(
-                evaluate(
-                    TASKS, server_player(Server(fake.url), tokenizer, seed=seed)[0], tmp_path / name, concurrency=n
-                )
+                evaluate(TASKS, server_agent(Server(fake.url), tokenizer, seed=seed)[0], tmp_path / name, concurrency=n)
             )
             for name, n, seed in (("a", 1, 0), ("b", 16, 0), ("c", 16, 1))
         ]
@@ -71,7 +69,7 @@ def test_what_a_server_can_do(tokenizer):
     with FakeServer(tokenizer, ids=False) as fake:
         assert not probe(Server(fake.url), prompt).exact
         with pytest.raises(ValueError, match="by text"):
-            server_player(Server(fake.url), tokenizer)
+            server_agent(Server(fake.url), tokenizer)
     with pytest.raises(ValueError, match="cannot list the models"):
         probe(Server("http://127.0.0.1:1/v1"), prompt)
 
@@ -79,44 +77,64 @@ def test_what_a_server_can_do(tokenizer):
 def test_log_probabilities_without_the_temperature_are_refused(tmp_path, tokenizer):
     with FakeServer(tokenizer, processed=False) as fake:
         with pytest.raises(ValueError, match="--logprobs-mode processed_logprobs"):
-            server_player(Server(fake.url), tokenizer, temperature=2.0)
-        player, _ = server_player(Server(fake.url), tokenizer, temperature=1.0)
-        episode = evaluate(TASKS[:1], player, tmp_path / "one").episodes[0, 0]
+            server_agent(Server(fake.url), tokenizer, temperature=2.0)
+        agent, _ = server_agent(Server(fake.url), tokenizer, temperature=1.0)
+        episode = evaluate(TASKS[:1], agent, tmp_path / "one").episodes[0, 0]
         assert next(iter(episode.turns[0].logprobs)) == -0.5
     with FakeServer(tokenizer) as fake:
-        player, _ = server_player(Server(fake.url), tokenizer, temperature=2.0)
-        episode = evaluate(TASKS[:1], player, tmp_path / "two").episodes[0, 0]
+        agent, _ = server_agent(Server(fake.url), tokenizer, temperature=2.0)
+        episode = evaluate(TASKS[:1], agent, tmp_path / "two").episodes[0, 0]
         assert next(iter(episode.turns[0].logprobs)) == -0.25
 
 
 def test_the_context_is_the_servers(tmp_path, tokenizer):
     with FakeServer(tokenizer, max_model_len=20) as fake:
-        player, _ = server_player(Server(fake.url), tokenizer)
-        evaluation = evaluate(TASKS[:1], player, tmp_path, retries=0)
+        agent, _ = server_agent(Server(fake.url), tokenizer)
+        evaluation = evaluate(TASKS[:1], agent, tmp_path, retries=0)
         assert outcome(evaluation.failures[0, 0][0]) == "failed (overlong)"
 
 
 def test_a_server_that_stays_down_is_no_result(tmp_path, tokenizer):
     with FakeServer(tokenizer) as fake:
-        player, _ = server_player(Server(fake.url, timeout=1), tokenizer)
+        agent, _ = server_agent(Server(fake.url, timeout=1), tokenizer)
         fake.faults = {"500": 1.0}
-        evaluation = evaluate(TASKS[:2], player, tmp_path, retries=1)
+        evaluation = evaluate(TASKS[:2], agent, tmp_path, retries=1)
     assert [outcome(e) for es in evaluation.failures.values() for e in es] == ["failed (abort)"] * 4
     assert "did not answer 6 requests; the last: 500" in evaluation.failures[0, 0][0].error
 
 
 def test_a_chat_server_by_text(tmp_path, tokenizer):
     with FakeServer(tokenizer, faults={"429": 0.3}) as fake:
-        evaluation = evaluate(TASKS[:8], chat_player(Server(fake.url, "fake")), tmp_path / "a", concurrency=4)
+        evaluation = evaluate(TASKS[:8], chat_agent(Server(fake.url, "fake")), tmp_path / "a", concurrency=4)
         assert not evaluation.missing
         assert evaluation.episodes[0, 0].turns[0].action.startswith("\\boxed{")
         with pytest.raises(Misconfigured, match="404"):
-            evaluate(TASKS[:2], chat_player(Server(fake.url, "other")), tmp_path / "b")
+            evaluate(TASKS[:2], chat_agent(Server(fake.url, "other")), tmp_path / "b")
         fake.max_model_len = 1
-        evaluation = evaluate(TASKS[:1], chat_player(Server(fake.url, "fake")), tmp_path / "c", retries=0)
+        evaluation = evaluate(TASKS[:1], chat_agent(Server(fake.url, "fake")), tmp_path / "c", retries=0)
         assert outcome(evaluation.failures[0, 0][0]) == "failed (overlong)"
     with pytest.raises(ValueError, match="name the server's model"):
-        chat_player(Server("http://127.0.0.1:1/v1"))
+        chat_agent(Server("http://127.0.0.1:1/v1"))
+
+
+def test_a_chat_server_counts_tokens_for_a_budget_in_money(tmp_path, tokenizer):
+    with FakeServer(tokenizer, faults={"429": 0.3}) as fake:
+        agent = chat_agent(Server(fake.url, "fake"), Limits(max_turns=3))
+        whole = evaluate(TASKS[:20], agent, tmp_path / "whole")
+        turns = [len(episode.turns) for episode in whole.episodes.values()]
+        assert whole.sampled_tokens == 10 * sum(turns)
+        assert whole.prompt_tokens == sum(100 * sum((1, 3, 5)[:n]) for n in turns)
+        budget = Budget(cost=0.3 * whole.prompt_tokens, prices=Prices(1e6, 0))
+        agent = chat_agent(Server(fake.url, "fake"), Limits(max_turns=3))
+        part = evaluate(TASKS[:20], agent, tmp_path / "part", concurrency=1, budget=budget)
+        assert budget.cost <= part.prompt_tokens < budget.cost + 900
+        agent = chat_agent(Server(fake.url, "fake"), Limits(max_turns=3))
+        rest = evaluate(TASKS[:20], agent, tmp_path / "part", resume=True)
+        assert (rest.prompt_tokens, rest.sampled_tokens) == (whole.prompt_tokens, whole.sampled_tokens)
+        assert read_evaluation(tmp_path / "part").prompt_tokens == whole.prompt_tokens
+        fake.ids = False
+        with pytest.raises(Misconfigured, match="counts no tokens"):
+            evaluate(TASKS[:2], chat_agent(Server(fake.url, "fake")), tmp_path / "none", budget=budget)
 
 
 def test_the_command_says_what_the_server_can_do(tmp_path, tokenizer):
@@ -149,7 +167,7 @@ BAD = {
 @pytest.mark.parametrize("what", BAD)
 def test_answers_in_another_form_fail_their_episode_and_are_never_scored(tmp_path, tokenizer, monkeypatch, what):
     with FakeServer(tokenizer) as fake:
-        player, _ = server_player(Server(fake.url), tokenizer)
+        agent, _ = server_agent(Server(fake.url), tokenizer)
         real, asked = Server.ask, []
 
         def ask(self, path, body):
@@ -160,7 +178,7 @@ def test_answers_in_another_form_fail_their_episode_and_are_never_scored(tmp_pat
             return answer
 
         monkeypatch.setattr(Server, "ask", ask)
-        evaluation = evaluate(TASKS[:3], player, tmp_path, concurrency=1)
+        evaluation = evaluate(TASKS[:3], agent, tmp_path, concurrency=1)
     assert not evaluation.missing
     if what == "log-probabilities as a list":
         return  # they are left out
@@ -170,13 +188,13 @@ def test_answers_in_another_form_fail_their_episode_and_are_never_scored(tmp_pat
 @pytest.mark.parametrize(("code", "ends"), [("400", False), ("413", False), ("520", False), ("401", True)])
 def test_errors_of_one_request_and_errors_of_all(tmp_path, tokenizer, code, ends):
     with FakeServer(tokenizer) as fake:
-        player, _ = server_player(Server(fake.url), tokenizer)
+        agent, _ = server_agent(Server(fake.url), tokenizer)
         fake.faults = {code: 0.2}
         if ends:
             with pytest.raises(Misconfigured, match=r"401 .*busy"):
-                evaluate(TASKS, player, tmp_path, retries=30)
+                evaluate(TASKS, agent, tmp_path, retries=30)
         else:
-            assert not evaluate(TASKS, player, tmp_path, retries=30).missing
+            assert not evaluate(TASKS, agent, tmp_path, retries=30).missing
 
 
 def test_an_answer_that_is_all_thoughts_is_the_models(tmp_path, tokenizer, monkeypatch):
@@ -184,12 +202,12 @@ def test_an_answer_that_is_all_thoughts_is_the_models(tmp_path, tokenizer, monke
         return {"choices": [{"message": {"content": None}, "finish_reason": "length"}]}
 
     monkeypatch.setattr(Server, "ask", ask)
-    evaluation = evaluate(TASKS[:2], chat_player(Server("http://127.0.0.1:1/v1", "m")), tmp_path)
+    evaluation = evaluate(TASKS[:2], chat_agent(Server("http://127.0.0.1:1/v1", "m")), tmp_path)
     assert [outcome(episode) for episode in evaluation.episodes.values()] == ["lost"] * 2
 
 
 def test_another_temperature_is_another_evaluation(tmp_path, tokenizer):
     with FakeServer(tokenizer) as fake:
-        evaluate(TASKS[:1], chat_player(Server(fake.url, "fake"), temperature=0.0), tmp_path)
-        with pytest.raises(ValueError, match=r"player\.temperature differ"):
-            evaluate(TASKS[:1], chat_player(Server(fake.url, "fake"), temperature=1.0), tmp_path, resume=True)
+        evaluate(TASKS[:1], chat_agent(Server(fake.url, "fake"), temperature=0.0), tmp_path)
+        with pytest.raises(ValueError, match=r"agent\.temperature differ"):
+            evaluate(TASKS[:1], chat_agent(Server(fake.url, "fake"), temperature=1.0), tmp_path, resume=True)

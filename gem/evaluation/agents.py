@@ -1,7 +1,7 @@
-"""Who plays the episodes of an evaluation.
+"""What acts in the episodes of an evaluation.
 
-A player of tokens (:class:`TokenPlayer`) has an engine: what it is asked and what it samples are token ids, exactly. A
-player of text (the others) is a function, and its episodes hold text alone.
+A :class:`TokenAgent` has an engine: its prompts and what it samples are token ids, exactly. A :class:`TextAgent` (all
+others) is a function of messages, and its episodes hold text alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 
@@ -35,18 +35,18 @@ ANSWER_SECONDS = 300.0
 """What a function may take for an answer, by default; then the episode has failed."""
 
 CHOSEN = "gem_chosen_action"
-"""Name in an info of the action that a wrapper has made in the place of the player's."""
+"""Name in an info of the action that a wrapper has taken instead of the agent's."""
 
 MakeEnv = Callable[[Task], Env]
 Message = dict[str, str]
 """``role`` (``user``, ``tool`` or ``assistant``) and ``content``."""
 
 
-class PlayerFailed(RuntimeError):
-    """The player could not answer, for want of a server, say: it is not a mistake of the model."""
+class AgentFailed(RuntimeError):
+    """The agent could not answer, since its server is down, say: this is not a mistake of the model."""
 
 
-class ContextFull(PlayerFailed):
+class ContextFull(AgentFailed):
     """The conversation is longer than the model's context: the episode ends, as at any limit."""
 
 
@@ -54,24 +54,38 @@ class Misconfigured(ValueError):
     """Every episode would fail: an unknown model, say, or a wrong key."""
 
 
-class Player(abc.ABC):
-    """Plays episodes, any number at once in one event loop.
+class Answer(NamedTuple):
+    """A text, and the tokens that a server has counted for it.
+
+    Attributes:
+        text: the action.
+        prompt_tokens: of the request.
+        sampled_tokens: of the answer.
+    """
+
+    text: str
+    prompt_tokens: int
+    sampled_tokens: int
+
+
+class Agent(abc.ABC):
+    """Runs episodes, any number at once in one event loop.
 
     Attributes:
         name: for people.
         is_exact: whether its episodes hold the token ids that were sampled.
     """
 
-    name = "player"
+    name = "agent"
     is_exact = False
 
     @abc.abstractmethod
-    async def play(self, task: Task, number: int) -> Episode:
-        """Play a task's episode.
+    async def run_episode(self, task: Task, number: int) -> Episode:
+        """Run an episode of a task.
 
         Args:
             task: which.
-            number: of the episode in this evaluation, the same whenever it is played: it seeds what is sampled.
+            number: of the episode in this evaluation, the same in every attempt: it seeds what is sampled.
 
         Raises:
             ValueError, TypeError, ImportError: the task names an environment or arguments that do not exist.
@@ -79,16 +93,16 @@ class Player(abc.ABC):
         """
 
     def describe(self) -> dict[str, Any]:
-        """Return what of the player belongs into the manifest, as JSON data."""
+        """Return what the manifest records of the agent, as JSON data."""
         return {"name": self.name, "exact_tokens": self.is_exact}
 
     async def aclose(self) -> None:
-        """Release what the player holds."""
+        """Release what the agent holds."""
         return None
 
 
-class TokenPlayer(Player):
-    """An engine, which samples token ids.
+class TokenAgent(Agent):
+    """An engine that samples token ids.
 
     Args:
         name: for people.
@@ -117,16 +131,16 @@ class TokenPlayer(Player):
         self._settings = settings or {}
         self._runner = EpisodeRunner(renderer, self._limits, make_env)
 
-    async def play(self, task: Task, number: int) -> Episode:
-        """Play a task's episode."""
+    async def run_episode(self, task: Task, number: int) -> Episode:
+        """Run an episode of a task."""
         episode = Episode(task)
         try:
             return await self._runner.run(task, self._engine, number, episode)
-        except PlayerFailed as failure:
+        except AgentFailed as failure:
             _end_by(failure, episode)
             return episode
         except (AttributeError, IndexError, KeyError, ArithmeticError) as error:  # of an answer in another form
-            _end_by(PlayerFailed(f"{type(error).__name__}: {error}"), episode)
+            _end_by(AgentFailed(f"{type(error).__name__}: {error}"), episode)
             return episode
         finally:
             self._engine.episode_ended()
@@ -145,14 +159,14 @@ class TokenPlayer(Player):
         await self._runner.aclose()
 
 
-class TextPlayer(Player):
-    """What writes text. Subclasses write :meth:`begin`.
+class TextAgent(Agent):
+    """An agent that writes text. Subclasses implement :meth:`begin`.
 
     Attributes:
         answer_seconds: what an answer may take; None for any time.
 
     Args:
-        limits: of turns and seconds; tokens are not counted.
+        limits: of turns and seconds.
         make_env: builds the environment of a task.
     """
 
@@ -165,17 +179,20 @@ class TextPlayer(Player):
 
     @abc.abstractmethod
     def begin(self, task: Task, number: int) -> Callable[[list[Message]], Any]:
-        """Return the function that answers the messages of an episode, or a coroutine function that does."""
+        """Return the function, or coroutine function, that answers the messages of an episode.
 
-    async def play(self, task: Task, number: int) -> Episode:
-        """Play a task's episode."""
+        It returns a text, or an :class:`Answer`.
+        """
+
+    async def run_episode(self, task: Task, number: int) -> Episode:
+        """Run an episode of a task."""
         episode = Episode(task)
         episode.started = time.time()
         for _ in range(self._limits.retries + 1):
             try:
-                await self._play_once(episode, self.begin(task, number))
+                await self._attempt(episode, self.begin(task, number))
                 break
-            except PlayerFailed as failure:
+            except AgentFailed as failure:
                 _end_by(failure, episode)
                 break
             except EnvironmentFailed as failure:
@@ -186,14 +203,16 @@ class TextPlayer(Player):
         episode.ended = time.time()
         return episode
 
-    async def _play_once(self, episode: Episode, answer: Callable[[list[Message]], Any]) -> None:
+    async def _attempt(self, episode: Episode, answer: Callable[[list[Message]], Any]) -> None:
         env = await self._execution.open(episode.task)
         try:
             episode.first_observation = await env.reset(episode.task.reset_seed)
             episode.truncation = episode.error = None
             messages = [{"role": "user", "content": episode.first_observation}]
             while True:
-                action = await self._answered(answer, messages)
+                action, *counted = await self._answered(answer, messages)
+                if counted:
+                    episode.counted = [sum(both) for both in zip(episode.counted or (0, 0), counted, strict=True)]
                 turn = Turn([], [], None, "stop", action)
                 episode.turns.append(turn)
                 turn.observation, turn.reward, turn.terminated, turn.truncated, turn.info = await env.step(action)
@@ -209,7 +228,7 @@ class TextPlayer(Player):
         finally:
             await env.close()
 
-    async def _answered(self, answer: Callable[[list[Message]], Any], messages: list[Message]) -> str:
+    async def _answered(self, answer: Callable[[list[Message]], Any], messages: list[Message]) -> Answer | tuple[str]:
         """Return the answer; a function that is no coroutine function is called in a thread, since it may wait."""
         if self._threads is None:
             self._threads = anyio.CapacityLimiter(self._limits.max_threads)
@@ -219,9 +238,10 @@ class TextPlayer(Player):
         else:
             async with self._threads:  # waiting for a thread is not the function's time
                 text = await self._in_time(_called(answer, shown))
-        if not isinstance(text, str):
-            raise PlayerFailed(f"the answer is no text: {text!r:.80}")
-        return text
+        found = text if isinstance(text, Answer) else (text,)
+        if not isinstance(found[0], str):
+            raise AgentFailed(f"the answer is no text: {found[0]!r:.80}")
+        return found
 
     async def _in_time(self, answer: Coroutine[Any, Any, Any]) -> Any:
         """Return what a coroutine returns, run by a task of its own: it may cancel itself, or not end."""
@@ -229,9 +249,9 @@ class TextPlayer(Player):
         try:
             await asyncio.wait({task}, timeout=self.answer_seconds)
             if not task.done():
-                raise PlayerFailed(f"no answer within {self.answer_seconds:g} s")
+                raise AgentFailed(f"no answer within {self.answer_seconds:g} s")
             if task.cancelled():
-                raise PlayerFailed("CancelledError, which the function raised")
+                raise AgentFailed("CancelledError, which the function raised")
             return task.result()
         finally:
             task.cancel()
@@ -249,21 +269,21 @@ async def _awaited(function: Callable[[list[Message]], Any], messages: list[Mess
     """Return what a coroutine function returns.
 
     Raises:
-        PlayerFailed: whatever else it raises.
+        AgentFailed: whatever else it raises.
     """
     try:
         return await function(messages)
-    except (PlayerFailed, Misconfigured, KeyboardInterrupt, asyncio.CancelledError):
+    except (AgentFailed, Misconfigured, KeyboardInterrupt, asyncio.CancelledError):
         raise
     except BaseException as error:  # SystemExit too, which would end the evaluation
-        raise PlayerFailed(f"{type(error).__name__}: {error}") from error
+        raise AgentFailed(f"{type(error).__name__}: {error}") from error
 
 
 async def _called(function: Callable[[list[Message]], Any], messages: list[Message]) -> Any:
     """Return what a function returns, called in a thread that ends with this process whatever the function does.
 
     Raises:
-        PlayerFailed: whatever else it raises.
+        AgentFailed: whatever else it raises.
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()
@@ -277,10 +297,10 @@ async def _called(function: Callable[[list[Message]], Any], messages: list[Messa
         failure: Exception | None = None
         try:
             value = function(messages)
-        except (PlayerFailed, Misconfigured) as error:
+        except (AgentFailed, Misconfigured) as error:
             failure = error
         except BaseException as error:  # noqa: BLE001 (SystemExit and StopIteration too: a thread has no other way)
-            failure = PlayerFailed(f"{type(error).__name__}: {error}")
+            failure = AgentFailed(f"{type(error).__name__}: {error}")
         with contextlib.suppress(RuntimeError):  # the loop has ended
             loop.call_soon_threadsafe(settle, value, failure)
 
@@ -288,7 +308,7 @@ async def _called(function: Callable[[list[Message]], Any], messages: list[Messa
     return await done
 
 
-def _end_by(failure: PlayerFailed, episode: Episode) -> None:
+def _end_by(failure: AgentFailed, episode: Episode) -> None:
     """Note why an episode has ended, of which no further turn could be had."""
     if not isinstance(failure, ContextFull):
         episode.truncation = "abort"
@@ -297,10 +317,10 @@ def _end_by(failure: PlayerFailed, episode: Episode) -> None:
     episode.error = str(failure)
 
 
-class FunctionPlayer(TextPlayer):
+class FunctionAgent(TextAgent):
     """A function of the messages so far, which returns the answer; it may be a coroutine function.
 
-    What it raises ends the episode as a failure that is not the model's, which is played again.
+    What it raises ends the episode as a failure that is not the model's, and the episode is run again.
 
     Attributes:
         answer_seconds: what an answer may take; None for any time.
@@ -308,8 +328,8 @@ class FunctionPlayer(TextPlayer):
     Args:
         name: for people.
         function: gets a list of ``{"role", "content"}``, the last one of the environment.
-        limits: as for :class:`TextPlayer`.
-        make_env: as for :class:`TextPlayer`.
+        limits: as for :class:`TextAgent`.
+        make_env: as for :class:`TextAgent`.
         settings: what else belongs into the manifest, as JSON data; by default a fingerprint of the function's source.
     """
 
@@ -329,7 +349,7 @@ class FunctionPlayer(TextPlayer):
         self._settings = settings if settings is not None else {"source": _fingerprint(function)}
 
     @classmethod
-    def of(cls, path: str, limits: Limits | None = None, make_env: MakeEnv = Task.make) -> FunctionPlayer:
+    def of(cls, path: str, limits: Limits | None = None, make_env: MakeEnv = Task.make) -> FunctionAgent:
         """Import a function, ``module:name``.
 
         Raises:
