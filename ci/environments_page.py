@@ -126,7 +126,7 @@ def details(title: str, text: str) -> str:
 
 
 def games(specs: list[EnvSpec], episodes: int, good: int) -> str:
-    """Return a section a game."""
+    """Return one section per game."""
     by_game: dict[str, list[EnvSpec]] = {}
     for spec in specs:
         by_game.setdefault(spec.id.split("-v")[0].removeprefix("game:"), []).append(spec)

@@ -54,7 +54,7 @@ class Side:
 
 
 def serve(functions: Mapping[str, Callable[..., Any]]) -> None:
-    """Answer a request a line."""
+    """Answer one request per line."""
     answers, sys.stdout = sys.stdout, sys.stderr  # what is printed is no answer
     for line in sys.stdin:
         name, arguments = json.loads(line)

@@ -38,7 +38,7 @@ VectorStep = tuple[list[str], np.ndarray, np.ndarray, np.ndarray, list[Info]]
 
 
 class Ready(NamedTuple):
-    """What :meth:`VectorEnv.recv` returns: one entry a step that is ready, in the order in which they became so.
+    """What :meth:`VectorEnv.recv` returns: one entry for each step that is ready, in the order in which they became so.
 
     Attributes:
         indices: of the environments.
@@ -111,12 +111,12 @@ class VectorEnv(abc.ABC):
         """Reset all environments, or some.
 
         Args:
-            seed: an integer seeds environment ``i`` with ``seed + i``; a sequence has a seed an environment that is
+            seed: an integer seeds environment ``i`` with ``seed + i``; a sequence has one seed per environment that is
                 reset. None goes on with the environment's own generator.
             only: indices of the environments to reset.
 
         Returns:
-            An observation and an info an environment that is reset.
+            One observation and one info for each environment that is reset.
 
         Raises:
             ValueError: an environment is under way; see :meth:`recv`.

@@ -107,7 +107,7 @@ def close(got, expected):
 
 
 def batch(group_size, failed, kl=0.0):
-    """Return groups in which the members ``failed`` (a set a group) are masked, with rewards of their own."""
+    """Return groups in which the members ``failed`` (one set per group) are masked, with rewards of their own."""
     draw = random.Random(0)
     return [
         sample(draw.uniform(-2, 2), member in members, seed=7 * group + member, kl=kl)

@@ -76,7 +76,7 @@ class SudokuEnv(Game):
         return (
             f"Sudoku. Fill the empty cells (.) of this {self.scale}x{self.scale} grid with digits from 1 to "
             f"{self.scale}, so that no digit repeats in a row, in a column or in one of the {boxes} boxes. There is "
-            f"one solution. You have {self.max_turns} turns for the {self.clues} empty cells, one cell a turn. "
+            f"one solution. You have {self.max_turns} turns for the {self.clues} empty cells, one cell per turn. "
             "\\boxed{1 2 3} puts 3 into row 1, column 2; rows and columns are numbered from 1."
         )
 

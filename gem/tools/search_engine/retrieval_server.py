@@ -32,7 +32,7 @@ class Config:
         retrieval_method: ``"bm25"``; there is no other here.
         retrieval_topk: documents a query.
         index_path: without effect: the index is kept in the cache folder.
-        corpus_path: of a file with a document a line, see :func:`gem.tools.corpus.open_corpus`.
+        corpus_path: of a file with one document per line, see :func:`gem.tools.corpus.open_corpus`.
         dataset_path: without effect, as are those that follow.
     """
 
