@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 import reprlib
 import threading
-import types
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from os import _exit  # by name: an environment may replace the attributes of ``os``
 from typing import Any, TypeVar
 
@@ -121,29 +120,49 @@ def call_unforked(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
             _exit(1)
 
 
-@types.coroutine
-def in_this_process(function: Callable[..., Awaitable[T]], *args: Any) -> Generator[Any, Any, T]:
-    """Await what a function returns, in this process only: a forked child would go on with the event loop."""
-    depth = _fork_depth
-    try:
-        steps = function(*args).__await__()
-    finally:
-        end_forked_child(depth)
-    send = resume = steps.send
-    value: Any = None
-    while True:
-        try:  # as call_unforked does, without a call more for each
-            awaited = resume(value)
-        except StopIteration as end:
-            return end.value
-        finally:
-            if _fork_depth != depth:
-                _exit(1)
+class Unforked(Coroutine[Any, Any, T]):
+    """Runs an awaitable in this process only: a forked child would go on with the event loop.
+
+    It is awaited, or run as a task. It is no generator, which would be one more object to resume at every step, and for
+    Python's garbage collector to look at.
+    """
+
+    __slots__ = ("_depth", "_steps")
+
+    def __init__(self, awaitable: Awaitable[T]) -> None:
+        self._steps: Any = awaitable.__await__()
+        self._depth = _fork_depth
+
+    def send(self, value: Any) -> Any:
+        """Resume it."""
         try:
-            value = yield awaited
-            resume = send
-        except BaseException as error:  # noqa: BLE001 (it belongs into the coroutine)
-            resume, value = steps.throw, error
+            return self._steps.send(value)
+        finally:
+            if _fork_depth != self._depth:
+                _exit(1)
+
+    def throw(self, *error: Any) -> Any:
+        """Resume it with an exception."""
+        try:
+            return self._steps.throw(*error)
+        finally:
+            end_forked_child(self._depth)
+
+    def close(self) -> None:
+        """End it."""
+        try:
+            self._steps.close()
+        finally:
+            end_forked_child(self._depth)
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self
+
+    def __iter__(self) -> Unforked[T]:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)
 
 
 def _count_fork() -> None:

@@ -30,7 +30,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from gem.core import Env, EnvSpec, Info, StepResult, observation_text
-from gem.faults import EnvironmentFailed, call_unforked, error_text, excerpt, in_this_process, is_from_user
+from gem.faults import EnvironmentFailed, Unforked, call_unforked, error_text, excerpt, is_from_user
 from gem.registry import find_spec, register_if_unknown
 from gem.rollout.episode import plain_json
 from gem.rollout.limits import Limits
@@ -298,7 +298,7 @@ async def _contained(function: Callable[[], Awaitable[T]]) -> T:
     ``repr`` on exceptions, which may raise or never return. Cancellation is passed on.
     """
     try:
-        return await in_this_process(function)
+        return await Unforked(call_unforked(function))
     except (asyncio.CancelledError, GeneratorExit):
         raise
     except BaseException as error:

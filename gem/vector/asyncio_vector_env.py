@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Any
 
 from gem.core import Env
-from gem.faults import end_forked_child, error_text, fork_depth, in_this_process
+from gem.faults import Unforked, end_forked_child, error_text, fork_depth
 from gem.step_results import checked_step
 from gem.vector.outcome import CRASH_LIMIT, StepOutcome, as_outcome, given_up
 from gem.vector.slot import AutoresetMode, Slot
@@ -117,7 +117,7 @@ class _Worker:
     def start(self, now: float, method: str, argument: Any) -> None:
         """Let the task step or reset the slot, or replace its environment; the time of this begins now."""
         if self._task is None:
-            self._task = self._loop.create_task(self._run())
+            self._task = self._loop.create_task(Unforked(self._work()))
         self.since, self.method = now, method
         self._next.set_result(argument)
 
@@ -129,9 +129,6 @@ class _Worker:
 
     def _allow(self, seconds: float) -> None:
         self.since = time.monotonic() + seconds
-
-    async def _run(self) -> None:
-        await in_this_process(self._work)
 
     async def _work(self) -> None:
         slot = self.slot
