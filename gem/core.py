@@ -127,7 +127,7 @@ class Env(abc.ABC):
     _episode_seeds: EpisodeSeeds | None = None
     _first_seed: int | None = None
     _action_rng: random.Random | None = None
-    _action_seed: int | None = None
+    _drawn_seed: int | None = None
     _init: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -162,15 +162,13 @@ class Env(abc.ABC):
         Returns:
             The seed that ``reset`` or ``make`` was given, None if it was drawn; and what later ones are drawn from.
         """
-        seed = check_seed(seed)
-        if seed is None and self._episode_seeds is None:
-            seed = self._first_seed
-        if seed is not None or self._episode_seeds is None:
-            self._episode_seeds = EpisodeSeeds(seed)
-        drawn = self._episode_seeds.draw() if seed is None else seed
-        self._rng = random.Random(drawn)
-        self._action_rng, self._action_seed = None, drawn
-        return seed, self._episode_seeds
+        seeds = self._episode_seeds
+        seed = check_seed(seed) if seed is not None else self._first_seed if seeds is None else None
+        if seed is not None or seeds is None:
+            seeds = self._episode_seeds = EpisodeSeeds(seed)
+        self._drawn_seed = seeds.draw() if seed is None else seed
+        self._rng = self._action_rng = None  # made where they are used: seeding one takes longer than most steps
+        return seed, seeds
 
     @abc.abstractmethod
     def step(self, action: str) -> StepResult:
@@ -207,7 +205,7 @@ class Env(abc.ABC):
     def rng(self) -> random.Random:
         """The environment's own random generator."""
         if self._rng is None:
-            self._rng = random.Random(self._first_seed)
+            self._rng = random.Random(self._first_seed if self._drawn_seed is None else self._drawn_seed)
         return self._rng
 
     @rng.setter
@@ -218,7 +216,7 @@ class Env(abc.ABC):
     def action_rng(self) -> random.Random:
         """What ``sample_random_action`` draws from: seeded like ``rng``, and apart from it."""
         if self._action_rng is None:
-            seed = self._action_seed
+            seed = self._drawn_seed
             self._action_rng = random.Random(None if seed is None else f"actions of {seed}")
         return self._action_rng
 
@@ -249,8 +247,8 @@ class Env(abc.ABC):
                     "text, numbers and None in public attributes, begin the names of others with an underscore, or "
                     "override get_state and set_state."
                 )
-        rng = None if self._rng is None else self._rng.getstate()
-        return json.loads(json.dumps({**state, "rng": rng, "action_seed": self._action_seed}))
+        rng = None if self._rng is None and self._drawn_seed is None else self.rng.getstate()
+        return json.loads(json.dumps({**state, "rng": rng, "action_seed": self._drawn_seed}))
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Put the environment into a state that ``get_state`` returned, here or in another process.
@@ -259,7 +257,7 @@ class Env(abc.ABC):
         """
         state = json.loads(json.dumps(state))  # a copy: the caller's dict must not change with the episode
         rng = state.pop("rng")
-        self._action_rng, self._action_seed = None, state.pop("action_seed")
+        self._action_rng, self._drawn_seed = None, state.pop("action_seed")
         for name in [k for k in vars(self) if _is_state(k) and k not in state]:
             delattr(self, name)
         vars(self).update(state)

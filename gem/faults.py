@@ -95,28 +95,31 @@ def is_from_user(error: BaseException) -> bool:
     return isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
 
 
-def fork_depth() -> int:
-    """Return how many forks lie between this process and the one that imported this module first."""
-    return _fork_depth
+forks = 0
+"""How many forks lie between this process and the one that imported this module first.
+
+To be read as an attribute of the module, since it changes. ``os.getpid()`` would tell a child as well, but is a system
+call, and two are needed at every step.
+"""
 
 
 def end_forked_child(depth: int) -> None:
-    """End this process if it was forked since :func:`fork_depth` returned ``depth``.
+    """End this process if it was forked since :data:`forks` was ``depth``.
 
     A function that forks and returns in both processes would let the child go on as its caller: step the same
     environments, answer in the same pipes, and wait in the same event loop, which both would disturb.
     """
-    if _fork_depth != depth:
+    if forks != depth:
         _exit(1)
 
 
 def call_unforked(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Return what a function returns, or raise what it raises, in this process only; see :func:`end_forked_child`."""
-    depth = _fork_depth
+    depth = forks
     try:
         return function(*args, **kwargs)
     finally:
-        if _fork_depth != depth:
+        if forks != depth:
             _exit(1)
 
 
@@ -131,14 +134,14 @@ class Unforked(Coroutine[Any, Any, T]):
 
     def __init__(self, awaitable: Awaitable[T]) -> None:
         self._steps: Any = awaitable.__await__()
-        self._depth = _fork_depth
+        self._depth = forks
 
     def send(self, value: Any) -> Any:
         """Resume it."""
         try:
             return self._steps.send(value)
         finally:
-            if _fork_depth != self._depth:
+            if forks != self._depth:
                 _exit(1)
 
     def throw(self, *error: Any) -> Any:
@@ -166,11 +169,10 @@ class Unforked(Coroutine[Any, Any, T]):
 
 
 def _count_fork() -> None:
-    global _fork_depth
-    _fork_depth += 1
+    global forks
+    forks += 1
 
 
-_fork_depth = 0  # os.getpid() would do as well, but is a system call, and there are two at every step
 if hasattr(os, "register_at_fork"):  # else the system has no fork
     os.register_at_fork(after_in_child=_count_fork)
 

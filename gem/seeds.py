@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import os
+import struct
 from typing import Any
 
 IRREPRODUCIBLE = (
@@ -52,11 +53,12 @@ class EpisodeSeeds:
         epoch: how often :meth:`next_question` has asked every question since it began.
     """
 
-    __slots__ = ("_copies", "_drawn", "_first", "_in_order", "_key", "_position", "epoch")
+    __slots__ = ("_copies", "_drawn", "_first", "_in_order", "_key", "_next", "_position", "epoch")
 
     def __init__(self, key: int | str | None = None) -> None:
         self._key = str(key) if key is not None else os.urandom(16).hex()
         self._drawn = 0
+        self._next: list[int] = []
         self._copies = 0
         self._first: int | None = None  # the question with which this pass was begun
         self._in_order = False
@@ -65,8 +67,11 @@ class EpisodeSeeds:
 
     def draw(self) -> int:
         """Return the seed of the next episode."""
-        self._drawn += 1
-        return _hash(f"{self._key} episode {self._drawn}")
+        if not self._next:  # eight at a time: many games reset every few steps of a microsecond each
+            digest = hashlib.blake2b(f"{self._key} episodes {self._drawn}".encode(), digest_size=64).digest()
+            self._next = list(struct.unpack("<8Q", digest))
+            self._drawn += 8
+        return self._next.pop()
 
     def next_question(self, size: int, in_order: bool = False) -> int:
         """Return the index of the next question of ``size``: each once a pass, then each once again.

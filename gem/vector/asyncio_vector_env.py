@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
+from gem import faults
 from gem.core import Env
-from gem.faults import Unforked, end_forked_child, error_text, fork_depth
+from gem.faults import Unforked, end_forked_child, error_text
 from gem.step_results import checked_step
 from gem.vector.outcome import CRASH_LIMIT, StepOutcome, as_outcome, given_up
 from gem.vector.slot import AutoresetMode, Slot
@@ -44,7 +45,7 @@ class _AwaitedSlot(Slot):
 
     def __init__(self, build: Callable[[], Env], mode: AutoresetMode) -> None:
         super().__init__(build, mode)
-        self._depth = fork_depth()
+        self._depth = faults.forks
 
     def call_env(self, method: str, *args: Any) -> Any:
         end_forked_child(self._depth)

@@ -29,8 +29,9 @@ from signal import ITIMER_REAL, setitimer
 from time import monotonic
 from typing import Any, NoReturn
 
+from gem import faults
 from gem.core import Env
-from gem.faults import end_forked_child, error_text, fork_depth
+from gem.faults import end_forked_child, error_text
 from gem.vector.outcome import Kind, StepOutcome, refused
 from gem.vector.process_messages import KILL, NOT_SAVED, ORDER, Heartbeat, Job, fingerprint, messages, packed
 from gem.vector.slot import AutoresetMode, Slot
@@ -266,7 +267,7 @@ class _Worker:
         self._send, self._receive = channel.sendall, channel.recv
         self._heartbeat = Heartbeat(fd)
         os.close(fd)
-        self._fork_depth = fork_depth()
+        self._fork_depth = faults.forks
         self._identity = _identity(self._descriptor)
         self._slots: dict[int, _WorkerSlot] = {}
         self._replies = bytearray()

@@ -88,7 +88,8 @@ class Game(Env):
     def _take(self, **sizes: Any) -> None:
         """Take note of the sizes that the constructor was given; None is drawn at each reset. They may be set later."""
         self._given, self._dealt = sizes, dict(sizes)
-        vars(self).update(sizes)
+        for name, value in sizes.items():
+            setattr(self, name, value)
 
     @property
     def _sizes(self) -> tuple[Any, ...]:

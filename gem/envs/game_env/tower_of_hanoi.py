@@ -57,13 +57,14 @@ class TowerofHanoiEnv(Game):
         source, target = move
         if source == target:
             return illegal("A move needs two different towers.")
-        if not self.board[source]:
+        taken, given = self.board[source], self.board[target]
+        if not taken:
             return illegal(f"Tower {source} is empty.")
-        disk = self.board[source][-1]
-        if self.board[target] and self.board[target][-1] < disk:
-            return illegal(f"Disk {disk} may not lie on disk {self.board[target][-1]}.")
-        self.board[target].append(self.board[source].pop())
-        if len(self.board["C"]) == self.num_disks:
+        disk = taken[-1]
+        if given and given[-1] < disk:
+            return illegal(f"Disk {disk} may not lie on disk {given[-1]}.")
+        given.append(taken.pop())
+        if target == "C" and len(given) == self.num_disks:
             return Outcome("All disks are on tower C. Congratulations! You win.", 1.0, "win")
         return Outcome(f"Disk {disk} moves from {source} to {target}.")
 
