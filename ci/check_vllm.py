@@ -25,7 +25,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gem.evaluation import Evaluation, evaluate
-from gem.evaluation.server import Server, server_agent
+from gem.evaluation.client import Server
+from gem.evaluation.server import server_agent
 from gem.models.resolve import embedded_model
 from gem.rollout import Limits
 from gem.tasks import make_tasks

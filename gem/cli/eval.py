@@ -13,7 +13,7 @@ from gem.cli.printing import say, say_table, stop, warn
 if TYPE_CHECKING:
     from gem.evaluation import Agent, Evaluation
     from gem.evaluation.budget import Prices
-    from gem.evaluation.server import Server
+    from gem.evaluation.client import Server
     from gem.rollout.episode import Episode
     from gem.rollout.limits import Limits
     from gem.tasks import Task
@@ -69,7 +69,6 @@ def eval(
     from gem.evaluation.agents import AgentFailed
     from gem.evaluation.budget import Budget
     from gem.evaluation.report import write_report
-    from gem.evaluation.server import Server
     from gem.files import FolderInUse, replace_file
     from gem.rollout.limits import Limits
     from gem.sandbox import SandboxUnavailable
@@ -82,8 +81,10 @@ def eval(
         cost_of = _prices(prices)
         budget = Budget(token_budget, cost_budget, cost_of)
         if model.startswith(("http://", "https://")):
+            from gem.evaluation.client import Server
+
             server = Server(model.rstrip("/"), server_model, api_key, answer_timeout)
-            sampling = {"temperature": temperature, "seed": seed, "connections": min(concurrency, 256)}
+            sampling = {"temperature": temperature, "seed": seed, "connections": concurrency}
             agent: Agent = _behind(server, tokenizer, chat, limits, sampling)
         else:
             agent = _agent(model, limits, temperature, seed, answer_timeout)
@@ -165,17 +166,17 @@ def _agent(model: str, limits: Limits, temperature: float, seed: int, answer_tim
 
 def _behind(server: Server, tokenizer: str | None, chat: bool, limits: Limits, sampling: dict[str, Any]) -> Agent:
     """Return the agent of a model behind a server, and print what the server can do."""
-    from gem.evaluation.server import chat_agent, server_agent
+    from gem.evaluation.server import ChatAgent, list_models, server_agent
 
     if chat:
-        return chat_agent(server, limits, temperature=sampling["temperature"])
+        return ChatAgent(server, limits, temperature=sampling["temperature"], connections=sampling["connections"])
     try:
         from transformers import AutoTokenizer
     except ModuleNotFoundError:
         raise ImportError("a server is asked in token ids, for which transformers is needed; --chat is not") from None
     from gem.models.resolve import resolve_model
 
-    folder = resolve_model(tokenizer or server.model or str(server.models()[0]["id"]))
+    folder = resolve_model(tokenizer or server.model or list_models(server)[0])
     agent, found = server_agent(server, AutoTokenizer.from_pretrained(folder), limits, **sampling)
     kind = "processed" if found.processed else "raw"
     seeds = "honoured" if found.seeded else "not honoured: another run gives other episodes"

@@ -155,7 +155,8 @@ class TokenAgent(Agent):
         return {**super().describe(), **self._settings, "limits": dict(vars(self._limits))}
 
     async def aclose(self) -> None:
-        """End the threads and processes of environments."""
+        """Close the engine, and end the threads and processes of environments."""
+        await self._engine.aclose()
         await self._runner.aclose()
 
 

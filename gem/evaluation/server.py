@@ -2,7 +2,7 @@
 
 With token ids (:func:`server_agent`) the server is given the ids of a prompt and returns those that it sampled, so an
 episode is as exact as one of a model in this process. Before the first episode it is asked what it can do
-(:func:`probe`), and what would make the results wrong is refused. With text (:func:`chat_agent`) it is given messages.
+(:func:`probe`), and what would make the results wrong is refused. With text (:func:`ChatAgent`) it is given messages.
 
 A request that the server cannot answer now (429, 5xx, no or half an answer) is sent again, after a pause: nothing was
 sampled. If it still fails, the episode has failed, and is not the model's.
@@ -10,129 +10,28 @@ sampled. If it still fails, the episode has failed, and is not the model's.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import http.client
 import json
 import math
-import random
-import re
-import time
-import urllib.error
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
-import anyio
-import anyio.to_thread
-
-from gem.evaluation.agents import (
-    AgentFailed,
-    Answer,
-    ContextFull,
-    FunctionAgent,
-    MakeEnv,
-    Message,
-    Misconfigured,
-    TokenAgent,
-)
-from gem.faults import error_message
+from gem.evaluation.agents import Answer, MakeEnv, Message, TextAgent, TokenAgent
+from gem.evaluation.client import Client, Server, ServerFailed
 from gem.rollout.engine import Engine, Response
 from gem.rollout.limits import Limits
 from gem.rollout.rendering import ChatRenderer
 from gem.tasks import Task
-from gem.tools.bounded_http import send
 
-TRIES = 6
-"""How often a request is sent that the server does not answer."""
+T = TypeVar("T")
 
-FIRST_PAUSE = 0.5
-"""Seconds before it is sent again; each further pause is twice as long, and none is exactly that long."""
-
-LONGEST_ANSWER = 8 << 20
-"""Bytes."""
-
-_TEMPORARY = frozenset({408, 409, 425, 429})
-"""HTTP errors after which a request is sent again, beside all from 500 on."""
-
-_OF_THE_SET_UP = frozenset({401, 402, 403, 404, 405})
-"""HTTP errors that every request would get."""
-
-_TOO_LONG = re.compile(r"context[ _](length|window|size)|too long|maximum context|too many tokens", re.IGNORECASE)
 _NOISE = 0.02
 """By which the log-probability of a token may differ from request to request; at temperature 2 it is farther off."""
 
 _PROBE = "The quick brown fox jumps over the lazy dog"
-
-
-class ServerFailed(AgentFailed):
-    """The server did not answer, or not what it should."""
-
-
-@dataclass(frozen=True)
-class Server:
-    """An OpenAI-compatible server.
-
-    Attributes:
-        url: up to ``/v1``.
-        model: as the server names it; "" for the only one that it has.
-        api_key: sent as a bearer token; "" for none.
-        timeout: seconds for an answer.
-    """
-
-    url: str
-    model: str = ""
-    api_key: str = ""
-    timeout: float = 300.0
-
-    def ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Return the answer to a request, which is sent again while the server cannot answer.
-
-        Raises:
-            ServerFailed: it does not answer after :data:`TRIES` requests, or not this one.
-            ContextFull: it says that the prompt is too long.
-            Misconfigured: it says that the key or the model is wrong; the message has its reason.
-        """
-        pause = FIRST_PAUSE
-        for attempt in range(1, TRIES + 1):
-            try:
-                answer = json.loads(self._post(path, body))
-                if not isinstance(answer, dict):
-                    raise ValueError("the answer is no JSON object")
-                return answer
-            except urllib.error.HTTPError as error:
-                reason = f"{error.code} {_reason(error)}"
-                if error.code == 400 and _TOO_LONG.search(reason):
-                    raise ContextFull(reason) from None
-                if error.code in _OF_THE_SET_UP:
-                    raise Misconfigured(f"{self.url}{path}: {reason}") from None
-                if error.code < 500 and error.code not in _TEMPORARY:  # of this request, such as a filter of contents
-                    raise ServerFailed(f"{self.url}{path}: {reason}") from None
-            except (OSError, http.client.HTTPException, ValueError) as error:  # no connection, late, or half an answer
-                reason = error_message(error)
-            if attempt < TRIES:
-                time.sleep(pause * random.uniform(0.5, 1.5))
-                pause *= 2
-        raise ServerFailed(f"{self.url}{path} did not answer {TRIES} requests; the last: {reason}")
-
-    def models(self) -> list[dict[str, Any]]:
-        """Return what the server says of its models.
-
-        Raises:
-            ValueError: it cannot be reached, or does not say.
-        """
-        try:
-            answer = send(f"{self.url}/models", None, self._headers(), min(30.0, self.timeout), LONGEST_ANSWER)
-            return [dict(each) for each in json.loads(answer)["data"]]
-        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
-            raise ValueError(f"cannot list the models of {self.url}: {error_message(error)}") from None
-
-    def _post(self, path: str, body: dict[str, Any]) -> bytes:
-        data = json.dumps({"model": self.model, **body}).encode()
-        return send(f"{self.url}{path}", data, self._headers(), self.timeout, LONGEST_ANSWER)
-
-    def _headers(self) -> dict[str, str]:
-        key = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        return {"Content-Type": "application/json", **key}
 
 
 @dataclass(frozen=True)
@@ -155,65 +54,106 @@ class Abilities:
 
 
 def probe(server: Server, prompt_ids: Sequence[int]) -> Abilities:
-    """Ask a server what it can do.
+    """Find out what a server can do, by a few requests.
 
     Args:
         server: which.
         prompt_ids: of any text, in the model's tokens.
 
     Raises:
-        ServerFailed, ValueError: it does not answer, or has several models and none is named.
+        ServerFailed: it does not answer.
+        ValueError: it has several models and none is named, or not the one that is.
     """
-    known = server.models()
-    named = [each for each in known if not server.model or each.get("id") == server.model]
-    if len(named) != 1:
-        there = ", ".join(str(each.get("id")) for each in known)
-        raise ValueError(f"name one of the server's models ({there}), not {server.model!r}")
-    server = Server(server.url, str(named[0]["id"]), server.api_key, server.timeout)
-    context = named[0].get("max_model_len")
+    return _run(_probe(server, prompt_ids))
 
-    def sample(temperature: float) -> dict[str, Any]:
-        return _choice(server.ask("/completions", _request(prompt_ids, 8, temperature, 7, ())))
 
-    first, again = sample(1.0), sample(1.0)
+def list_models(server: Server) -> list[str]:
+    """Return the names of a server's models.
+
+    Raises:
+        ServerFailed: it does not answer, or not with models.
+    """
+
+    async def ask() -> list[dict[str, Any]]:
+        client = Client(server)
+        try:
+            return await _models(client)
+        finally:
+            await client.aclose()
+
+    return [str(each["id"]) for each in _run(ask())]
+
+
+def _run(steps: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine in an event loop of its own, in a thread, since the caller may have one: a notebook has."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, steps).result()
+
+
+async def _models(client: Client) -> list[dict[str, Any]]:
+    known = (await client.ask("/models", None, tries=2)).get("data")  # a wrong URL is reported soon
+    if not isinstance(known, list) or not known or not all(isinstance(each, dict) and "id" in each for each in known):
+        raise ServerFailed(f"{client.server.url}/models has no list of models: {json.dumps(known)[:200]}")
+    return known
+
+
+async def _probe(server: Server, prompt_ids: Sequence[int]) -> Abilities:
+    client = Client(server)
+    try:
+        model = _named_model(await _models(client), server)
+        client.server = replace(server, model=str(model["id"]))
+
+        async def sample(temperature: float) -> dict[str, Any]:
+            return _choice(await client.ask("/completions", _request(prompt_ids, 8, temperature, 7, ())))
+
+        first, again, hot = await sample(1.0), await sample(1.0), await sample(2.0)
+    finally:
+        await client.aclose()
+    context = model.get("max_model_len")
     exact = isinstance(first.get("token_ids"), list) and first.get("prompt_token_ids") == list(prompt_ids)
-    likely = [_most_likely(sample(temperature)) for temperature in (1.0, 2.0)]
-    processed = None not in likely and abs(likely[0] - likely[1]) > _NOISE  # type: ignore[operator]
+    likely, likely_hot = _most_likely(first), _most_likely(hot)
+    processed = likely is not None and likely_hot is not None and abs(likely - likely_hot) > _NOISE
     seeded = first.get("token_ids", first.get("text")) == again.get("token_ids", again.get("text"))
-    return Abilities(server.model, context if isinstance(context, int) else None, exact, processed, seeded)
+    return Abilities(str(model["id"]), context if isinstance(context, int) else None, exact, processed, seeded)
+
+
+def _named_model(known: list[dict[str, Any]], server: Server) -> dict[str, Any]:
+    """Return the entry of a server's model in its list."""
+    named = [each for each in known if not server.model or each["id"] == server.model]
+    if len(named) != 1:
+        there = ", ".join(str(each["id"])[:100] for each in known[:20])
+        raise ValueError(f"name one of the server's models ({there}), not {server.model!r}")
+    return dict(named[0])
 
 
 class ServerEngine(Engine):
     """Samples token ids by a server.
 
     Args:
-        server: which.
+        client: of the server.
         stop_ids: tokens that end an answer.
         temperature: of what is sampled.
         seed: of what is sampled, with the episode's number and the turn.
-        connections: requests at the same time.
         size: how many tokens there are.
         keep_logprobs: whether the server's log-probabilities are those of what is sampled from.
     """
 
     def __init__(
         self,
-        server: Server,
+        client: Client,
         stop_ids: Sequence[int],
         temperature: float = 1.0,
         seed: int = 0,
-        connections: int = 64,
         size: int = 1 << 31,
         keep_logprobs: bool = True,
     ) -> None:
-        self._server = server
+        self._client = client
+        self._server = client.server
         self._stop_ids = tuple(stop_ids)
         self._temperature = temperature
         self._seed = seed
-        self._connections = connections
         self._size = size
         self._keep_logprobs = keep_logprobs
-        self._limiter: anyio.CapacityLimiter | None = None
 
     async def generate(self, prompt_ids: Sequence[int], max_new_tokens: int, *, episode: int = 0) -> Response:
         """Ask the server.
@@ -222,13 +162,10 @@ class ServerEngine(Engine):
             ServerFailed: it does not answer, or not with token ids.
             ContextFull, Misconfigured: it says that the request is wrong.
         """
-        if self._limiter is None:
-            self._limiter = anyio.CapacityLimiter(self._connections)
         ids = list(prompt_ids)
         seed = int.from_bytes(hashlib.sha256(f"{self._seed} {episode} {len(ids)}".encode()).digest()[:4], "big") >> 1
         body = _request(ids, max_new_tokens, self._temperature, seed, self._stop_ids)
-        answer = await anyio.to_thread.run_sync(self._server.ask, "/completions", body, limiter=self._limiter)
-        choice = _choice(answer)
+        choice = _choice(await self._client.ask("/completions", body))
         sampled = choice.get("token_ids")
         if choice.get("prompt_token_ids") != ids:
             raise ServerFailed(f"{self._server.url} answered to another prompt")
@@ -236,6 +173,10 @@ class ServerEngine(Engine):
             raise ServerFailed(f"{self._server.url} answered with other than token ids: {sampled!r:.100}")
         chances = self._logprobs(choice, len(sampled)) if self._keep_logprobs else None
         return Response.of_server(sampled, chances, choice.get("finish_reason"), self._stop_ids)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
 
     def _logprobs(self, choice: dict[str, Any], count: int) -> list[float] | None:
         """Return the log-probabilities of an answer; None if it has none.
@@ -294,53 +235,70 @@ def server_agent(
     limits = limits or Limits()
     if abilities.max_context is not None and (limits.max_context or abilities.max_context + 1) > abilities.max_context:
         limits = Limits(**{**vars(limits), "max_context": abilities.max_context})
-    named = Server(server.url, abilities.model, server.api_key, server.timeout)
+    client = Client(replace(server, model=abilities.model), connections)
     keep = abilities.processed or temperature == 1
-    engine = ServerEngine(named, renderer.stop_ids, temperature, seed, connections, len(tokenizer), keep)
+    engine = ServerEngine(client, renderer.stop_ids, temperature, seed, len(tokenizer), keep)
     settings = {"temperature": temperature, "seed": seed, "server": server.url, "max_context": abilities.max_context}
     return TokenAgent(abilities.model, engine, renderer, limits, make_env, settings), abilities
 
 
-def chat_agent(
-    server: Server,
-    limits: Limits | None = None,
-    make_env: MakeEnv = Task.make,
-    temperature: float | None = None,
-) -> FunctionAgent:
-    """Return an agent with a model behind a server, by text: ``/chat/completions``, as commercial servers have it.
+class ChatAgent(TextAgent):
+    """A model behind a server, by text: ``/chat/completions``, as commercial servers have it.
 
     Args:
         server: which; ``model`` must be named.
         limits: ``max_new_tokens`` of each turn, turns and seconds.
         make_env: builds the environment of a task.
         temperature: None for the server's.
+        connections: requests at the same time.
 
     Raises:
         ValueError: no model is named.
     """
-    if not server.model:
-        raise ValueError("name the server's model")
-    limits = limits or Limits()
-    settings = {} if temperature is None else {"temperature": temperature}
 
-    def answer(messages: list[Message]) -> str | Answer:
+    def __init__(
+        self,
+        server: Server,
+        limits: Limits | None = None,
+        make_env: MakeEnv = Task.make,
+        temperature: float | None = None,
+        connections: int = 64,
+    ) -> None:
+        if not server.model:
+            raise ValueError("name the server's model")
+        super().__init__(limits, make_env)
+        self.name = server.model
+        self._client = Client(server, connections)
+        self._settings = {} if temperature is None else {"temperature": temperature}
+
+    def begin(self, task: Task, number: int) -> Callable[[list[Message]], Any]:
+        """Return the function that sends the messages to the server."""
+        return self._answer
+
+    async def _answer(self, messages: list[Message]) -> str | Answer:
         shown = [{**each, "role": "user" if each["role"] == "tool" else each["role"]} for each in messages]
-        body = {"messages": shown, "max_tokens": limits.max_new_tokens, **settings}
-        received = server.ask("/chat/completions", body)
+        body = {"messages": shown, "max_tokens": self._limits.max_new_tokens, **self._settings}
+        received = await self._client.ask("/chat/completions", body)
         choice = _choice(received)
         message = choice.get("message")
         content = message.get("content") if isinstance(message, dict) else None
         if content is None and choice.get("finish_reason") == "length":
             content = ""  # all its tokens went into thoughts: that is the model's doing
         if not isinstance(content, str):
-            raise ServerFailed(f"{server.url} answered without a text")
+            raise ServerFailed(f"{self._client.server.url} answered without a text")
         usage = received.get("usage")
         counts = [usage.get(f"{of}_tokens") for of in ("prompt", "completion")] if isinstance(usage, dict) else [None]
         counted = all(type(count) is int and 0 <= count < 1 << 53 for count in counts)
         return Answer(content, *counts) if counted else content
 
-    described = {**settings, "server": server.url}
-    return FunctionAgent(server.model, answer, limits, make_env, described)
+    def describe(self) -> dict[str, Any]:
+        """Return name, limits, temperature and server."""
+        return {**super().describe(), **self._settings, "server": self._client.server.url}
+
+    async def aclose(self) -> None:
+        """Close the connections, and end the threads and processes of environments."""
+        await self._client.aclose()
+        await super().aclose()
 
 
 def _request(
@@ -374,8 +332,3 @@ def _most_likely(choice: dict[str, Any]) -> float | None:
         return float(max((choice["logprobs"]["top_logprobs"][0]).values()))
     except (LookupError, TypeError, AttributeError, ValueError):
         return None
-
-
-def _reason(error: urllib.error.HTTPError) -> str:
-    body = getattr(error, "body", b"")  # which was read within the time of the request
-    return " ".join(body.decode("utf-8", "replace").split())[:300] or str(error.reason)

@@ -56,3 +56,7 @@ class Engine(abc.ABC):
     def episode_ended(self) -> None:
         """Called when one of the episodes of the run will request no more tokens."""
         return None
+
+    async def aclose(self) -> None:
+        """Release what the engine has opened in the running event loop; called by an evaluation, at its end."""
+        return None

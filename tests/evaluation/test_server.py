@@ -1,18 +1,24 @@
 """Models behind servers: exact tokens, wrong settings refused, and no fault of the server is scored."""
 
+import asyncio
+import gzip
+import time
+
 import pytest
 
 pytest.importorskip("scipy")
 pytest.importorskip("transformers")
+pytest.importorskip("aiohttp")
 
 from fake_model_server import FakeServer
 from typer.testing import CliRunner
 
 from gem.cli import app
 from gem.evaluation import Budget, Prices, evaluate, read_evaluation, summarize
-from gem.evaluation import server as module
-from gem.evaluation.agents import Misconfigured
-from gem.evaluation.server import Server, chat_agent, probe, server_agent
+from gem.evaluation import client as module
+from gem.evaluation.agents import AgentFailed, Misconfigured
+from gem.evaluation.client import Client, Server, ServerFailed
+from gem.evaluation.server import ChatAgent, probe, server_agent
 from gem.evaluation.summary import outcome
 from gem.rollout import Limits
 from gem.tasks import make_tasks
@@ -70,7 +76,7 @@ def test_what_a_server_can_do(tokenizer):
         assert not probe(Server(fake.url), prompt).exact
         with pytest.raises(ValueError, match="by text"):
             server_agent(Server(fake.url), tokenizer)
-    with pytest.raises(ValueError, match="cannot list the models"):
+    with pytest.raises(AgentFailed, match="did not answer 2 requests"):
         probe(Server("http://127.0.0.1:1/v1"), prompt)
 
 
@@ -105,36 +111,36 @@ def test_a_server_that_stays_down_is_no_result(tmp_path, tokenizer):
 
 def test_a_chat_server_by_text(tmp_path, tokenizer):
     with FakeServer(tokenizer, faults={"429": 0.3}) as fake:
-        evaluation = evaluate(TASKS[:8], chat_agent(Server(fake.url, "fake")), tmp_path / "a", concurrency=4)
+        evaluation = evaluate(TASKS[:8], ChatAgent(Server(fake.url, "fake")), tmp_path / "a", concurrency=4)
         assert not evaluation.missing
         assert evaluation.episodes[0, 0].turns[0].action.startswith("\\boxed{")
         with pytest.raises(Misconfigured, match="404"):
-            evaluate(TASKS[:2], chat_agent(Server(fake.url, "other")), tmp_path / "b")
+            evaluate(TASKS[:2], ChatAgent(Server(fake.url, "other")), tmp_path / "b")
         fake.max_model_len = 1
-        evaluation = evaluate(TASKS[:1], chat_agent(Server(fake.url, "fake")), tmp_path / "c", retries=0)
+        evaluation = evaluate(TASKS[:1], ChatAgent(Server(fake.url, "fake")), tmp_path / "c", retries=0)
         assert outcome(evaluation.failures[0, 0][0]) == "failed (overlong)"
     with pytest.raises(ValueError, match="name the server's model"):
-        chat_agent(Server("http://127.0.0.1:1/v1"))
+        ChatAgent(Server("http://127.0.0.1:1/v1"))
 
 
 def test_a_chat_server_counts_tokens_for_a_budget_in_money(tmp_path, tokenizer):
     with FakeServer(tokenizer, faults={"429": 0.3}) as fake:
-        agent = chat_agent(Server(fake.url, "fake"), Limits(max_turns=3))
+        agent = ChatAgent(Server(fake.url, "fake"), Limits(max_turns=3))
         whole = evaluate(TASKS[:20], agent, tmp_path / "whole")
         turns = [len(episode.turns) for episode in whole.episodes.values()]
         assert whole.sampled_tokens == 10 * sum(turns)
         assert whole.prompt_tokens == sum(100 * sum((1, 3, 5)[:n]) for n in turns)
         budget = Budget(cost=0.3 * whole.prompt_tokens, prices=Prices(1e6, 0))
-        agent = chat_agent(Server(fake.url, "fake"), Limits(max_turns=3))
+        agent = ChatAgent(Server(fake.url, "fake"), Limits(max_turns=3))
         part = evaluate(TASKS[:20], agent, tmp_path / "part", concurrency=1, budget=budget)
         assert budget.cost <= part.prompt_tokens < budget.cost + 900
-        agent = chat_agent(Server(fake.url, "fake"), Limits(max_turns=3))
+        agent = ChatAgent(Server(fake.url, "fake"), Limits(max_turns=3))
         rest = evaluate(TASKS[:20], agent, tmp_path / "part", resume=True)
         assert (rest.prompt_tokens, rest.sampled_tokens) == (whole.prompt_tokens, whole.sampled_tokens)
         assert read_evaluation(tmp_path / "part").prompt_tokens == whole.prompt_tokens
         fake.ids = False
         with pytest.raises(Misconfigured, match="counts no tokens"):
-            evaluate(TASKS[:2], chat_agent(Server(fake.url, "fake")), tmp_path / "none", budget=budget)
+            evaluate(TASKS[:2], ChatAgent(Server(fake.url, "fake")), tmp_path / "none", budget=budget)
 
 
 def test_the_command_says_what_the_server_can_do(tmp_path, tokenizer):
@@ -168,16 +174,16 @@ BAD = {
 def test_answers_in_another_form_fail_their_episode_and_are_never_scored(tmp_path, tokenizer, monkeypatch, what):
     with FakeServer(tokenizer) as fake:
         agent, _ = server_agent(Server(fake.url), tokenizer)
-        real, asked = Server.ask, []
+        real, asked = Client.ask, []
 
-        def ask(self, path, body):
-            answer = real(self, path, body)
+        async def ask(self, path, body):
+            answer = await real(self, path, body)
             asked.append(1)
             if len(asked) == 2:
                 answer["choices"] = [{**answer["choices"][0], **BAD[what]}] if BAD[what] else [None]
             return answer
 
-        monkeypatch.setattr(Server, "ask", ask)
+        monkeypatch.setattr(Client, "ask", ask)
         evaluation = evaluate(TASKS[:3], agent, tmp_path, concurrency=1)
     assert not evaluation.missing
     if what == "log-probabilities as a list":
@@ -198,16 +204,56 @@ def test_errors_of_one_request_and_errors_of_all(tmp_path, tokenizer, code, ends
 
 
 def test_an_answer_that_is_all_thoughts_is_the_models(tmp_path, tokenizer, monkeypatch):
-    def ask(self, path, body):
+    async def ask(self, path, body):
         return {"choices": [{"message": {"content": None}, "finish_reason": "length"}]}
 
-    monkeypatch.setattr(Server, "ask", ask)
-    evaluation = evaluate(TASKS[:2], chat_agent(Server("http://127.0.0.1:1/v1", "m")), tmp_path)
+    monkeypatch.setattr(Client, "ask", ask)
+    evaluation = evaluate(TASKS[:2], ChatAgent(Server("http://127.0.0.1:1/v1", "m")), tmp_path)
     assert [outcome(episode) for episode in evaluation.episodes.values()] == ["lost"] * 2
+
+
+def test_a_server_is_bounded_and_its_redirections_and_wishes_are_too(tmp_path, tokenizer, monkeypatch):
+    replies = {
+        "/long": b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 20_000_000,
+        "/drips": b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n",
+        "/bomb": b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + gzip.compress(b"0" * 200_000_000),
+        "/nested": b"HTTP/1.1 200 OK\r\n\r\n" + b"[" * 1_000_000,
+        "/elsewhere": b"HTTP/1.1 307 X\r\nContent-Length: 0\r\nLocation: http://127.0.0.1:1/\r\n\r\n",
+        "/patience": b"HTTP/1.1 429 X\r\nContent-Length: 0\r\nRetry-After: 1e9\r\n\r\n",
+    }
+    said = {
+        "/long": (ServerFailed, "more than 8388608 bytes"),
+        "/drips": (ServerFailed, "no answer within 0.5 s"),
+        "/bomb": (ServerFailed, "no JSON"),
+        "/nested": (ServerFailed, "no JSON"),
+        "/elsewhere": (Misconfigured, "307"),
+        "/patience": (ServerFailed, "429"),
+    }
+    monkeypatch.setattr(module, "LONGEST_PAUSE", 0.2)
+
+    async def serve(reader, writer):
+        path = (await reader.readline()).split()[1].decode()
+        writer.write(replies[path])
+        while path == "/drips":
+            writer.write(b"x")
+            await asyncio.sleep(0.1)
+        writer.close()
+
+    async def ask():
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            client = Client(Server(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", timeout=0.5))
+            for path, (kind, message) in said.items():
+                start = time.monotonic()
+                with pytest.raises(kind, match=message):
+                    await client.ask(path, {}, tries=2)
+                assert time.monotonic() - start < 4
+            await client.aclose()
+
+    asyncio.run(ask())
 
 
 def test_another_temperature_is_another_evaluation(tmp_path, tokenizer):
     with FakeServer(tokenizer) as fake:
-        evaluate(TASKS[:1], chat_agent(Server(fake.url, "fake"), temperature=0.0), tmp_path)
+        evaluate(TASKS[:1], ChatAgent(Server(fake.url, "fake"), temperature=0.0), tmp_path)
         with pytest.raises(ValueError, match=r"agent\.temperature differ"):
-            evaluate(TASKS[:1], chat_agent(Server(fake.url, "fake"), temperature=1.0), tmp_path, resume=True)
+            evaluate(TASKS[:1], ChatAgent(Server(fake.url, "fake"), temperature=1.0), tmp_path, resume=True)
