@@ -74,7 +74,7 @@ def gem_keys(args: Args, out: Path) -> list[str]:
         "data.custom_cls.path=pkg://gem_verl",
         "data.custom_cls.name=GemTaskDataset",
         f"data.train_files='{args.task_source(args.task_seeds)}'",
-        f"data.val_files='{args.task_source(range(args.validation), 'eval')}'",
+        f"data.val_files='{args.task_source(range(args.validation or 1), 'eval')}'",
         f"actor_rollout_ref.rollout.agent.agent_loop_config_path={out / 'gem.yaml'}",
         # The episodes' metrics in every step, under gem/, and what becomes of a batch in which every episode failed
         "trainer.v1.sampler.custom_sampler.path=pkg://gem_verl",
@@ -117,7 +117,8 @@ def job_keys(args: Args, model: str, out: Path) -> list[str]:
         "trainer.logger=[console,file]",
         "trainer.total_epochs=1",
         f"trainer.total_training_steps={args.steps}",
-        f"trainer.test_freq={args.steps}",
+        f"trainer.test_freq={args.steps if args.validation else -1}",
+        f"trainer.val_before_train={args.validation > 0}",
         f"trainer.save_freq={args.steps}",
         "actor_rollout_ref.actor.checkpoint.save_contents=[hf_model]",
         "trainer.resume_mode=disable",
@@ -185,6 +186,8 @@ def record_new_steps(log: TrainingLog, out: Path) -> None:
 
 
 def validation_summary(args: Args, out: Path) -> str:
+    if not args.validation:
+        return "no validation was asked for"
     steps = (0, args.steps)
     success = {step: mean_metrics(read_episodes(out / "episodes", "eval", step)).get("success") for step in steps}
     before, after = success[0], success[args.steps]

@@ -120,7 +120,7 @@ def test_turns_as_samples_and_environments_that_misbehave(example, small_model, 
             tasks[first + 5 * i] = fault_task(how)
     (tmp_path / "tasks.jsonl").write_text("\n".join(task.to_json() for task in tasks))
 
-    args = example.Args(model=str(small_model), steps=2, batch_size=16, group_size=4, validation=4)
+    args = example.Args(model=str(small_model), steps=2, batch_size=16, group_size=4, validation=0)
     args.fill_in()
     with tempfile.TemporaryDirectory(prefix="gem-ray-", ignore_cleanup_errors=True) as ray_folder:
         words = example.command(args, str(small_model), out, ray_folder, on_gpu=False)
