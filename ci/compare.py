@@ -112,13 +112,17 @@ def run_conformance(trainer: Trainer, out: Path) -> dict[str, Any]:
                 print(f"  {line.decode(errors='replace').rstrip()}", flush=True)
     if not result.is_file():
         print(f"  X the conformance suite did not end: {log}")
-        return {"trainer": trainer.name, "version": "", "cells": [], "advantages": [], "error": tail(log)}
+        empty: dict[str, Any] = {kind: [] for kind in KINDS}
+        return {"trainer": trainer.name, "version": "", **empty, "error": tail(log)}
     return json.loads(result.read_text())
 
 
 def is_conformant(report: dict[str, Any]) -> bool:
-    cells = [*report["cells"], *report["advantages"]]
-    return bool(cells) and all(cell["verdict"] != "broken" for cell in cells)
+    return bool(report["cells"]) and not broken(report)
+
+
+KINDS = ("cells", "advantages", "gradients")
+"""The parts of a conformance report."""
 
 
 def matrix(conformance: dict[str, dict[str, Any]]) -> str:
@@ -130,12 +134,20 @@ def matrix(conformance: dict[str, dict[str, Any]]) -> str:
         for trainer, report in conformance.items()
         for cell in report["cells"]
     }
-    width = max(map(len, names), default=0)
+    losses = list(dict.fromkeys(cell["name"] for report in conformance.values() for cell in report["gradients"]))
+    width = max(map(len, [*names, *losses]), default=0)
     lines = ["", " " * width + "".join(f"{trainer:>10}" for trainer in conformance)]
     lines += [
         f"{name:{width}}" + "".join(f"{verdicts.get((trainer, name), 'X'):>10}" for trainer in conformance)
         for name in names
     ]
+    lines += [
+        "",
+        "gradients of one update of the trainer's own losses, against the sum over sampled tokens that is declared",
+    ]
+    for loss in losses:
+        found = [[cell for cell in report["gradients"] if cell["name"] == loss] for report in conformance.values()]
+        lines.append(f"{loss:{width}}" + "".join(f"{marks[own[0]['verdict']] if own else '':>10}" for own in found))
     lines += ["", "= the same as the episode   ~ differs exactly as declared   X broken"]
     for trainer, report in conformance.items():
         whys = dict.fromkeys(cell["detail"] for cell in report["cells"] if cell["verdict"] == "declared")
@@ -145,7 +157,7 @@ def matrix(conformance: dict[str, dict[str, Any]]) -> str:
 
 
 def broken(report: dict[str, Any]) -> list[dict[str, Any]]:
-    return [cell for cell in [*report["cells"], *report["advantages"]] if cell["verdict"] == "broken"]
+    return [cell for kind in KINDS for cell in report[kind] if cell["verdict"] == "broken"]
 
 
 # The trainings

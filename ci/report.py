@@ -168,7 +168,8 @@ def notes(report: dict[str, Any]) -> list[str]:
     for name in trainers(report):
         conformance = report["conformance"][name]
         for mark, kind in (("~", "declared"), ("✗", "broken")):
-            of_kind = [cell for cell in [*conformance["cells"], *conformance["advantages"]] if cell["verdict"] == kind]
+            parts = [*conformance["cells"], *conformance["advantages"], *conformance["gradients"]]
+            of_kind = [cell for cell in parts if cell["verdict"] == kind]
             for detail in dict.fromkeys(cell["detail"] for cell in of_kind):
                 where = ", ".join(cell["name"] for cell in of_kind if cell["detail"] == detail)
                 lines.append(f"{name} {mark} {detail}" + (f" ({where})" if kind == "broken" else ""))
@@ -177,11 +178,11 @@ def notes(report: dict[str, Any]) -> list[str]:
     return lines
 
 
-def references(report: dict[str, Any]) -> list[str]:
+def references(report: dict[str, Any], kind: str) -> list[str]:
     return [
         f"{name}, {cell['name']}: {cell['detail']}"
         for name in trainers(report)
-        for cell in report["conformance"][name]["advantages"]
+        for cell in report["conformance"][name][kind]
     ]
 
 
@@ -215,7 +216,10 @@ def page(report: dict[str, Any], curve: bytes) -> str:
         "<h2>What became of the rewards</h2><p>The trainer's own advantages of the same batch, against the reference "
         "in <code>gem.rollout</code>.</p>",
         table(matrix(report, "advantages"), marks=True),
-        items(references(report)),
+        items(references(report, "advantages")),
+        f"<h2>Gradients</h2><p>{ABOUT_GRADIENTS}</p>",
+        table(matrix(report, "gradients"), marks=True),
+        items(references(report, "gradients")),
         f"<h2>Learning</h2><p>{html.escape(report['env'])}, {report['steps']} steps from the same checkpoint on the "
         f"same tasks.</p><img alt='success rate against steps' src='data:image/png;base64,{image}'>",
         table(speed(report)),
@@ -229,6 +233,12 @@ def page(report: dict[str, Any], curve: bytes) -> str:
     ]
     return "\n".join(parts)
 
+
+ABOUT_GRADIENTS = (
+    "The gradient that each trainer's own loss has in one update, of all parameters in float32, against the sum over "
+    "sampled tokens that is declared for it: weight times advantage times the gradient of the token's log-probability. "
+    "Empty: not declared for this trainer."
+)
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 0 }
@@ -264,7 +274,7 @@ def items(lines: Sequence[str]) -> str:
 def text(report: dict[str, Any]) -> str:
     """Return the same as Markdown."""
     versions = ", ".join(f"{name} {report['conformance'][name]['version']}" for name in trainers(report))
-    bullets = ["\n".join(f"- {line}" for line in lines) for lines in (notes(report), references(report))]
+    bullets = ["\n".join(f"- {line}" for line in lines) for lines in (notes(report), references(report, "advantages"))]
     parts = [
         "# The same episodes in every trainer",
         f"{report['made']}; {versions}; {report['machine']}.",
@@ -274,6 +284,9 @@ def text(report: dict[str, Any]) -> str:
         "## What became of the rewards",
         markdown(matrix(report, "advantages")),
         bullets[1],
+        f"## Gradients\n\n{ABOUT_GRADIENTS}",
+        markdown(matrix(report, "gradients")),
+        "\n".join(f"- {line}" for line in references(report, "gradients")),
         f"## Learning\n\n{report['env']}, {report['steps']} steps.\n\n![success rate](curves.png)",
         markdown(speed(report)),
         f"## Where the time went\n\n{ABOUT_SPLIT}",

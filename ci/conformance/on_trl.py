@@ -6,19 +6,23 @@ Everything is TRL's but the sampling of tokens (``_generate_single_turn``); the 
 from __future__ import annotations
 
 import tempfile
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import trl
+from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from gem.models.build import Recipe, new_model
 from gem.rollout import Response
 from gem.testing.advantages import of_groups, of_turns
 from gem.testing.conformance import ComputedAdvantages, Difference, Harness, main
+from gem.testing.gradients import ComputedGradient, WeighedSequence
 from gem.testing.records import Record, one_scalar
 from gem.testing.scenarios import Scenario, ScriptedPolicy
 from gem_trl import GemGRPOTrainer, GemRollout, gem_reward, task_dataset
+
+T = TypeVar("T", bound="Scripted")
 
 
 class Scripted(GRPOTrainer):
@@ -43,6 +47,29 @@ class ScriptedPerTurn(Scripted, GemGRPOTrainer):
     """The same, with ReBN."""
 
 
+class Recorded(Scripted):
+    """The same, with the micro-batches of its loss and the gradients of its updates kept."""
+
+    gradients: list[dict[str, torch.Tensor]]
+    micro_batches: list[dict[str, Any]]
+    before: torch.nn.Module
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        self.micro_batches.append(inputs)
+        return super()._compute_loss(model, inputs)
+
+
+class _KeepGradient(TrainerCallback):
+    def __init__(self, trainer: Recorded) -> None:
+        self._trainer = trainer
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        named = model.named_parameters()
+        self._trainer.gradients.append({name: each.grad.clone() for name, each in named if each.grad is not None})
+        before = self._trainer.before = type(model)(model.config)  # a copy's forward would be bound to the original
+        before.load_state_dict(model.state_dict())
+
+
 class TRLHarness(Harness):
     """TRL."""
 
@@ -58,6 +85,7 @@ class TRLHarness(Harness):
         Difference("the episode's rewards are one scalar", one_scalar),
     )
     algorithms = ("grpo", "dr. grpo", "rebn")
+    losses = tuple(name + split for name in ("grpo", "bnpo", "dr_grpo", "dapo") for split in ("", ", 2 micro-batches"))
 
     def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
         """Return what TRL computes its loss from."""
@@ -86,6 +114,37 @@ class TRLHarness(Harness):
         how = "the group's mean taken off" if scale == "none" else "over the group's sample deviation + 1e-4"
         return ComputedAdvantages(advantages, of_groups(scenario.copies, scale == "group", 1e-4), how)
 
+    def compute_gradient(self, scenario: Scenario, policy: ScriptedPolicy, loss: str) -> ComputedGradient:
+        """Return the gradient of TRL's first update."""
+        name, _, split = loss.partition(", ")
+        parts = 2 if split else 1
+        trainer = self._trainer(scenario, policy, Recorded, parts, loss_type=name, max_steps=1, max_grad_norm=0)
+        trainer.gradients, trainer.micro_batches = [], []
+        trainer.add_callback(_KeepGradient(trainer))
+        trainer.train()
+        (gradient,), micro_batches = trainer.gradients, trainer.micro_batches
+        assert len(micro_batches) == parts
+        masks = [batch["completion_mask"] * batch["tool_mask"] for batch in micro_batches]
+        in_all, longest = sum(float(mask.sum()) for mask in masks), trainer.max_completion_length
+        weights = {  # of a token of a row of `own` sampled tokens, in a micro-batch of `rows` rows and `tokens` of them
+            "grpo": (lambda own, rows, tokens: 1 / (own * rows * parts), "1 / (tokens of the row x rows)"),
+            "bnpo": (lambda own, rows, tokens: 1 / (tokens * parts), "1 / (tokens of the micro-batch x micro-batches)"),
+            "dr_grpo": (lambda own, rows, tokens: 1 / (rows * parts * longest), "1 / (rows x max_completion_length)"),
+            "dapo": (lambda own, rows, tokens: 1 / in_all, "1 / tokens of the batch"),
+        }
+        weight, why = weights[name]
+        sequences = []
+        for batch, mask in zip(micro_batches, masks, strict=True):
+            for i in range(len(mask)):
+                prompt = batch["prompt_ids"][i][batch["prompt_mask"][i].bool()].tolist()
+                length, own = int(batch["completion_mask"][i].sum()), int(mask[i].sum())
+                if own:
+                    factor = float(batch["advantages"][i]) * weight(own, len(mask), float(mask.sum()))
+                    ids = prompt + batch["completion_ids"][i, :length].tolist()
+                    sampled = [0] * len(prompt) + mask[i, :length].tolist()
+                    sequences.append(WeighedSequence(ids, sampled, [factor] * own))
+        return ComputedGradient(gradient, trainer.before, sequences, why)
+
     def _rows(self, output: dict[str, Any]) -> list[tuple[list[int], list[int], list[float]]]:
         """Return each row's ids, and mask and log-probabilities of its completion, without padding."""
         rows = []
@@ -102,11 +161,25 @@ class TRLHarness(Harness):
     def _batch(
         self, scenario: Scenario, policy: ScriptedPolicy, trainer_class: type[Scripted], **options: Any
     ) -> tuple[Scripted, dict[str, Any]]:
+        trainer = self._trainer(scenario, policy, trainer_class, **options)
+        trainer.model.train()
+        rows = next(iter(trainer.get_train_dataloader()))
+        return trainer, trainer._generate_and_score_completions(rows)
+
+    def _trainer(
+        self,
+        scenario: Scenario,
+        policy: ScriptedPolicy,
+        trainer_class: type[T],
+        micro_batches: int = 1,
+        **options: Any,
+    ) -> T:
         tokenizer = self.tokenizer(scenario)
         with tempfile.TemporaryDirectory() as folder:
             config = GRPOConfig(
                 output_dir=folder,
-                per_device_train_batch_size=len(scenario.rows),
+                per_device_train_batch_size=len(scenario.rows) // micro_batches,
+                gradient_accumulation_steps=micro_batches,
                 num_generations=scenario.copies,
                 max_completion_length=scenario.max_new_tokens,
                 use_cpu=True,
@@ -130,9 +203,7 @@ class TRLHarness(Harness):
                 reward_funcs=gem_reward,
             )
             trainer.policy, trainer.max_tokens = policy, scenario.max_new_tokens
-            trainer.model.train()
-            rows = next(iter(trainer.get_train_dataloader()))
-            return trainer, trainer._generate_and_score_completions(rows)
+            return trainer
 
 
 if __name__ == "__main__":

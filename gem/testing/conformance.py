@@ -48,6 +48,7 @@ from gem.rollout.episode import Episode
 from gem.rollout.limits import Limits
 from gem.rollout.rendering import ChatRenderer
 from gem.rollout.runner import run_episodes
+from gem.testing.gradients import ComputedGradient, gradient_difference
 from gem.testing.records import Record, difference, records_of
 from gem.testing.scenarios import Scenario, ScriptedPolicy, scenarios
 
@@ -73,10 +74,10 @@ class Difference:
 
 @dataclass
 class Cell:
-    """What became of a scenario, or of an algorithm's advantages.
+    """What became of a scenario, of an algorithm's advantages, or of a loss's gradient.
 
     Attributes:
-        name: of the scenario or algorithm.
+        name: of the scenario, algorithm or loss.
         verdict: ``"equal"``; ``"declared"``, a difference that is exactly the declared one; or ``"broken"``.
         detail: what was declared, or where it broke.
         seconds: how long it took.
@@ -114,12 +115,14 @@ class Harness(abc.ABC):
         version: of the trainer.
         differences: what its records do not have; the first that names a scenario counts.
         algorithms: names of the algorithms that :meth:`compute_advantages` knows.
+        losses: names of the losses that :meth:`compute_gradient` knows.
     """
 
     name: ClassVar[str]
     version: str = ""
     differences: ClassVar[Sequence[Difference]] = ()
     algorithms: ClassVar[Sequence[str]] = ()
+    losses: ClassVar[Sequence[str]] = ()
 
     @abc.abstractmethod
     def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
@@ -130,6 +133,10 @@ class Harness(abc.ABC):
 
     def compute_advantages(self, scenario: Scenario, policy: ScriptedPolicy, algorithm: str) -> ComputedAdvantages:
         """Run a scenario, and read back the advantages that the trainer computed."""
+        raise NotImplementedError
+
+    def compute_gradient(self, scenario: Scenario, policy: ScriptedPolicy, loss: str) -> ComputedGradient:
+        """Run a scenario and one update, and read back the gradient that the trainer computed."""
         raise NotImplementedError
 
     def tokenizer(self, scenario: Scenario | None = None) -> Any:
@@ -176,17 +183,19 @@ class Report:
         version: its version.
         cells: one per scenario.
         advantages: one per algorithm.
+        gradients: one per loss.
     """
 
     trainer: str
     version: str
     cells: list[Cell] = field(default_factory=list)
     advantages: list[Cell] = field(default_factory=list)
+    gradients: list[Cell] = field(default_factory=list)
 
     @property
     def conformant(self) -> bool:
         """Whether nothing is broken."""
-        return all(cell.verdict != "broken" for cell in [*self.cells, *self.advantages])
+        return all(cell.verdict != "broken" for cell in [*self.cells, *self.advantages, *self.gradients])
 
 
 def prepare(scenario: Scenario, tokenizer: Any) -> tuple[list[Episode], ScriptedPolicy]:
@@ -263,6 +272,25 @@ def check_advantages(harness: Harness, algorithm: str, tokenizer: Any, scenario:
     return Cell(name, "broken" if wrong else "equal", detail, time.perf_counter() - since)
 
 
+GRADIENTS_OF = {"two groups": "", "a member that fails": ": a member that fails"}
+"""The scenarios whose gradients are compared, and what is added to the loss's name for each."""
+
+
+def check_gradient(harness: Harness, loss: str, tokenizer: Any, scenario: str = "two groups") -> Cell:
+    """Compare the gradient of a trainer's own loss with the sum over sampled tokens that the harness declares."""
+    since = time.perf_counter()
+    name = loss + GRADIENTS_OF[scenario]
+    chosen = next(s for s in scenarios(tokenizer) if s.name == scenario)
+    _, policy = prepare(chosen, tokenizer)
+    try:
+        computed = harness.compute_gradient(chosen, policy, loss)
+        wrong, figures = gradient_difference(computed)
+    except Exception as error:  # noqa: BLE001 - as above
+        return Cell(name, "broken", _last_lines(error), time.perf_counter() - since)
+    detail = f"{computed.why}: {wrong or figures}"
+    return Cell(name, "broken" if wrong else "equal", detail, time.perf_counter() - since)
+
+
 def _advantages_by_ids(
     episodes: Sequence[Episode], of_turns: Sequence[Sequence[float] | np.ndarray]
 ) -> dict[tuple[tuple[int, ...], int], tuple[bool, list[float]]]:
@@ -292,11 +320,11 @@ def _last_lines(error: BaseException) -> str:
 
 
 def run(harness: Harness, only: Sequence[str] = (), say: Callable[[str], object] = print) -> Report:
-    """Run all scenarios and algorithms on a trainer.
+    """Run all scenarios, algorithms and losses on a trainer.
 
     Args:
         harness: of the trainer.
-        only: names of scenarios and algorithms; empty for all.
+        only: names of scenarios, algorithms and losses; empty for all.
         say: is told of every cell.
     """
     tokenizer = harness.tokenizer()
@@ -311,6 +339,11 @@ def run(harness: Harness, only: Sequence[str] = (), say: Callable[[str], object]
             if not only or algorithm in only or algorithm + suffix in only:
                 report.advantages.append(cell := check_advantages(harness, algorithm, tokenizer, batch))
                 say(f"{marks[cell.verdict]} advantages of {cell.name} ({cell.seconds:.1f} s) {cell.detail}".rstrip())
+    for loss in harness.losses:
+        for batch, suffix in GRADIENTS_OF.items():
+            if not only or loss in only or loss + suffix in only:
+                report.gradients.append(cell := check_gradient(harness, loss, tokenizer, batch))
+                say(f"{marks[cell.verdict]} gradient of {cell.name} ({cell.seconds:.1f} s) {cell.detail}".rstrip())
     return report
 
 
@@ -318,7 +351,7 @@ def main(harness: Harness) -> None:
     """Run the suite from a command line; exits with 1 if anything is broken."""
     parser = argparse.ArgumentParser(description=f"Run the conformance suite on {harness.name}.")
     parser.add_argument("--out", type=Path, help="write the report here, as JSON")
-    parser.add_argument("--only", nargs="*", default=[], help="names of scenarios or algorithms")
+    parser.add_argument("--only", nargs="*", default=[], help="names of scenarios, algorithms or losses")
     args = parser.parse_args()
     report = run(harness, args.only, lambda line: print(line, flush=True))
     if args.out is not None:

@@ -29,13 +29,17 @@ def cell(name, verdict, detail=""):
     return {"name": name, "verdict": verdict, "detail": detail, "seconds": 0.1}
 
 
-def conformance(*cells, advantages=(), version="1.0"):
-    return {"trainer": "", "version": version, "cells": list(cells), "advantages": list(advantages)}
+def conformance(*cells, advantages=(), gradients=(), version="1.0"):
+    kinds = {"cells": list(cells), "advantages": list(advantages), "gradients": list(gradients)}
+    return {"trainer": "", "version": version, **kinds}
 
 
 CONFORMANCE = {
     "TRL": conformance(
-        cell("one", "equal"), cell("two", "declared", "one scalar"), advantages=[cell("rebn", "equal", "exact")]
+        cell("one", "equal"),
+        cell("two", "declared", "one scalar"),
+        advantages=[cell("rebn", "equal", "exact")],
+        gradients=[cell("dapo", "equal", "1 / tokens of the batch")],
     ),
     "verl": conformance(cell("one", "equal"), cell("two", "broken", "token 3 <of> 7")),
 }
@@ -45,6 +49,7 @@ def test_the_matrix_shows_every_cell_and_why():
     lines = compare.matrix(CONFORMANCE).splitlines()
     assert [line.split() for line in lines[1:4]] == [["TRL", "verl"], ["one", "=", "="], ["two", "~", "X"]]
     assert "  TRL ~ one scalar" in lines
+    assert ["dapo", "="] in [line.split() for line in lines]  # and verl's is empty
     assert "  verl X two: token 3 <of> 7" in lines
 
 
@@ -52,6 +57,7 @@ def test_a_is_conformant_if_no_cell_is_broken_and_there_are_some():
     assert compare.is_conformant(CONFORMANCE["TRL"])
     assert not compare.is_conformant(CONFORMANCE["verl"])
     assert not compare.is_conformant(conformance(cell("one", "equal"), advantages=[cell("grpo", "broken")]))
+    assert not compare.is_conformant(conformance(cell("one", "equal"), gradients=[cell("dapo", "broken")]))
     assert not compare.is_conformant(conformance())
 
 

@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("transformers")
 
+from gem.models.build import Recipe, new_model
 from gem.rollout import ChatRenderer, Engine, Limits, rebn, run_episodes
 from gem.testing.advantages import of_groups, of_turns
 from gem.testing.conformance import (
@@ -15,10 +16,12 @@ from gem.testing.conformance import (
     Difference,
     Harness,
     check_advantages,
+    check_gradient,
     check_scenario,
     prepare,
     run,
 )
+from gem.testing.gradients import ComputedGradient, WeighedSequence, gradient_difference
 from gem.testing.records import difference, every_turn, one_scalar, records_of
 from gem.testing.scenarios import scenarios
 
@@ -264,3 +267,58 @@ def test_records_of_turns(tokenizer, named):
     assert sum(sum(record.mask) for record in turns) == sum(whole.mask)
     assert [record.rewards[-1] for record in turns] == episodes[0].rewards
     assert difference([whole], turns) == "4 sequences, expected 1"
+
+
+# Gradients
+
+
+def weighed(lengths):
+    """Return random sequences, weighed by 1 / tokens of the batch."""
+    rng = np.random.default_rng(0)
+    total, sequences = sum(lengths), []
+    for length in lengths:
+        ids = rng.integers(0, 50, length + 5).tolist()
+        sequences.append(WeighedSequence(ids, [0] * 5 + [1] * length, (rng.normal(size=length) / total).tolist()))
+    return sequences
+
+
+def summed(model, sequences, scales):
+    """Return the gradient as a trainer with micro-batches would compute it, in float32, each scaled."""
+    import torch
+
+    model.zero_grad()
+    for sequence, scale in zip(sequences, scales, strict=True):
+        ids = torch.tensor([sequence.ids])
+        chances = torch.log_softmax(model(input_ids=ids).logits[0, :-1], -1).gather(1, ids[0, 1:, None])[:, 0]
+        own = chances[torch.tensor(sequence.mask[1:], dtype=torch.bool)]
+        (-scale * (own * torch.tensor(sequence.factors)).sum()).backward()
+    return {name: each.grad.clone() for name, each in model.named_parameters()}
+
+
+def test_a_gradient_is_that_of_the_declared_sum_or_named_as_wrong(tokenizer):
+    pytest.importorskip("torch")
+    model, sequences = new_model(tokenizer, Recipe(hidden_size=32, layers=1)), weighed([3, 9, 4, 7])
+    right = summed(model, sequences, [1.0] * 4)
+    assert gradient_difference(ComputedGradient(right, model, sequences, ""))[0] == ""
+
+    a_micro_batch_scaled = summed(model, sequences, [1.0, 1.0, 1.1, 1.1])
+    a_mean_of_means = summed(model, sequences, [23 / 12 / 2, 23 / 12 / 2, 23 / 11 / 2, 23 / 11 / 2])
+    shifted = [replace(each, factors=[*each.factors[1:], each.factors[0]]) for each in sequences]
+    with_the_prompt_in_the_denominator = summed(model, sequences, [23 / (23 + 4 * 5)] * 4)
+    for wrong in (
+        a_micro_batch_scaled,
+        a_mean_of_means,
+        summed(model, shifted, [1.0] * 4),
+        with_the_prompt_in_the_denominator,
+        {name: 1.002 * each for name, each in right.items()},
+    ):
+        assert "cosine" in gradient_difference(ComputedGradient(wrong, model, sequences, ""))[0]
+    nothing = {name: 0 * each for name, each in right.items()}
+    assert "norm of 0" in gradient_difference(ComputedGradient(nothing, model, sequences, ""))[0]
+    del right["model.norm.weight"]
+    assert "model.norm.weight" in gradient_difference(ComputedGradient(right, model, sequences, ""))[0]
+
+
+def test_a_harness_without_its_gradient_is_broken(tokenizer):
+    cell = check_gradient(ByTheDriver(tokenizer), "any", tokenizer)
+    assert (cell.verdict, cell.name) == ("broken", "any")
