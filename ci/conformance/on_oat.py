@@ -6,6 +6,7 @@ policy stands in for vLLM and for the model. Without launchpad or a GPU the CPU 
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -22,14 +24,18 @@ if not torch.cuda.is_available():
     sys.path[:0] = [str(cpu_shims / "engine_hf"), str(cpu_shims)]
     import oat_cpu  # noqa: F401 - installs the CPU shims
 
+from oat.algorithms.ppo import PPOLearner
 from oat.algorithms.ppo_multiturn import MultiTurnTransitionDataset, PPOMultiTurnLearner
 from oat.args import default_args_validation
+from oat.learners import RLLearner
 from oat.utils.ipc import PlasmaShmClient
+from transformers import AutoModelForCausalLM
 
 import gem_oat
 from gem.tasks import Task
 from gem.testing.advantages import of_returns, of_turns
 from gem.testing.conformance import ComputedAdvantages, Difference, Harness, main
+from gem.testing.gradients import ComputedGradient, WeighedSequence
 from gem.testing.records import Record, every_turn
 from gem.testing.scenarios import Scenario, ScriptedPolicy
 
@@ -62,6 +68,7 @@ class OatHarness(Harness):
     version = version("oat-llm")
     differences = (Difference("one sample per turn, with its own prompt and reward", every_turn),)
     algorithms = ("reinforce", "rebn")
+    losses = tuple(f"critic_type={kind}{size}" for kind in ("drgrpo", "grpo") for size in ("", ", 2 rows at a time"))
 
     def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
         """Return the rows of the batch that the learner makes of what it deserialises."""
@@ -97,6 +104,50 @@ class OatHarness(Harness):
             return ComputedAdvantages(advantages, of_turns(), "over all turns of the batch, population deviation")
         return ComputedAdvantages(advantages, of_returns(), "each turn's return")
 
+    def compute_gradient(self, scenario: Scenario, policy: ScriptedPolicy, loss: str) -> ComputedGradient:
+        """Return the gradient of one of Oat's updates.
+
+        DeepSpeed is not there: what it does, dividing each micro-batch's loss by their number, is done here.
+        """
+        kind, _, split = loss.removeprefix("critic_type=").partition(", ")
+        size = 2 if split else 1
+        learner, batch = self._batch(
+            scenario, policy, critic_type=kind, train_batch_size_per_device=size, use_fused_lm_head=False
+        )
+        with patch.object(RLLearner, "_init"):  # which makes models
+            PPOLearner._init(learner, learner.args, [])
+        model = AutoModelForCausalLM.from_pretrained(self.model(scenario), dtype=torch.float32)
+        before = AutoModelForCausalLM.from_pretrained(self.model(scenario), dtype=torch.float32)
+        rows = len(batch["input_ids"])
+        parts = math.ceil(rows / size)
+        learner.model, learner.strategy.grad_acc_step = model, parts
+        learner.strategy.backward = lambda loss, *_: (loss / parts).backward()
+        seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+        sequences: list[WeighedSequence] = []
+        batch_logps, aggregate = learner.get_batch_logps, learner.masked_aggregator
+        learned = sum(map(bool, batch["loss_masks"]))
+
+        def recorded_logps(input_ids: torch.Tensor, att_mask: torch.Tensor, **options: Any) -> Any:
+            seen[:] = zip(input_ids, att_mask.bool(), strict=True)
+            return batch_logps(input_ids=input_ids, att_mask=att_mask, **options)
+
+        def recorded_aggregate(losses: torch.Tensor, mask: torch.Tensor, axis: int) -> torch.Tensor:
+            for (ids, attended), own, sampled in zip(seen, losses.detach(), mask.bool(), strict=True):
+                tokens = int(sampled.sum())
+                weight = 1 / (learned * (learner.args.generate_max_length if kind == "drgrpo" else tokens))
+                factors = (-own[sampled] * weight).tolist()  # the ratio is 1, so a loss is an advantage, negative
+                if any(factors):
+                    length = int(attended.sum())
+                    record = WeighedSequence(ids[:length].tolist(), [0, *sampled[: length - 1].tolist()], factors)
+                    sequences.append(record)
+            return aggregate(losses, mask, axis=axis)
+
+        learner.get_batch_logps, learner.masked_aggregator = recorded_logps, recorded_aggregate
+        learner.learning_step(batch)
+        gradient = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+        tokens = "generate_max_length" if kind == "drgrpo" else "tokens of the row"
+        return ComputedGradient(gradient, before, sequences, f"1 / ({tokens} x rows that are learned from)")
+
     def _batch(self, scenario: Scenario, policy: ScriptedPolicy, **options: Any) -> tuple[Learner, dict[str, Any]]:
         tokenizer, model = self.tokenizer(scenario), str(self.model(scenario))
 
@@ -108,7 +159,8 @@ class OatHarness(Harness):
 
             def filled(self, rows: list[Any], episodes: Any) -> list[Any]:
                 self.args = copy(self.args)
-                self.args.rollout_batch_size_per_device = 1  # all tasks were run; Oat needs one row
+                size = self.args.train_batch_size_per_device  # all tasks were run; Oat needs whole micro-batches
+                self.args.rollout_batch_size_per_device = max(1, math.ceil(sum(map(len, rows)) / size)) * size
                 return super().filled(rows, episodes)
 
         with tempfile.TemporaryDirectory() as folder:
@@ -116,22 +168,20 @@ class OatHarness(Harness):
             tasks.write_text("".join(task.to_json() + "\n" for task in scenario.tasks))
             args = default_args_validation(
                 gem_oat.GemArgs(
+                    **{"critic_type": "drgrpo", "train_batch_size_per_device": 1, **options},
                     pretrain=model,
                     tasks=str(tasks),
                     rollout_batch_size_per_device=10**6,
-                    train_batch_size_per_device=1,
                     generate_max_length=scenario.max_new_tokens,
                     max_model_len=scenario.max_context,
                     max_turns=scenario.max_turns,
                     tool_role=scenario.tool_role,
                     num_envs=len(scenario.rows),
-                    critic_type="drgrpo",
                     oracle="",
                     algo="PPO",
                     gpus=1,
                     beta=0.0,
                     tis_c=None,  # else the loss is also weighed by the ratio of the probabilities
-                    **options,
                 )
             )
             store = PlasmaShmClient(SimpleNamespace(get_shm_path=lambda: "here"))
