@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, patch
 
 import torch
 
@@ -22,12 +23,14 @@ if not torch.cuda.is_available():
 import wandb
 from omegaconf import OmegaConf
 from RL2.trainer import ppo
-from RL2.workers import rollout
+from RL2.workers import actor, base, rollout
+from transformers import AutoModelForCausalLM
 
 import gem_rl2
 from gem.rollout.rows import rl2_row
 from gem.testing.advantages import of_groups, of_turns
 from gem.testing.conformance import ComputedAdvantages, Harness, main
+from gem.testing.gradients import ComputedGradient, WeighedSequence
 from gem.testing.records import Record
 from gem.testing.scenarios import Scenario, ScriptedPolicy
 
@@ -62,6 +65,7 @@ class RL2Harness(Harness):
     name = "RL2"
     version = version("rl-square")
     algorithms = ("reinforce", "grpo", "rebn")
+    losses = ("avg_level=token", "avg_level=token, micro-batches")  # "sequence" raises in 0.0.2
 
     def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
         """Return the sequences that RL2 has packed."""
@@ -88,6 +92,45 @@ class RL2Harness(Harness):
                 advantages, of_groups(scenario.copies, True, eps), "over the group's sample deviation"
             )
         return ComputedAdvantages(advantages, of_groups(scenario.copies, False, eps), "the group's mean taken off")
+
+    def compute_gradient(self, scenario: Scenario, policy: ScriptedPolicy, loss: str) -> ComputedGradient:
+        """Return the gradient of one of RL2's updates, in one process without FSDP."""
+        split = loss.endswith("micro-batches")
+        config, tensor_dict, cu_seqs = self._batch(scenario, policy, {"estimator": "reinforce", "norm_var": True})
+        ppo.compute_advantages(config.adv, tensor_dict, cu_seqs, 1)
+        rows = _rows(tensor_dict, "advantages")
+        longest = max(len(ids) for ids, _, _ in rows)
+        model = str(self.model(scenario))
+        config.actor.merge_with(
+            {
+                "model_name": model,
+                "avg_level": "token",
+                "update_per_rollout": 1,
+                "max_length_per_device": 2 * longest if split else 10**6,
+                "use_liger_kernel": False,
+                "gradient_checkpointing": False,
+                "offload_model": False,
+                "tis_coef": 0.0,  # else the loss is also weighed by the ratio of the probabilities
+            }
+        )
+        with patch.object(base, "prepare_dp_model", lambda model, mesh: model):
+            worker = actor.Actor(config.actor, True)
+        worker.model.float()
+        calls: list[int] = []
+        forward, step = worker.forward, Mock(return_value=0.0)
+        worker.forward = lambda minibatch, **options: (calls.append(1), forward(minibatch, **options))[1]
+        worker.optimizer_step = step
+        worker.update(dict(tensor_dict), 1)
+        assert step.call_count == 1
+        assert (len(calls) > 1) is split
+        gradient = {name: each.grad for name, each in worker.model.named_parameters() if each.grad is not None}
+        before = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        in_all = sum(sum(mask) for _, mask, _ in rows)
+        sequences = []
+        for ids, mask, advantages in rows:
+            factors = [value / in_all for value, one in zip(advantages, mask, strict=True) if one]
+            sequences.append(WeighedSequence(ids, [0, *mask], factors))
+        return ComputedGradient(gradient, before, sequences, "1 / tokens of the batch")
 
     def _batch(
         self, scenario: Scenario, policy: ScriptedPolicy, adv: dict[str, Any] | None = None
