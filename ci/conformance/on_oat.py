@@ -35,7 +35,7 @@ import gem_oat
 from gem.tasks import Task
 from gem.testing.advantages import of_returns, of_turns
 from gem.testing.conformance import ComputedAdvantages, Difference, Harness, main
-from gem.testing.gradients import ComputedGradient, WeighedSequence
+from gem.testing.gradients import ComputedGradient, WeighedSequence, gradient_of
 from gem.testing.records import Record, every_turn
 from gem.testing.scenarios import Scenario, ScriptedPolicy
 
@@ -144,9 +144,8 @@ class OatHarness(Harness):
 
         learner.get_batch_logps, learner.masked_aggregator = recorded_logps, recorded_aggregate
         learner.learning_step(batch)
-        gradient = {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
         tokens = "generate_max_length" if kind == "drgrpo" else "tokens of the row"
-        return ComputedGradient(gradient, before, sequences, f"1 / ({tokens} x rows that are learned from)")
+        return ComputedGradient(gradient_of(model), before, sequences, f"1 / ({tokens} x rows that are learned from)")
 
     def _batch(self, scenario: Scenario, policy: ScriptedPolicy, **options: Any) -> tuple[Learner, dict[str, Any]]:
         tokenizer, model = self.tokenizer(scenario), str(self.model(scenario))

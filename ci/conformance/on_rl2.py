@@ -30,7 +30,7 @@ import gem_rl2
 from gem.rollout.rows import rl2_row
 from gem.testing.advantages import of_groups, of_turns
 from gem.testing.conformance import ComputedAdvantages, Harness, main
-from gem.testing.gradients import ComputedGradient, WeighedSequence
+from gem.testing.gradients import ComputedGradient, WeighedSequence, gradient_of
 from gem.testing.records import Record
 from gem.testing.scenarios import Scenario, ScriptedPolicy
 
@@ -123,14 +123,13 @@ class RL2Harness(Harness):
         worker.update(dict(tensor_dict), 1)
         assert step.call_count == 1
         assert (len(calls) > 1) is split
-        gradient = {name: each.grad for name, each in worker.model.named_parameters() if each.grad is not None}
         before = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         in_all = sum(sum(mask) for _, mask, _ in rows)
         sequences = []
         for ids, mask, advantages in rows:
             factors = [value / in_all for value, one in zip(advantages, mask, strict=True) if one]
             sequences.append(WeighedSequence(ids, [0, *mask], factors))
-        return ComputedGradient(gradient, before, sequences, "1 / tokens of the batch")
+        return ComputedGradient(gradient_of(worker.model), before, sequences, "1 / tokens of the batch")
 
     def _batch(
         self, scenario: Scenario, policy: ScriptedPolicy, adv: dict[str, Any] | None = None

@@ -17,7 +17,7 @@ from gem.models.build import Recipe, new_model
 from gem.rollout import Response
 from gem.testing.advantages import of_groups, of_turns
 from gem.testing.conformance import ComputedAdvantages, Difference, Harness, main
-from gem.testing.gradients import ComputedGradient, WeighedSequence
+from gem.testing.gradients import ComputedGradient, WeighedSequence, gradient_of
 from gem.testing.records import Record, one_scalar
 from gem.testing.scenarios import Scenario, ScriptedPolicy
 from gem_trl import GemGRPOTrainer, GemRollout, gem_reward, task_dataset
@@ -64,8 +64,7 @@ class _KeepGradient(TrainerCallback):
         self._trainer = trainer
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        named = model.named_parameters()
-        self._trainer.gradients.append({name: each.grad.clone() for name, each in named if each.grad is not None})
+        self._trainer.gradients.append(gradient_of(model))
         before = self._trainer.before = type(model)(model.config)  # a copy's forward would be bound to the original
         before.load_state_dict(model.state_dict())
 

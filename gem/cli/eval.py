@@ -79,7 +79,8 @@ def eval(
     try:
         chosen = _tasks(sources, tasks, split, {"tools": tools, "wrappers": wrappers})
         cost_of = _prices(prices)
-        budget = Budget(token_budget, cost_budget, cost_of)
+        has_budget = token_budget is not None or cost_budget is not None
+        budget = Budget(token_budget, cost_budget, cost_of) if has_budget else None
         if model.startswith(("http://", "https://")):
             from gem.evaluation.client import Server
 
@@ -91,8 +92,7 @@ def eval(
         if model == "human":
             concurrency = 1
         with _Progress(len(chosen) * samples, hidden=model == "human") as progress:
-            kept = None if token_budget is cost_budget is None else budget
-            evaluation = evaluate(chosen, agent, out, samples, concurrency, retries, resume, kept, progress.show)
+            evaluation = evaluate(chosen, agent, out, samples, concurrency, retries, resume, budget, progress.show)
         summary = summarize(evaluation)
         replace_file(out / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
         write_report(out / "report.html", evaluation, decode=getattr(agent, "decode", None))
@@ -106,7 +106,7 @@ def eval(
         say(f"cost {cost:.4f} at {prices} for a million prompt and sampled tokens, all attempts included")
     say(f"{out}/summary.json, {out}/report.html")
     if summary["missing"]:
-        why = "the budget is spent" if budget.is_spent(evaluation) else "they failed"
+        why = "the budget is spent" if budget is not None and budget.is_spent(evaluation) else "they failed"
         warn(f"{summary['missing']} of {len(evaluation.units)} episodes are missing: {why}; --resume runs them")
         raise typer.Exit(1)
 
@@ -131,12 +131,13 @@ def _tasks(sources: list[str], count: int, split: str, options: dict[str, str | 
     chosen: list[Task] = []
     arguments = {name: value for name, value in options.items() if value is not None}
     for source in sources:
-        named = shipped().get(source, Path(source))
-        if arguments and (source.startswith("env=") or named.suffix in (".jsonl", ".parquet", ".yaml", ".yml")):
+        of_tasks = source.startswith("env=") or source.endswith((".jsonl", ".parquet"))
+        of_suite = source in shipped() or source.endswith((".yaml", ".yml"))
+        if arguments and (of_tasks or of_suite):
             raise ValueError(f"--{next(iter(arguments))} is for tasks that are named by an environment's id")
-        if source.startswith("env=") or source.endswith((".jsonl", ".parquet")):
+        if of_tasks:
             chosen += load_tasks(source, split)
-        elif source in shipped() or source.endswith((".yaml", ".yml")):
+        elif of_suite:
             chosen += load_suite(source, split)
         else:
             find_spec(source)

@@ -1,6 +1,6 @@
 """Run the episodes of an evaluation, and keep every one.
 
-An episode that ended by a failure of the environment, a server or the set-up says nothing about the model: it is run
+An episode that ended by a failure of the environment, a server or the set-up is no result of the model: it is run
 again, after a pause, and on resumption once more. One that has reached its end is never run again.
 """
 

@@ -2,7 +2,7 @@
 
 With token ids (:func:`server_agent`) the server is given the ids of a prompt and returns those that it sampled, so an
 episode is as exact as one of a model in this process. Before the first episode it is asked what it can do
-(:func:`probe`), and what would make the results wrong is refused. With text (:func:`ChatAgent`) it is given messages.
+(:func:`probe`), and what would make the results wrong is refused. With text (:class:`ChatAgent`) it is given messages.
 
 A request that the server cannot answer now (429, 5xx, no or half an answer) is sent again, after a pause: nothing was
 sampled. If it still fails, the episode has failed, and is not the model's.

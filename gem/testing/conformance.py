@@ -221,7 +221,7 @@ def check_scenario(harness: Harness, scenario: Scenario, tokenizer: Any) -> Cell
         refused = declared is not None and declared.refuses is not None and isinstance(error, declared.refuses)
         if refused and declared is not None and re.search(declared.match, str(error)):
             return Cell(scenario.name, "declared", declared.why, time.perf_counter() - since)
-        return Cell(scenario.name, "broken", _last_lines(error), time.perf_counter() - since)
+        return _failed(scenario.name, error, since)
     seconds = time.perf_counter() - since
     if declared is not None and declared.refuses is not None:
         return Cell(scenario.name, "broken", f"it was to be refused, and was not: {declared.why}", seconds)
@@ -248,12 +248,11 @@ def check_advantages(harness: Harness, algorithm: str, tokenizer: Any, scenario:
     """
     since = time.perf_counter()
     name = algorithm + ADVANTAGES_OF[scenario]
-    chosen = next(s for s in scenarios(tokenizer) if s.name == scenario)
-    episodes, policy = prepare(chosen, tokenizer)
+    chosen, episodes, policy = _prepared(scenario, tokenizer)
     try:
         computed = harness.compute_advantages(chosen, policy, algorithm)
     except Exception as error:  # noqa: BLE001 - as above
-        return Cell(name, "broken", _last_lines(error), time.perf_counter() - since)
+        return _failed(name, error, since)
     expected = _advantages_by_ids(episodes, computed.expected(episodes))
     worst, wrong = 0.0, ""
     for ids, got in computed.advantages:
@@ -280,13 +279,12 @@ def check_gradient(harness: Harness, loss: str, tokenizer: Any, scenario: str = 
     """Compare the gradient of a trainer's own loss with the sum over sampled tokens that the harness declares."""
     since = time.perf_counter()
     name = loss + GRADIENTS_OF[scenario]
-    chosen = next(s for s in scenarios(tokenizer) if s.name == scenario)
-    _, policy = prepare(chosen, tokenizer)
+    chosen, _, policy = _prepared(scenario, tokenizer)
     try:
         computed = harness.compute_gradient(chosen, policy, loss)
         wrong, figures = gradient_difference(computed)
     except Exception as error:  # noqa: BLE001 - as above
-        return Cell(name, "broken", _last_lines(error), time.perf_counter() - since)
+        return _failed(name, error, since)
     detail = f"{computed.why}: {wrong or figures}"
     return Cell(name, "broken" if wrong else "equal", detail, time.perf_counter() - since)
 
@@ -314,9 +312,17 @@ def _advantages_by_ids(
     return found
 
 
-def _last_lines(error: BaseException) -> str:
+def _prepared(name: str, tokenizer: Any) -> tuple[Scenario, list[Episode], ScriptedPolicy]:
+    """Return a scenario by its name, and what :func:`prepare` returns for it."""
+    scenario = next(each for each in scenarios(tokenizer) if each.name == name)
+    return scenario, *prepare(scenario, tokenizer)
+
+
+def _failed(name: str, error: BaseException, since: float) -> Cell:
+    """Return the cell of what raised in the trainer's code."""
     where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {str(error)[:300]} ({Path(where.filename).name}:{where.lineno})"
+    detail = f"{type(error).__name__}: {str(error)[:300]} ({Path(where.filename).name}:{where.lineno})"
+    return Cell(name, "broken", detail, time.perf_counter() - since)
 
 
 def run(harness: Harness, only: Sequence[str] = (), say: Callable[[str], object] = print) -> Report:

@@ -70,7 +70,12 @@ def reference_gradient(model: Any, sequences: Sequence[WeighedSequence]) -> dict
         sampled = torch.tensor(list(sequence.mask[1:]), dtype=torch.bool)
         factors = torch.tensor(list(sequence.factors), dtype=torch.float64)
         (-(own[sampled] * factors).sum()).backward()
-    return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+    return gradient_of(model)
+
+
+def gradient_of(model: Any) -> dict[str, Any]:
+    """Return a copy of the gradient that a torch module's parameters have, by their names."""
+    return {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
 
 
 def gradient_difference(computed: ComputedGradient) -> tuple[str, str]:

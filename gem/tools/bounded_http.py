@@ -40,21 +40,12 @@ class _Deadline:
                     connection.shutdown(socket.SHUT_RDWR)
 
 
-ERROR_BYTES = 2_000
-"""Of the body of an answer that is an error, which are in the exception's ``body``."""
-
-
 def post(url: str, body: bytes, headers: Mapping[str, str], timeout: float, longest: int) -> bytes:
-    """Return what a server answers to a POST request; see :func:`send`."""
-    return send(url, body, headers, timeout, longest)
-
-
-def send(url: str, body: bytes | None, headers: Mapping[str, str], timeout: float, longest: int) -> bytes:
-    """Return what a server answers to a request.
+    """Return what a server answers to a POST request.
 
     Args:
         url: http or https; proxies are taken from the environment.
-        body: what is sent by POST; None for GET.
+        body: what is sent.
         headers: beside the usual ones.
         timeout: seconds for all of it, redirections included.
         longest: bytes of the answer.
@@ -72,12 +63,6 @@ def send(url: str, body: bytes | None, headers: Mapping[str, str], timeout: floa
     try:
         with opener.open(urllib.request.Request(url, body, dict(headers)), timeout=timeout) as response:
             answer: bytes = response.read(longest + 1)
-    except urllib.error.HTTPError as error:
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            error.body = error.read(ERROR_BYTES)  # type: ignore[attr-defined]
-        if deadline.passed:
-            raise late from None
-        raise
     except Exception:  # a connection that was shut can fail in any way
         if deadline.passed:
             raise late from None

@@ -21,7 +21,7 @@ from gem.testing.conformance import (
     prepare,
     run,
 )
-from gem.testing.gradients import ComputedGradient, WeighedSequence, gradient_difference
+from gem.testing.gradients import ComputedGradient, WeighedSequence, gradient_difference, gradient_of
 from gem.testing.records import difference, every_turn, one_scalar, records_of
 from gem.testing.scenarios import scenarios
 
@@ -292,7 +292,7 @@ def summed(model, sequences, scales):
         chances = torch.log_softmax(model(input_ids=ids).logits[0, :-1], -1).gather(1, ids[0, 1:, None])[:, 0]
         own = chances[torch.tensor(sequence.mask[1:], dtype=torch.bool)]
         (-scale * (own * torch.tensor(sequence.factors)).sum()).backward()
-    return {name: each.grad.clone() for name, each in model.named_parameters()}
+    return gradient_of(model)
 
 
 def test_a_gradient_is_that_of_the_declared_sum_or_named_as_wrong(tokenizer):
