@@ -77,7 +77,7 @@ class FifteenPuzzleEnv(Game):
             return Outcome("All tiles are in order. Congratulations! You win.", 1.0, "win")
         return Outcome(f"Tile {tile} moves {move}.")
 
-    def show(self) -> str:
+    def get_task_suffix(self) -> str:
         """Draw the board."""
         return _template(self.num_rows) % tuple([tile or "__" for tile in self.tiles])
 

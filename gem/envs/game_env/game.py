@@ -31,7 +31,7 @@ _UNPARSEABLE = LanguageGameReward.format_error_reward
 
 
 class Outcome:
-    """What a move did.
+    """What a move did. Games return the same one again for the same words, so nothing changes one.
 
     Attributes:
         text: what the player is told.
@@ -64,8 +64,8 @@ def in_rows(cells: Sequence[Any], cols: int) -> tuple[tuple[Any, ...], ...]:
 class Game(Env):
     """A game of text.
 
-    Subclasses write :meth:`deal`, :meth:`parse`, :meth:`play`, :meth:`random_move`, and :meth:`show` if there
-    is a board.
+    Subclasses write :meth:`deal`, :meth:`parse`, :meth:`play`, :meth:`random_move`, and, if there is a board,
+    :meth:`get_task_suffix`.
 
     Args:
         max_turns: moves until the episode is truncated; None if :meth:`deal` draws it.
@@ -83,18 +83,14 @@ class Game(Env):
             raise ValueError(f"max_turns must be at least 1, got {max_turns}")
         self.max_turns = max_turns
         self._given: dict[str, Any] = {}
+        self._sizes: tuple[Any, ...] = ()
         self._dealt: dict[str, Any] = {}
 
     def _take(self, **sizes: Any) -> None:
         """Take note of the sizes that the constructor was given; None is drawn at each reset. They may be set later."""
-        self._given, self._dealt = sizes, dict(sizes)
+        self._given, self._sizes, self._dealt = sizes, tuple(sizes.values()), dict(sizes)
         for name, value in sizes.items():
             setattr(self, name, value)
-
-    @property
-    def _sizes(self) -> tuple[Any, ...]:
-        """What was given."""
-        return tuple(self._given.values())
 
     def _adopt_changes(self) -> None:
         """Take note of sizes that were set since the last reset.
@@ -102,11 +98,15 @@ class Game(Env):
         Raises:
             ValueError: the constructor would refuse them.
         """
-        changes = {name: getattr(self, name) for name, dealt in self._dealt.items() if getattr(self, name) != dealt}
+        changes = {}
+        for name, dealt in self._dealt.items():
+            if (size := getattr(self, name)) != dealt:
+                changes[name] = size
         if changes:
             type(self)(**{**self._arguments(), **changes})
             self._remember(**changes)
             self._given |= changes
+            self._sizes = tuple(self._given.values())
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore; the sizes of the episode are no change of what was given."""
@@ -125,10 +125,6 @@ class Game(Env):
     def play(self, move: Any) -> Outcome:
         """Make a move."""
 
-    def show(self) -> str:
-        """Return the board, which ends every observation of a game that has one."""
-        return ""
-
     @property
     def shown_state(self) -> str:
         """The board."""
@@ -136,7 +132,7 @@ class Game(Env):
 
     def get_task_suffix(self) -> str:
         """Return the board, with which observations end; a name of gem-llm's."""
-        return self.show()
+        return ""
 
     def last_turn_reward(self, move: Any, outcome: Outcome) -> float:
         """Return what the last turn pays if it does not win."""
@@ -159,7 +155,8 @@ class Game(Env):
         self.turn_count = 0
         self.over = False
         instructions = self.deal()
-        self._dealt = {name: getattr(self, name) for name in self._given}
+        for name in self._given:
+            self._dealt[name] = getattr(self, name)
         return instructions + self.get_task_suffix(), {}
 
     def step(self, action: str) -> StepResult:

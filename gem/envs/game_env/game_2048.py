@@ -89,7 +89,7 @@ class Game2048Env(Game):
             return Outcome("No tile can move. You lose.", reward, "loss")
         return Outcome(f"The tiles move {move}.", reward)
 
-    def show(self) -> str:
+    def get_task_suffix(self) -> str:
         """Draw the board."""
         return "\n" + "\n".join([" ".join([f"{tile or '.':>4}" for tile in row]) for row in self.board])
 

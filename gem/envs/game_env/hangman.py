@@ -116,7 +116,7 @@ class HangmanEnv(Game):
         """Return what a letter pays that was not guessed yet."""
         return 0.5 * self.secret_word.lower().count(player_guess) / self.word_length
 
-    def show(self) -> str:
+    def get_task_suffix(self) -> str:
         """Write the word with its hidden letters, and the guesses that were wrong."""
         secret = self.secret_word.lower()
         wrong = [guess for guess in self.guessed_letters if len(guess) > 1 or guess not in secret]

@@ -124,7 +124,7 @@ class MinesweeperEnv(Game):
             return Outcome("All safe cells are open. Congratulations! You win.", reward, "win")
         return Outcome(f"You opened {opened} cell{'s' * (opened > 1)}.", reward)
 
-    def show(self) -> str:
+    def get_task_suffix(self) -> str:
         """Draw the board under a header of column numbers."""
         return _template(self.rows, self.cols) % tuple(self.cells)
 

@@ -105,7 +105,7 @@ class SudokuEnv(Game):
                 return illegal(f"{digit} stands in the same {name} as row {row}, column {col} already.")
         return Outcome(f"{digit} is not the digit at row {row}, column {col}. The cell stays empty.")
 
-    def show(self) -> str:
+    def get_task_suffix(self) -> str:
         """Draw the grid with its boxes apart, a header of column numbers, and the rows' numbers."""
         return _layout(self.scale).template % tuple([_SYMBOLS[digit] for digit in self.cells])
 

@@ -13,6 +13,8 @@ from gem.envs.game_env.game import Game, Outcome, illegal
 
 _MOVE = re.compile(r"([ABCabc])\s*,?\s*([ABCabc])")
 _USUAL = {f"{a} {b}": (a, b) for a in "ABC" for b in "ABC"}
+_SAME = illegal("A move needs two different towers.")
+_EMPTY = {name: illegal(f"Tower {name} is empty.") for name in "ABC"}
 _RANDOM_SIZES = ((3, 10), (4, 20), (5, 35))
 
 
@@ -39,16 +41,12 @@ class TowerofHanoiEnv(Game):
         sizes = self.rng.choice(_RANDOM_SIZES) if None in self._sizes else self._sizes
         self.num_disks, self.max_turns = sizes
         self.board: dict[str, list[int]] = {"A": list(range(self.num_disks, 0, -1)), "B": [], "C": []}
-        return (
-            f"Tower of Hanoi. Move all {self.num_disks} disks from tower A to tower C in at most {self.max_turns} "
-            "turns. A move takes the top disk of a tower to another tower; a disk may not lie on a smaller one. "
-            "\\boxed{A C} moves the top disk of A to C. Towers are shown from bottom to top."
-        )
+        return _instructions(self.num_disks, self.max_turns)
 
     def parse(self, answer: str) -> tuple[str, str] | None:
         """Read two towers."""
-        if answer in _USUAL:
-            return _USUAL[answer]
+        if usual := _USUAL.get(answer):
+            return usual
         match = _MOVE.fullmatch(answer)
         return (match[1].upper(), match[2].upper()) if match else None
 
@@ -56,19 +54,19 @@ class TowerofHanoiEnv(Game):
         """Move a disk."""
         source, target = move
         if source == target:
-            return illegal("A move needs two different towers.")
+            return _SAME
         taken, given = self.board[source], self.board[target]
         if not taken:
-            return illegal(f"Tower {source} is empty.")
+            return _EMPTY[source]
         disk = taken[-1]
         if given and given[-1] < disk:
             return illegal(f"Disk {disk} may not lie on disk {given[-1]}.")
         given.append(taken.pop())
         if target == "C" and len(given) == self.num_disks:
             return Outcome("All disks are on tower C. Congratulations! You win.", 1.0, "win")
-        return Outcome(f"Disk {disk} moves from {source} to {target}.")
+        return _moved(disk, source, target)
 
-    def show(self) -> str:
+    def get_task_suffix(self) -> str:
         """Draw the towers, a line each."""
         a, b, c = self.board.values()
         return f"\nA:{_row(*a)}\nB:{_row(*b)}\nC:{_row(*c)}"
@@ -83,6 +81,20 @@ class TowerofHanoiEnv(Game):
         return self.action_rng.choice([f"{a} {b}" for a in "ABC" for b in "ABC" if tops[a] < tops[b]])
 
 
+@functools.lru_cache(maxsize=64)
+def _instructions(num_disks: int, max_turns: int) -> str:
+    return (
+        f"Tower of Hanoi. Move all {num_disks} disks from tower A to tower C in at most {max_turns} turns. "
+        "A move takes the top disk of a tower to another tower; a disk may not lie on a smaller one. "
+        "\\boxed{A C} moves the top disk of A to C. Towers are shown from bottom to top."
+    )
+
+
 @functools.lru_cache(maxsize=4096)
 def _row(*disks: int) -> str:
     return "".join(f" {disk}" for disk in disks)
+
+
+@functools.lru_cache(maxsize=4096)
+def _moved(disk: int, source: str, target: str) -> Outcome:
+    return Outcome(f"Disk {disk} moves from {source} to {target}.")

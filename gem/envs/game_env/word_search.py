@@ -105,7 +105,7 @@ class WordSearchEnv(Game):
             return Outcome(f"{word} was the last word. Congratulations! You win.", reward, "win")
         return Outcome(f"You found {word}.", reward)
 
-    def show(self) -> str:
+    def get_task_suffix(self) -> str:
         """Draw the grid under a header of column numbers, and list the words that are still to be found."""
         header = "  " + "".join(f"{col:>{_WIDTH}}" for col in range(len(self.grid)))
         rest = [word for word in self.words if word not in self.correct_words]

@@ -172,7 +172,7 @@ def test_what_is_no_direction_is_a_format_error(answer):
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_board_may_have_another_size(size):
     env = start(board_size=size, target_tile=16)
-    assert len(grid(env.show(), size)) == size
+    assert len(grid(env.get_task_suffix(), size)) == size
     while not env.over:
         env.step(env.sample_random_action())
 

@@ -340,5 +340,5 @@ def test_board_is_in_every_observation_also_after_illegal_moves():
     env = gem.make("game:Minesweeper-v0-easy")
     observation, _ = env.reset(seed=1)
     assert board(observation) == [["."] * 5] * 5
-    _, rows = env.step("\\boxed{reveal 0 0}"), board(env.show())
+    _, rows = env.step("\\boxed{reveal 0 0}"), board(env.get_task_suffix())
     assert board(env.step("\\boxed{reveal 9 9}")[0]) == rows

@@ -106,7 +106,7 @@ class CrosswordsEnv(Game):
             return Outcome("The crossword is complete. Congratulations! You win.", reward, "win")
         return Outcome(f"{letter} is right in cell {row} {col}.", reward)
 
-    def show(self) -> str:
+    def get_task_suffix(self) -> str:
         """Draw the board under a header of column numbers, and give the clues of the words that are not complete."""
         header = "  " + "".join(f"{col:>{_WIDTH}}" for col in range(len(self.solution[0])))
         clues = [clue["text"] for clue in self.clues if self._is_open(clue)]

@@ -145,7 +145,7 @@ class SokobanEnv(Game):
             return Outcome("All boxes are on targets. Congratulations! You win.", 1.0, "win")
         return Outcome(f"You push a box {move}." if pushes else f"You move {move}.")
 
-    def show(self) -> str:
+    def get_task_suffix(self) -> str:
         """Draw the room."""
         return _template(len(self.board) // self.cols, self.cols) % tuple(self.board)
 
