@@ -24,18 +24,20 @@ if not torch.cuda.is_available():
     sys.path[:0] = [str(cpu_shims / "engine_hf"), str(cpu_shims)]
     import oat_cpu  # noqa: F401 - installs the CPU shims
 
+import oat_update
 from oat.algorithms.ppo import PPOLearner
 from oat.algorithms.ppo_multiturn import MultiTurnTransitionDataset, PPOMultiTurnLearner
 from oat.args import default_args_validation
 from oat.learners import RLLearner
 from oat.utils.ipc import PlasmaShmClient
 from transformers import AutoModelForCausalLM
+from two_processes import SUFFIX, in_two_processes, most_of_all, of_all, rank, world
 
 import gem_oat
 from gem.tasks import Task
 from gem.testing.advantages import of_returns, of_turns
 from gem.testing.conformance import ComputedAdvantages, Difference, Harness, main
-from gem.testing.gradients import ComputedGradient, WeighedSequence, gradient_of
+from gem.testing.gradients import ComputedGradient, Objective, WeighedSequence
 from gem.testing.records import Record, every_turn
 from gem.testing.scenarios import Scenario, ScriptedPolicy
 
@@ -61,6 +63,27 @@ class Learner(gem_oat.GemLearnerMixin, PPOMultiTurnLearner):
     """As a user writes it."""
 
 
+MOVED: dict[str, Any] = {"num_ppo_epochs": 2, "learning_rate": 2e-4}
+LOSSES: dict[str, dict[str, Any]] = {
+    "critic_type=drgrpo": {},
+    "critic_type=grpo": {"critic_type": "grpo"},
+    "critic_type=drgrpo, micro-batches": {"train_batch_size_per_device": 2},
+    "critic_type=grpo, micro-batches": {"critic_type": "grpo", "train_batch_size_per_device": 2},
+    "critic_type=drgrpo, micro-batches, two processes": {"train_batch_size_per_device": 2},
+    "critic_type=grpo, micro-batches, two processes": {"critic_type": "grpo", "train_batch_size_per_device": 2},
+    "ReBN, micro-batches": {"whiten_adv": True, "train_batch_size_per_device": 2},
+    "the policy has moved, micro-batches": {**MOVED, "train_batch_size_per_device": 2},
+    "the policy has moved, KL k3": {**MOVED, "beta": 0.1},
+    "the policy has moved, KL k3, micro-batches": {
+        **MOVED,
+        "critic_type": "grpo",
+        "beta": 0.1,
+        "train_batch_size_per_device": 2,
+    },
+}
+"""For each loss the arguments of Oat."""
+
+
 class OatHarness(Harness):
     """Oat, multi-turn."""
 
@@ -68,7 +91,7 @@ class OatHarness(Harness):
     version = version("oat-llm")
     differences = (Difference("one sample per turn, with its own prompt and reward", every_turn),)
     algorithms = ("reinforce", "rebn")
-    losses = tuple(f"critic_type={kind}{size}" for kind in ("drgrpo", "grpo") for size in ("", ", 2 rows at a time"))
+    losses = tuple(LOSSES)
 
     def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
         """Return the rows of the batch that the learner makes of what it deserialises."""
@@ -105,61 +128,61 @@ class OatHarness(Harness):
         return ComputedAdvantages(advantages, of_returns(), "each turn's return")
 
     def compute_gradient(self, scenario: Scenario, policy: ScriptedPolicy, loss: str) -> ComputedGradient:
-        """Return the gradient of one of Oat's updates.
-
-        DeepSpeed is not there: what it does, dividing each micro-batch's loss by their number, is done here.
-        """
-        kind, _, split = loss.removeprefix("critic_type=").partition(", ")
-        size = 2 if split else 1
-        learner, batch = self._batch(
-            scenario, policy, critic_type=kind, train_batch_size_per_device=size, use_fused_lm_head=False
-        )
+        """Return the gradient of the last of Oat's updates from a batch."""
+        if loss.endswith(SUFFIX) and world() == 1:
+            return in_two_processes(OatHarness, scenario.name, loss)
+        learner, batch = self._batch(scenario, policy, use_fused_lm_head=False, **LOSSES[loss])
+        args = learner.args
         with patch.object(RLLearner, "_init"):  # which makes models
-            PPOLearner._init(learner, learner.args, [])
-        model = AutoModelForCausalLM.from_pretrained(self.model(scenario), dtype=torch.float32)
-        before = AutoModelForCausalLM.from_pretrained(self.model(scenario), dtype=torch.float32)
-        rows = len(batch["input_ids"])
-        parts = math.ceil(rows / size)
-        learner.model, learner.strategy.grad_acc_step = model, parts
-        learner.strategy.backward = lambda loss, *_: (loss / parts).backward()
+            PPOLearner._init(learner, args, [])
+        updates = oat_update.equip(learner, len(batch["input_ids"]))
+        first = AutoModelForCausalLM.from_pretrained(args.pretrain, dtype=torch.float32)
+        learner.ref_model = first if args.beta else None
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         sequences: list[WeighedSequence] = []
         batch_logps, aggregate = learner.get_batch_logps, learner.masked_aggregator
-        learned = sum(map(bool, batch["loss_masks"]))
+        learned, drgrpo = of_all(sum(map(bool, batch["loss_masks"]))), args.critic_type == "drgrpo"
 
         def recorded_logps(input_ids: torch.Tensor, att_mask: torch.Tensor, **options: Any) -> Any:
             seen[:] = zip(input_ids, att_mask.bool(), strict=True)
             return batch_logps(input_ids=input_ids, att_mask=att_mask, **options)
 
         def recorded_aggregate(losses: torch.Tensor, mask: torch.Tensor, axis: int) -> torch.Tensor:
-            for (ids, attended), own, sampled in zip(seen, losses.detach(), mask.bool(), strict=True):
-                tokens = int(sampled.sum())
-                weight = 1 / (learned * (learner.args.generate_max_length if kind == "drgrpo" else tokens))
-                factors = (-own[sampled] * weight).tolist()  # the ratio is 1, so a loss is an advantage, negative
-                if any(factors):
-                    length = int(attended.sum())
-                    record = WeighedSequence(ids[:length].tolist(), [0, *sampled[: length - 1].tolist()], factors)
-                    sequences.append(record)
+            if seen and not updates:  # the ratio is 1 still: a loss is an advantage, negative
+                for (ids, attended), own, sampled in zip(seen, -losses.detach(), mask.bool(), strict=True):
+                    tokens, length = int(sampled.sum()), int(attended.sum())
+                    weight = 1 / (learned * (args.generate_max_length if drgrpo else tokens))
+                    row = ids[:length].tolist(), [0, *sampled[: length - 1].tolist()]
+                    if any(own[sampled]):
+                        sequences.append(WeighedSequence(*row, [weight] * tokens, own[sampled].tolist()))
+                seen.clear()  # what is aggregated next is the KL term
             return aggregate(losses, mask, axis=axis)
 
         learner.get_batch_logps, learner.masked_aggregator = recorded_logps, recorded_aggregate
         learner.learning_step(batch)
-        tokens = "generate_max_length" if kind == "drgrpo" else "tokens of the row"
-        return ComputedGradient(gradient_of(model), before, sequences, f"1 / ({tokens} x rows that are learned from)")
+        gradient, before = updates[-1]
+        assert len(updates) == args.num_ppo_epochs
+        why = f"1 / ({'generate_max_length' if drgrpo else 'tokens of the row'} x rows that are learned from)"
+        if args.num_ppo_epochs == 1:
+            return ComputedGradient(gradient, before, sequences, why)
+        objective = Objective(first, (args.cliprange,) * 2, reference=first, beta=args.beta)
+        return ComputedGradient(gradient, before, sequences, why, objective)
 
     def _batch(self, scenario: Scenario, policy: ScriptedPolicy, **options: Any) -> tuple[Learner, dict[str, Any]]:
         tokenizer, model = self.tokenizer(scenario), str(self.model(scenario))
+        share = len(scenario.rows) // world()
 
         class Actor(gem_oat.GemActor):
             make_env = staticmethod(scenario.make_env(tokenizer))
 
             def next_tasks(self) -> Iterator[Task]:
-                return iter(scenario.rows)  # each once
+                return iter(scenario.rows[rank() * share : (rank() + 1) * share])  # each once
 
             def filled(self, rows: list[Any], episodes: Any) -> list[Any]:
                 self.args = copy(self.args)
                 size = self.args.train_batch_size_per_device  # all tasks were run; Oat needs whole micro-batches
-                self.args.rollout_batch_size_per_device = max(1, math.ceil(sum(map(len, rows)) / size)) * size
+                most = most_of_all(sum(map(len, rows)))
+                self.args.rollout_batch_size_per_device = max(1, math.ceil(most / size)) * size
                 return super().filled(rows, episodes)
 
         with tempfile.TemporaryDirectory() as folder:
@@ -167,7 +190,7 @@ class OatHarness(Harness):
             tasks.write_text("".join(task.to_json() + "\n" for task in scenario.tasks))
             args = default_args_validation(
                 gem_oat.GemArgs(
-                    **{"critic_type": "drgrpo", "train_batch_size_per_device": 1, **options},
+                    **{"critic_type": "drgrpo", "train_batch_size_per_device": 1, "beta": 0.0, **options},
                     pretrain=model,
                     tasks=str(tasks),
                     rollout_batch_size_per_device=10**6,
@@ -175,11 +198,10 @@ class OatHarness(Harness):
                     max_model_len=scenario.max_context,
                     max_turns=scenario.max_turns,
                     tool_role=scenario.tool_role,
-                    num_envs=len(scenario.rows),
+                    num_envs=share,
                     oracle="",
                     algo="PPO",
                     gpus=1,
-                    beta=0.0,
                     tis_c=None,  # else the loss is also weighed by the ratio of the probabilities
                 )
             )

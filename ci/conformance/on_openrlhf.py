@@ -4,18 +4,17 @@ OpenRLHF's are the command's arguments, the data set, the sampling (``SamplesGen
 trainer's step: experience, advantages, replay buffer and the actor's loop over its batches. Without Ray and a model
 there are CPU shims: calls in this process for Ray, a policy for vLLM, zeros for the model's log-probabilities, and a
 training step that only keeps the batch it is handed. Without a GPU those of ``ci/cpu/openrlhf`` are needed as well.
+For gradients the actor is OpenRLHF's own, with its model, loss and DeepSpeed (:mod:`openrlhf_update`).
 An episode that is left out is a row of one token with an advantage of 0 (:mod:`gem_openrlhf_trainer`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import runpy
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from copy import deepcopy
+from collections.abc import AsyncIterator, Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,17 +29,21 @@ if not torch.cuda.is_available():
     cpu_shims = Path(__file__).resolve().parents[1] / "cpu" / "openrlhf" / "sitecustomize.py"
     runpy.run_path(str(cpu_shims))  # installs them
 
+import openrlhf_update
 from openrlhf.datasets import PromptDataset
 from openrlhf.trainer import ppo_trainer
-from openrlhf.trainer.ppo_utils import NaiveReplayBuffer, experience_maker, samples_generator
+from openrlhf.trainer.ppo_utils import NaiveReplayBuffer, samples_generator
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ray import launcher, ppo_actor, vllm_engine
+from openrlhf_ray import OtherRank, Remote
+from two_processes import SUFFIX, in_two_processes, of_all, rank, world
 
 import gem_openrlhf
 from gem.rollout import Episode
 from gem.rollout.rows import openrlhf_row
 from gem.testing.advantages import of_groups
 from gem.testing.conformance import ComputedAdvantages, Difference, Harness, main
+from gem.testing.gradients import ComputedGradient, Objective, WeighedSequence
 from gem.testing.records import Record, one_scalar
 from gem.testing.scenarios import Scenario, ScriptedPolicy
 
@@ -48,28 +51,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import train_openrlhf
 
 logging.disable(logging.INFO)  # OpenRLHF prints one sample per step
-
-
-async def _all(calls: list[Coroutine[Any, Any, Any]]) -> list[Any]:
-    return await asyncio.gather(*calls)
-
-
-RAY = SimpleNamespace(  # a reference is the value itself, or a coroutine if an asynchronous method was called
-    put=lambda value: value, get=lambda value: value, wait=lambda calls, **_: (asyncio.run(_all(calls)), [])
-)
-for module in (samples_generator, experience_maker, ppo_trainer, launcher):
-    module.ray = RAY
-
-
-class Remote:
-    """Is Ray's handle of an actor, whose methods are called in this process, with copies of what they are given."""
-
-    def __init__(self, actor: Any) -> None:
-        self.actor = actor
-
-    def __getattr__(self, name: str) -> SimpleNamespace:
-        method = getattr(self.actor, name)
-        return SimpleNamespace(remote=lambda *args, **kwargs: method(*deepcopy(args), **deepcopy(kwargs)))
 
 
 class ScriptedVLLM:
@@ -112,6 +93,28 @@ class ActorTrainer(ppo_actor.ActorPPOTrainer):
         }
 
 
+SPLIT = ("--train.micro_batch_size", "2")
+MOVED = ("--train.max_epochs", "2", "--actor.adam.lr", "3e-4")
+KL = ("--algo.kl.use_loss", "--algo.kl.init_coef", "0.1", "--algo.kl.estimator")
+LOSSES: dict[str, tuple[str, ...]] = {
+    "loss_agg_mode=token-mean": (),
+    "loss_agg_mode=seq-mean-token-mean": ("--actor.loss_agg_mode", "seq-mean-token-mean"),
+    "loss_agg_mode=token-mean, micro-batches": SPLIT,
+    "loss_agg_mode=seq-mean-token-mean, micro-batches": ("--actor.loss_agg_mode", "seq-mean-token-mean", *SPLIT),
+    "loss_agg_mode=token-mean, micro-batches, two processes": SPLIT,
+    "loss_agg_mode=seq-mean-token-mean, micro-batches, two processes": (
+        *("--actor.loss_agg_mode", "seq-mean-token-mean"),
+        *SPLIT,
+    ),
+    "policy_loss_type=gspo, micro-batches": ("--actor.policy_loss_type", "gspo", *SPLIT),
+    "the policy has moved, micro-batches": (*MOVED, *SPLIT),
+    "the policy has moved, dual_clip": (*MOVED, "--actor.dual_clip", "1.5"),
+    "the policy has moved, KL k2": (*MOVED, *KL, "k2"),
+    "the policy has moved, KL k3, micro-batches": (*MOVED, *KL, "k3", *SPLIT),
+}
+"""For each loss the flags of OpenRLHF's command."""
+
+
 class OpenRLHFHarness(Harness):
     """OpenRLHF."""
 
@@ -127,6 +130,7 @@ class OpenRLHFHarness(Harness):
         Difference("one scalar per episode, on its last sampled token", one_scalar),
     )
     algorithms = ("reinforce", "grpo", "rloo", "reinforce_baseline", "dr_grpo", "flash_reinforce")
+    losses = tuple(LOSSES)
 
     def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
         """Return what the actor learns from; a reward is by how much the returns fall behind it."""
@@ -143,6 +147,52 @@ class OpenRLHFHarness(Harness):
             if any(mask)
         ]
         return ComputedAdvantages(advantages, *REFERENCES[algorithm](scenario.copies))
+
+    def compute_gradient(self, scenario: Scenario, policy: ScriptedPolicy, loss: str) -> ComputedGradient:
+        """Return the gradient of the last of OpenRLHF's updates from a batch."""
+        if loss.endswith(SUFFIX) and world() == 1:
+            return in_two_processes(OpenRLHFHarness, scenario.name, loss)
+        no_correction = ("--algo.advantage.is_correction_level", "off")  # else tokens are left out by the engine's word
+        args = _arguments(scenario, "grpo", str(self.model(scenario)), (*no_correction, *LOSSES[loss]))
+        strategy = openrlhf_update.start(args)
+        learner, updates = openrlhf_update.policy(strategy)
+        other = openrlhf_update.reference(strategy) if args.algo.kl.use_loss else None
+        batches: list[Experience] = []
+        step = learner.trainer.training_step
+
+        def recorded(experience: Experience, *rest: Any) -> Any:
+            batches.append(experience)
+            return step(experience, *rest)
+
+        learner.trainer.training_step = recorded
+        _train_step(scenario, policy, strategy, self.tokenizer(scenario), learner, other)
+        (gradient, model), epochs = updates[-1], args.train.max_epochs
+        assert len(updates) == epochs
+        rows = [
+            (
+                batch.sequences[i, :length].tolist(),
+                batch.action_mask[i, : length - 1],
+                batch.advantages[i, : length - 1],
+            )
+            for batch in batches[: len(batches) // epochs]
+            for i, length in enumerate(batch.attention_mask.sum(1).tolist())
+        ]
+        in_all, count = of_all(sum(int(mask.sum()) for _, mask, _ in rows)), of_all(len(rows))
+        by_token = learner.trainer.actor_loss_fn.token_level_loss
+        sequences = []
+        for ids, mask, advantages in rows:
+            own = int(mask.sum())
+            weight = 1 / in_all if by_token else 1 / (own * count)
+            values = advantages[mask.bool()].tolist()
+            sequences.append(WeighedSequence(ids, [0, *mask.int().tolist()], [weight] * own, values))
+        why = "1 / tokens of the batch" if by_token else "1 / (tokens of the row x rows)"
+        if epochs == 1:
+            return ComputedGradient(gradient, model, sequences, why)
+        kl = {} if other is None else {"reference": updates[0][1], "beta": args.algo.kl.init_coef}
+        objective = Objective(
+            updates[0][1], args.actor.eps_clip_low_high, args.actor.dual_clip, **kl, kl=args.algo.kl.estimator
+        )
+        return ComputedGradient(gradient, model, sequences, why, objective)
 
     def _step(self, scenario: Scenario, policy: ScriptedPolicy, algorithm: str) -> list[tuple[list[Any], ...]]:
         """Take a training step; return ids, mask, log-probabilities, returns and advantages of what is learned from."""
@@ -219,24 +269,42 @@ def _learned_batches(scenario: Scenario, policy: ScriptedPolicy, args: Any, toke
         ring_attn_group=None,
         accumulated_gradient=1,
     )
+    actor = _without_init(ppo_actor.PolicyModelActor, strategy=strategy, actor=Model(), trainer=ActorTrainer(strategy))
+    _train_step(scenario, policy, strategy, tokenizer, actor)
+    return actor.trainer.batches
+
+
+def _train_step(
+    scenario: Scenario, policy: ScriptedPolicy, strategy: Any, tokenizer: Any, learner: Any, reference: Any = None
+) -> None:
+    """Take a training step with OpenRLHF's actors: one that learns, and one for the reference policy."""
+    args = strategy.args
     rollout = _without_init(
         vllm_engine.RolloutRayActor,
         executor=gem_openrlhf.GemAgentExecutor(tool_role=scenario.tool_role, make_env=scenario.make_env(tokenizer)),
         llm=ScriptedVLLM(policy),
         _mm_pad_token_ids=set(),
     )
-    policy = _without_init(ppo_actor.PolicyModelActor, strategy=strategy, actor=Model(), trainer=ActorTrainer(strategy))
-    group = launcher.RayActorGroup.__new__(launcher.RayActorGroup)
-    group.duplicate_actors, group._actor_handlers = 1, [Remote(policy)]
-
+    groups = [_group(each) for each in (learner, reference)]
     rows = PromptDataset(
         [openrlhf_row(task, max_turns=scenario.max_turns) for task in scenario.tasks], tokenizer, strategy
     )
     loader = DataLoader(rows, collate_fn=rows.collate_fn)
     generator = samples_generator.SamplesGenerator(strategy, loader, None, tokenizer, [Remote(rollout)])
     samples, *_ = generator.generate_samples(max_len=args.data.max_len, max_new_tokens=args.rollout.max_new_tokens)
-    ppo_trainer.BasePPOTrainer(strategy, group, None, None, None, None, tokenizer).train_step(samples, 1)
-    return policy.trainer.batches
+    group, reference_group = groups
+    trainer = ppo_trainer.BasePPOTrainer(strategy, group, None, None, reference_group, None, tokenizer)
+    trainer.train_step(samples, 1)
+
+
+def _group(actor: Any) -> Any:
+    """Return OpenRLHF's group of one actor, or None if there is none."""
+    if actor is None:
+        return None
+    group = launcher.RayActorGroup.__new__(launcher.RayActorGroup)
+    handles = [Remote(actor if each == rank() else OtherRank(actor)) for each in range(world())]
+    group.duplicate_actors, group._actor_handlers = 1, handles
+    return group
 
 
 def _without_init(actor_class: Any, /, **attributes: Any) -> Any:
@@ -251,7 +319,7 @@ class _ParsedError(Exception):
     """Has the arguments."""
 
 
-def _arguments(scenario: Scenario, algorithm: str, model: str) -> Any:
+def _arguments(scenario: Scenario, algorithm: str, model: str, options: Sequence[str] = ()) -> Any:
     """Return what OpenRLHF's command makes of the example's flags, with the limits of a scenario.
 
     Its parser is in its main block, so that is run up to where the arguments are used.
@@ -278,6 +346,8 @@ def _arguments(scenario: Scenario, algorithm: str, model: str) -> Any:
             *("--data.max_len", str(scenario.max_context)),
             *("--rollout.micro_batch_size", "2"),  # several, so that there is something to put together
             *("--reward.clip_range", "-1000000", "1000000"),  # by default -10 to 10
+            *("--ds.attn_implementation", "sdpa", "--ds.zero_stage", "0"),
+            *options,
         ]
         with (
             patch.object(sys, "argv", ["train_ppo_ray", *flags]),

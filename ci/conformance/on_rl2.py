@@ -23,14 +23,17 @@ if not torch.cuda.is_available():
 import wandb
 from omegaconf import OmegaConf
 from RL2.trainer import ppo
-from RL2.workers import actor, base, rollout
+from RL2.utils import data_parallelism
+from RL2.workers import actor, rollout
+from torch.distributed import fsdp
 from transformers import AutoModelForCausalLM
+from two_processes import SUFFIX, in_two_processes, join_alone, rank, world
 
 import gem_rl2
 from gem.rollout.rows import rl2_row
 from gem.testing.advantages import of_groups, of_turns
 from gem.testing.conformance import ComputedAdvantages, Harness, main
-from gem.testing.gradients import ComputedGradient, WeighedSequence, gradient_of
+from gem.testing.gradients import ComputedGradient, Objective, WeighedSequence
 from gem.testing.records import Record
 from gem.testing.scenarios import Scenario, ScriptedPolicy
 
@@ -59,13 +62,30 @@ rollout.make_request = lambda *_: None  # there is no server whose memory could 
 wandb.log = lambda *args, **kwargs: None
 
 
+MOVED: dict[str, Any] = {"update_per_rollout": 2, "lr": 1e-3}
+LOSSES: dict[str, dict[str, Any]] = {
+    "avg_level=token": {},
+    "avg_level=token, micro-batches": {},
+    "avg_level=token, micro-batches, two processes": {},
+    "ReBN, micro-batches": {},
+    "the policy has moved, micro-batches": MOVED,
+    "the policy has moved, KL k1": {**MOVED, "kl": {"coef": 0.1, "type": "loss", "loss_estimator": "k1"}},
+    "the policy has moved, KL k2": {**MOVED, "kl": {"coef": 0.1, "type": "loss", "loss_estimator": "k2"}},
+    "the policy has moved, KL k3, micro-batches": {
+        **MOVED,
+        "kl": {"coef": 0.1, "type": "loss", "loss_estimator": "k3"},
+    },
+}
+"""For each loss the keys of RL2's actor; ``avg_level=sequence`` raises in 0.0.2."""
+
+
 class RL2Harness(Harness):
     """RL2, rl-square 0.0.2."""
 
     name = "RL2"
     version = version("rl-square")
     algorithms = ("reinforce", "grpo", "rebn")
-    losses = ("avg_level=token", "avg_level=token, micro-batches")  # "sequence" raises in 0.0.2
+    losses = tuple(LOSSES)
 
     def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
         """Return the sequences that RL2 has packed."""
@@ -94,42 +114,73 @@ class RL2Harness(Harness):
         return ComputedAdvantages(advantages, of_groups(scenario.copies, False, eps), "the group's mean taken off")
 
     def compute_gradient(self, scenario: Scenario, policy: ScriptedPolicy, loss: str) -> ComputedGradient:
-        """Return the gradient of one of RL2's updates, in one process without FSDP."""
-        split = loss.endswith("micro-batches")
-        config, tensor_dict, cu_seqs = self._batch(scenario, policy, {"estimator": "reinforce", "norm_var": True})
-        ppo.compute_advantages(config.adv, tensor_dict, cu_seqs, 1)
-        rows = _rows(tensor_dict, "advantages")
-        longest = max(len(ids) for ids, _, _ in rows)
+        """Return the gradient of the last of RL2's updates from a batch, with FSDP in float32."""
+        if loss.endswith(SUFFIX) and world() == 1:
+            return in_two_processes(RL2Harness, scenario.name, loss)
+        join_alone()
+        adv = {"estimator": "rebn"} if loss.startswith("ReBN") else {"estimator": "reinforce", "norm_var": True}
+        config, tensor_dict, cu_seqs = self._batch(scenario, policy, adv)
+        leads = rank() == 0  # it has the batch, and shares it with the others
+        longest = int(tensor_dict["eos_mask"].argmax(-1).max()) + 1 if leads else 0
+        split = "micro-batches" in loss
         model = str(self.model(scenario))
-        config.actor.merge_with(
-            {
-                "model_name": model,
-                "avg_level": "token",
-                "update_per_rollout": 1,
-                "max_length_per_device": 2 * longest if split else 10**6,
-                "use_liger_kernel": False,
-                "gradient_checkpointing": False,
-                "offload_model": False,
-                "tis_coef": 0.0,  # else the loss is also weighed by the ratio of the probabilities
-            }
-        )
-        with patch.object(base, "prepare_dp_model", lambda model, mesh: model):
+        options = {
+            "model_name": model,
+            "max_length_per_device": 2 * longest if split else 10**6,
+            "use_liger_kernel": False,
+            "gradient_checkpointing": False,
+            "offload_model": True,  # so that every rank loads the weights
+            "offload_optimizer": False,
+            "max_grad_norm": 10**6,
+            "tis_coef": 0.0,  # else the loss is also weighed by the ratio of the probabilities
+            **LOSSES[loss],
+        }
+        config.actor.merge_with(options)
+        float32 = {f"{name}_dtype": torch.float32 for name in ("param", "reduce", "buffer")}
+        with patch.object(data_parallelism, "MixedPrecision", lambda **_: fsdp.MixedPrecision(**float32)):
             worker = actor.Actor(config.actor, True)
-        worker.model.float()
+        worker.scheduler = Mock()
+        updates: list[tuple[dict[str, torch.Tensor], Any, int]] = []
         calls: list[int] = []
-        forward, step = worker.forward, Mock(return_value=0.0)
+        forward, step = worker.forward, worker.optimizer_step
+
+        def recorded_step() -> float:
+            before = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+            before.load_state_dict({**before.state_dict(), **_whole(worker.model)})
+            shards = [(each, each.data.clone()) for each in worker.model.parameters()]
+            for each, _ in shards:
+                each.data.copy_(each.grad)  # FSDP puts together parameters only
+            updates.append((_whole(worker.model), before, len(calls)))
+            for each, values in shards:
+                each.data.copy_(values)
+            calls.clear()
+            return step()
+
+        parts = config.actor.update_per_rollout
+        if parts > 1:  # as PPOTrainer.train does
+            tensor_dict = worker.compute_logps(tensor_dict, 1)
+            tensor_dict["ref_logps"] = tensor_dict["old_logps"]  # the reference policy is the one that sampled
         worker.forward = lambda minibatch, **options: (calls.append(1), forward(minibatch, **options))[1]
-        worker.optimizer_step = step
-        worker.update(dict(tensor_dict), 1)
-        assert step.call_count == 1
-        assert (len(calls) > 1) is split
-        before = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        worker.optimizer_step = recorded_step
+        if leads:
+            ppo.compute_advantages(config.adv, tensor_dict, cu_seqs, 1)
+        worker.update(dict(tensor_dict) if leads else None, 1)
+        gradient, before, minibatches = updates[-1]
+        assert len(updates) == parts
+        assert (minibatches > 1) is split
+        sequences, rows = [], []
+        if leads:
+            rows = _rows({name: torch.chunk(value, parts)[-1] for name, value in tensor_dict.items()}, "advantages")
         in_all = sum(sum(mask) for _, mask, _ in rows)
-        sequences = []
-        for ids, mask, advantages in rows:
-            factors = [value / in_all for value, one in zip(advantages, mask, strict=True) if one]
-            sequences.append(WeighedSequence(ids, [0, *mask], factors))
-        return ComputedGradient(gradient_of(worker.model), before, sequences, "1 / tokens of the batch")
+        for ids, mask, of_tokens in rows:
+            advantages = [value for value, one in zip(of_tokens, mask, strict=True) if one]
+            sequences.append(WeighedSequence(ids, [0, *mask], [1 / in_all] * len(advantages), advantages))
+        why = "1 / tokens of the batch"
+        if parts == 1:
+            return ComputedGradient(gradient, before, sequences, why)
+        kl, first = config.actor.kl, updates[0][1]
+        objective = Objective(first, (config.actor.clip,) * 2, reference=first, beta=kl.coef, kl=kl.loss_estimator)
+        return ComputedGradient(gradient, before, sequences, why, objective)
 
     def _batch(
         self, scenario: Scenario, policy: ScriptedPolicy, adv: dict[str, Any] | None = None
@@ -153,6 +204,12 @@ class RL2Harness(Harness):
             return config, *worker([rl2_row(task) for task in scenario.rows], True, 1)
         finally:
             loop.close()
+
+
+def _whole(model: Any) -> dict[str, torch.Tensor]:
+    """Return the parameters of a model that FSDP has wrapped, by the names that they had."""
+    with fsdp.FullyShardedDataParallel.summon_full_params(model):
+        return {name.replace("_fsdp_wrapped_module.", ""): each.data.clone() for name, each in model.named_parameters()}
 
 
 def _rows(tensor_dict: dict[str, torch.Tensor], *names: str) -> list[tuple[Any, ...]]:

@@ -12,12 +12,13 @@ import torch
 import trl
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
+from two_processes import SUFFIX, in_two_processes, of_all, world
 
 from gem.models.build import Recipe, new_model
 from gem.rollout import Response
 from gem.testing.advantages import of_groups, of_turns
 from gem.testing.conformance import ComputedAdvantages, Difference, Harness, main
-from gem.testing.gradients import ComputedGradient, WeighedSequence, gradient_of
+from gem.testing.gradients import ComputedGradient, Objective, WeighedSequence, gradient_of
 from gem.testing.records import Record, one_scalar
 from gem.testing.scenarios import Scenario, ScriptedPolicy
 from gem_trl import GemGRPOTrainer, GemRollout, gem_reward, task_dataset
@@ -48,25 +49,53 @@ class ScriptedPerTurn(Scripted, GemGRPOTrainer):
 
 
 class Recorded(Scripted):
-    """The same, with the micro-batches of its loss and the gradients of its updates kept."""
+    """The same, with the micro-batches of the present update kept."""
 
-    gradients: list[dict[str, torch.Tensor]]
     micro_batches: list[dict[str, Any]]
-    before: torch.nn.Module
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self.micro_batches.append(inputs)
         return super()._compute_loss(model, inputs)
 
 
-class _KeepGradient(TrainerCallback):
+class RecordedPerTurn(Recorded, GemGRPOTrainer):
+    """The same, with ReBN."""
+
+
+class _KeepUpdates(TrainerCallback):
+    """Keeps of each update the gradient, the policy as it was, and the micro-batches."""
+
     def __init__(self, trainer: Recorded) -> None:
         self._trainer = trainer
+        self.updates: list[tuple[dict[str, torch.Tensor], Any, list[dict[str, Any]]]] = []
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self._trainer.gradients.append(gradient_of(model))
-        before = self._trainer.before = type(model)(model.config)  # a copy's forward would be bound to the original
+        before = type(model)(model.config)  # a copy's forward would be bound to the original
         before.load_state_dict(model.state_dict())
+        self.updates.append((gradient_of(model), before, self._trainer.micro_batches))
+        self._trainer.micro_batches = []
+
+
+MOVED: dict[str, Any] = {"num_iterations": 2, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
+LOSSES: dict[str, dict[str, Any]] = {
+    **{f"loss_type={name}": {"loss_type": name} for name in ("grpo", "bnpo", "dr_grpo", "dapo")},
+    **{
+        f"loss_type={name}, micro-batches": {"loss_type": name, "micro_batches": 2}
+        for name in ("grpo", "bnpo", "dr_grpo", "dapo")
+    },
+    "loss_type=bnpo, two processes": {"loss_type": "bnpo"},
+    "loss_type=dapo, micro-batches, two processes": {"loss_type": "dapo", "micro_batches": 2},
+    "ReBN, micro-batches": {"micro_batches": 2},
+    "the policy has moved, micro-batches": {"micro_batches": 2, **MOVED},
+    "the policy has moved, KL k3, micro-batches": {
+        "beta": 0.1,
+        "use_bias_correction_kl": False,
+        "micro_batches": 2,
+        **MOVED,
+    },
+    "the policy has moved, KL k3 times the ratio": {"beta": 0.1, **MOVED},
+}
+"""For each loss the arguments of TRL's configuration, and the number of micro-batches."""
 
 
 class TRLHarness(Harness):
@@ -84,7 +113,7 @@ class TRLHarness(Harness):
         Difference("the episode's rewards are one scalar", one_scalar),
     )
     algorithms = ("grpo", "dr. grpo", "rebn")
-    losses = tuple(name + split for name in ("grpo", "bnpo", "dr_grpo", "dapo") for split in ("", ", 2 micro-batches"))
+    losses = tuple(LOSSES)
 
     def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
         """Return what TRL computes its loss from."""
@@ -114,35 +143,45 @@ class TRLHarness(Harness):
         return ComputedAdvantages(advantages, of_groups(scenario.copies, scale == "group", 1e-4), how)
 
     def compute_gradient(self, scenario: Scenario, policy: ScriptedPolicy, loss: str) -> ComputedGradient:
-        """Return the gradient of TRL's first update."""
-        name, _, split = loss.partition(", ")
-        parts = 2 if split else 1
-        trainer = self._trainer(scenario, policy, Recorded, parts, loss_type=name, max_steps=1, max_grad_norm=0)
-        trainer.gradients, trainer.micro_batches = [], []
-        trainer.add_callback(_KeepGradient(trainer))
+        """Return the gradient of the last of TRL's updates from a batch."""
+        if loss.endswith(SUFFIX) and world() == 1:
+            return in_two_processes(TRLHarness, scenario.name, loss)
+        options = {"micro_batches": 1, "num_iterations": 1, "max_grad_norm": 0, **LOSSES[loss]}
+        parts, updates = options["micro_batches"], options["num_iterations"]
+        trainer_class = RecordedPerTurn if loss.startswith("ReBN") else Recorded
+        trainer = self._trainer(scenario, policy, trainer_class, max_steps=updates, **options)
+        trainer.micro_batches = []
+        trainer.add_callback(keep := _KeepUpdates(trainer))
         trainer.train()
-        (gradient,), micro_batches = trainer.gradients, trainer.micro_batches
-        assert len(micro_batches) == parts
+        gradient, model, micro_batches = keep.updates[-1]
+        assert (len(keep.updates), len(micro_batches)) == (updates, parts)
         masks = [batch["completion_mask"] * batch["tool_mask"] for batch in micro_batches]
-        in_all, longest = sum(float(mask.sum()) for mask in masks), trainer.max_completion_length
+        in_all, longest = of_all(sum(float(mask.sum()) for mask in masks)), trainer.max_completion_length
+        parts *= world()
         weights = {  # of a token of a row of `own` sampled tokens, in a micro-batch of `rows` rows and `tokens` of them
             "grpo": (lambda own, rows, tokens: 1 / (own * rows * parts), "1 / (tokens of the row x rows)"),
             "bnpo": (lambda own, rows, tokens: 1 / (tokens * parts), "1 / (tokens of the micro-batch x micro-batches)"),
             "dr_grpo": (lambda own, rows, tokens: 1 / (rows * parts * longest), "1 / (rows x max_completion_length)"),
             "dapo": (lambda own, rows, tokens: 1 / in_all, "1 / tokens of the batch"),
         }
-        weight, why = weights[name]
+        weight, why = weights[trainer.args.loss_type]
         sequences = []
         for batch, mask in zip(micro_batches, masks, strict=True):
             for i in range(len(mask)):
                 prompt = batch["prompt_ids"][i][batch["prompt_mask"][i].bool()].tolist()
                 length, own = int(batch["completion_mask"][i].sum()), int(mask[i].sum())
                 if own:
-                    factor = float(batch["advantages"][i]) * weight(own, len(mask), float(mask.sum()))
+                    weights_of_tokens = [weight(own, len(mask), float(mask.sum()))] * own
+                    advantages = batch["advantages"][i].expand(mask.shape[1])[mask[i].bool()].tolist()
                     ids = prompt + batch["completion_ids"][i, :length].tolist()
                     sampled = [0] * len(prompt) + mask[i, :length].tolist()
-                    sequences.append(WeighedSequence(ids, sampled, [factor] * own))
-        return ComputedGradient(gradient, trainer.before, sequences, why)
+                    sequences.append(WeighedSequence(ids, sampled, weights_of_tokens, advantages))
+        if updates == 1:
+            return ComputedGradient(gradient, model, sequences, why)
+        first, bounds = keep.updates[0][1], (trainer.epsilon_low, trainer.epsilon_high)
+        kl_times_ratio = trainer.args.use_bias_correction_kl
+        objective = Objective(first, bounds, reference=first, beta=trainer.beta, kl_times_ratio=kl_times_ratio)
+        return ComputedGradient(gradient, model, sequences, why, objective)
 
     def _rows(self, output: dict[str, Any]) -> list[tuple[list[int], list[int], list[float]]]:
         """Return each row's ids, and mask and log-probabilities of its completion, without padding."""
@@ -177,7 +216,7 @@ class TRLHarness(Harness):
         with tempfile.TemporaryDirectory() as folder:
             config = GRPOConfig(
                 output_dir=folder,
-                per_device_train_batch_size=len(scenario.rows) // micro_batches,
+                per_device_train_batch_size=len(scenario.rows) // micro_batches // world(),
                 gradient_accumulation_steps=micro_batches,
                 num_generations=scenario.copies,
                 max_completion_length=scenario.max_new_tokens,
@@ -187,8 +226,11 @@ class TRLHarness(Harness):
                 disable_tqdm=True,
                 **options,
             )
+            model = new_model(tokenizer, Recipe(hidden_size=32, layers=1))
+            model.save_pretrained(folder)
+            model.config._name_or_path = folder  # from which TRL loads the reference policy
             trainer = trainer_class(
-                model=new_model(tokenizer, Recipe(hidden_size=32, layers=1)),
+                model=model,
                 processing_class=tokenizer,
                 args=config,
                 train_dataset=task_dataset(list(scenario.tasks)),

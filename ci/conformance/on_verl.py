@@ -4,6 +4,7 @@ verl's are the agent-loop worker and what it stores, and the trainer's step up t
 buffer, filling up and balancing of the batch, advantages. In place of Ray and a model there are a dictionary for
 TransferQueue, a scripted policy for verl's client of the inference servers, and an actor that only keeps its batch.
 The old log-probabilities are those of the sampling (``rollout_correction.bypass_mode``), as no actor computes others.
+For gradients the actor is verl's own (:mod:`verl_update`), with its log-probabilities, loss and engine.
 """
 
 from __future__ import annotations
@@ -12,29 +13,32 @@ import asyncio
 import json
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import transfer_queue
+import verl_update  # before verl: it chooses the platform
 from hydra import compose, initialize_config_module
 from tensordict import TensorDict
-from transfer_queue.storage.managers.simple_storage_manager import AsyncSimpleStorageManager
+from two_processes import SUFFIX, in_two_processes, world
 from verl.trainer.ppo.utils import create_rl_dataset
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 from verl.utils.dataset.rl_dataset import collate_fn
 from verl.workers.rollout.replica import TokenOutput
+from verl_queue import Queue
 
 from gem.core import Env
 from gem.rollout import ChatRenderer, Episode, Response, discounted_returns
 from gem.tasks import Task
 from gem.testing.advantages import of_groups, of_turns
 from gem.testing.conformance import ComputedAdvantages, Difference, Harness, main
+from gem.testing.gradients import ComputedGradient, Objective, WeighedSequence
 from gem.testing.records import Record, every_turn_with_its_return
 from gem.testing.scenarios import SCENARIO_ENV, Scenario, ScriptedPolicy
 
@@ -48,56 +52,6 @@ MAKE_ENV: list[Callable[[Task], Env]] = []
 def make_env(task: Task) -> Env:
     """Be the adapter's ``make_env``."""
     return MAKE_ENV[-1](task)
-
-
-class Queue:
-    """TransferQueue in one process; columns are packed by a function of its own."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, dict[str, Any]] = defaultdict(dict)
-        self.tags: dict[str, dict[str, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
-
-    def init(self) -> None:
-        """Begin."""
-
-    def kv_list(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Return all tags, by partition and key."""
-        return {partition_id: dict(tags) for partition_id, tags in self.tags.items()}
-
-    def kv_clear(self, keys: list[str], partition_id: str) -> None:
-        """Forget rows."""
-        for key in keys:
-            del self.tags[partition_id][key]
-            self.rows.pop(key, None)
-
-    def kv_batch_put(
-        self,
-        keys: list[str],
-        partition_id: str,
-        fields: TensorDict | None = None,
-        tags: list[dict[str, Any]] | None = None,
-    ) -> transfer_queue.KVBatchMeta:
-        """Store columns, and add to tags."""
-        own = self.tags[partition_id]
-        for i, key in enumerate(keys):
-            own[key].update({} if tags is None else tags[i])
-            self.rows[key].update({} if fields is None else fields[i].items())
-        return transfer_queue.KVBatchMeta(keys, [own[key] for key in keys], partition_id)
-
-    def kv_batch_get(self, keys: list[str], partition_id: str, select_fields: list[str] | None = None) -> TensorDict:
-        """Return those of the columns that there are."""
-        rows = [self.rows[key] for key in keys]
-        names = [name for name in rows[0] if select_fields is None or name in select_fields]
-        pack = AsyncSimpleStorageManager._pack_field_values
-        return TensorDict({name: pack([row[name] for row in rows]) for name in names}, batch_size=len(rows))
-
-    async def async_kv_put(self, key: str, partition_id: str, tag: dict[str, Any]) -> None:
-        """Add to a tag."""
-        self.kv_batch_put([key], partition_id, tags=[tag])
-
-    async def async_kv_batch_put(self, **columns: Any) -> None:
-        """Store columns."""
-        self.kv_batch_put(**columns)
 
 
 class Rollout:
@@ -133,12 +87,39 @@ class Rollout:
 class Actor:
     """Takes what verl's actor is to learn from."""
 
-    _dispatch_info: ClassVar = {"actor": [0]}
+    def __init__(self) -> None:
+        self._dispatch_info = {"actor": list(range(world()))}
 
     def update_actor(self, batch: transfer_queue.KVBatchMeta) -> dict[str, dict[str, list[float]]]:
         """Keep the batch, without the rows that fill it up."""
         self.keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding")]
         return {"metrics": {"mfu": [0.0]}}
+
+
+class LearningActor(Actor):
+    """verl's workers for the actor and the reference policy, with what is asked of them handed on."""
+
+    def __init__(self, config: Any, queue: Queue) -> None:
+        super().__init__()
+        self.actor = verl_update.Worker(config, queue, "actor")
+        self.reference = verl_update.Worker(config, queue, "ref") if config.actor.use_kl_loss else None
+
+    def compute_log_prob(self, batch: transfer_queue.KVBatchMeta) -> transfer_queue.KVBatchMeta:
+        """Compute the log-probabilities of the sampled tokens by the policy."""
+        self.actor("compute_log_prob", batch)
+        return batch
+
+    def compute_ref_log_prob(self, batch: transfer_queue.KVBatchMeta) -> transfer_queue.KVBatchMeta:
+        """The same by the reference policy."""
+        assert self.reference is not None
+        self.reference("compute_ref_log_prob", batch)
+        return batch
+
+    def update_actor(self, batch: transfer_queue.KVBatchMeta) -> Any:
+        """Update."""
+        self.all_keys = list(batch.keys)
+        super().update_actor(batch)
+        return self.actor("update_actor", batch)
 
 
 class Trainer(PPOTrainer):
@@ -174,6 +155,32 @@ class Trainer(PPOTrainer):
         """There are no weights to hand on."""
 
 
+ACTOR = "actor_rollout_ref.actor"
+MODES = ("token-mean", "token-sum", "seq-mean-token-sum", "seq-mean-token-sum-norm", "seq-mean-token-mean")
+SPLIT = {f"{ACTOR}.ppo_micro_batch_size_per_gpu": 3}
+MOVED = {f"{ACTOR}.ppo_epochs": 2, f"{ACTOR}.optim.lr": 0.001}
+KL = {f"{ACTOR}.use_kl_loss": True, f"{ACTOR}.kl_loss_coef": 0.1}
+LOSSES: dict[str, dict[str, Any]] = {
+    **{f"loss_agg_mode={mode}": {f"{ACTOR}.loss_agg_mode": mode} for mode in MODES},
+    **{f"loss_agg_mode={mode}, micro-batches": {f"{ACTOR}.loss_agg_mode": mode, **SPLIT} for mode in MODES},
+    "loss_scale_factor=100, micro-batches": {
+        f"{ACTOR}.loss_agg_mode": "seq-mean-token-sum-norm",
+        f"{ACTOR}.loss_scale_factor": 100,
+        **SPLIT,
+    },
+    "loss_agg_mode=token-mean, micro-batches, two processes": SPLIT,
+    "loss_agg_mode=seq-mean-token-mean, micro-batches, two processes": {
+        f"{ACTOR}.loss_agg_mode": "seq-mean-token-mean",
+        **SPLIT,
+    },
+    "ReBN, micro-batches": SPLIT,
+    "the policy has moved, micro-batches": {**MOVED, **SPLIT},
+    "the policy has moved, KL k2": {**MOVED, **KL, f"{ACTOR}.kl_loss_type": "k2"},
+    "the policy has moved, KL k3, micro-batches": {**MOVED, **KL, **SPLIT, f"{ACTOR}.kl_loss_type": "k3"},
+}
+"""For each loss the keys of verl's configuration."""
+
+
 class VerlHarness(Harness):
     """verl."""
 
@@ -193,11 +200,12 @@ class VerlHarness(Harness):
         ),
     )
     algorithms = ("reinforce", "grpo", "rebn")
+    losses = tuple(LOSSES)
 
     def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
         """Return what the actor is handed."""
         records = []
-        for row in self._step(scenario, policy, "gem_rebn"):
+        for row in self._step(scenario, policy, "gem_rebn")[1]:
             first = [0] * len(row["prompts"])
             mask, rewards, logprobs = (
                 first + row[name].tolist() for name in ("response_mask", "rm_scores", "old_log_probs")
@@ -210,7 +218,7 @@ class VerlHarness(Harness):
         estimator = {"reinforce": "reinforce_plus_plus", "grpo": "grpo", "rebn": "gem_rebn"}[algorithm]
         advantages = [
             (row["input_ids"].tolist(), row["advantages"][row["response_mask"].bool()].tolist())
-            for row in self._step(scenario, policy, estimator)
+            for row in self._step(scenario, policy, estimator)[1]
         ]
         if algorithm == "rebn":
             return ComputedAdvantages(advantages, of_turns(), "over all turns of the batch, population deviation")
@@ -221,18 +229,73 @@ class VerlHarness(Harness):
             advantages, of_tokens, "++: returns against those of all tokens, over their sample deviation"
         )
 
-    def _step(self, scenario: Scenario, policy: ScriptedPolicy, estimator: str) -> list[dict[str, Any]]:
+    def compute_gradient(self, scenario: Scenario, policy: ScriptedPolicy, loss: str) -> ComputedGradient:
+        """Return the gradient of the last of verl's updates."""
+        if loss.endswith(SUFFIX) and world() == 1:
+            return in_two_processes(VerlHarness, scenario.name, loss)
+        trainer, _ = self._step(scenario, policy, "gem_rebn" if "ReBN" in loss else "grpo", LOSSES[loss])
+        learner, config = trainer.actor_rollout_wg, trainer.config.actor_rollout_ref.actor
+        assert len(learner.actor.updates) == config.ppo_epochs
+        gradient, model = learner.actor.updates[-1]
+        rows = [trainer.queue.rows[key] for key in learner.all_keys]
+        count = config.ppo_mini_batch_size * trainer.config.actor_rollout_ref.rollout.n
+        assert len(rows) == count > sum(bool(row["response_mask"].any()) for row in rows)  # some only fill up
+        in_all = sum(int(row["response_mask"].sum()) for row in rows)
+        weights: dict[str, tuple[Callable[[int, int], float], str]] = {
+            "token-mean": (lambda own, longest: 1 / in_all, "1 / tokens of the batch"),
+            "token-sum": (lambda own, longest: 1.0, "1"),
+            "seq-mean-token-sum": (lambda own, longest: 1 / count, "1 / (ppo_mini_batch_size x rollout.n)"),
+            "seq-mean-token-sum-norm": (
+                lambda own, longest: 1 / count / (config.loss_scale_factor or longest),
+                "1 / (ppo_mini_batch_size x rollout.n x loss_scale_factor, or else the longest response beside it)",
+            ),
+            "seq-mean-token-mean": (
+                lambda own, longest: 1 / (own * count),
+                "1 / (tokens of the row x ppo_mini_batch_size x rollout.n)",
+            ),
+        }
+        weight, why = weights[config.loss_agg_mode]
+        sequences = []
+        own_rows, size = learner.actor.own(rows), config.ppo_micro_batch_size_per_gpu
+        for start in range(0, len(own_rows), size):
+            part = own_rows[start : start + size]
+            longest = max(len(row["response_mask"]) for row in part)
+            for row in part:
+                mask = row["response_mask"].tolist()
+                advantages = row["advantages"][row["response_mask"].bool()].tolist()
+                if own := sum(mask):
+                    sampled = [0] * len(row["prompts"]) + mask
+                    sequences.append(
+                        WeighedSequence(row["input_ids"].tolist(), sampled, [weight(own, longest)] * own, advantages)
+                    )
+        if config.ppo_epochs == 1:
+            return ComputedGradient(gradient, model, sequences, why)
+        objective = Objective(learner.actor.updates[0][1], (config.clip_ratio_low, config.clip_ratio_high), 3.0)
+        if learner.reference is not None:
+            kl = {"reference": learner.reference.model(), "beta": config.kl_loss_coef, "kl": config.kl_loss_type}
+            objective = replace(objective, **kl)
+        return ComputedGradient(gradient, model, sequences, why, objective)
+
+    def _step(
+        self, scenario: Scenario, policy: ScriptedPolicy, estimator: str, options: dict[str, Any] | None = None
+    ) -> tuple[Trainer, list[dict[str, Any]]]:
+        """Make a training step; with options, one in which verl's own actor learns."""
         tokenizer = self.tokenizer(scenario)
         MAKE_ENV.append(scenario.make_env(tokenizer))
         with tempfile.TemporaryDirectory() as folder:
-            config = _config(scenario, tokenizer, str(self.model(scenario)), estimator, Path(folder))
+            config = _config(scenario, tokenizer, str(self.model(scenario)), estimator, Path(folder), options or {})
             trainer = Trainer(config, policy.respond)
+            if options is not None:
+                trainer.actor_rollout_wg = LearningActor(config.actor_rollout_ref, trainer.queue)
+                trainer.ref_policy_wg, trainer.ref_in_actor = trainer.actor_rollout_wg, False
             rows = create_rl_dataset(config.data.train_files, config.data, trainer.tokenizer, None)
             trainer.train_dataloader, trainer.train_dataloader_it = [collate_fn(list(rows))], None
-            return trainer.learn()[0]
+            return trainer, trainer.learn()[0]
 
 
-def _config(scenario: Scenario, tokenizer: Any, model: str, estimator: str, folder: Path) -> Any:
+def _config(
+    scenario: Scenario, tokenizer: Any, model: str, estimator: str, folder: Path, options: dict[str, Any]
+) -> Any:
     """Return verl's configuration as the example has it, with the limits of a scenario."""
     args = train_verl.Args(env=SCENARIO_ENV, batch_size=len(scenario.rows), group_size=scenario.copies)
     args.fill_in()
@@ -249,9 +312,13 @@ def _config(scenario: Scenario, tokenizer: Any, model: str, estimator: str, fold
         f"+data.tool_role={scenario.tool_role}",
         f"data.max_response_length={scenario.max_context - first}",
         f"algorithm.adv_estimator={estimator}",
-        f"actor_rollout_ref.actor.ppo_mini_batch_size={len(scenario.tasks) + 1}",  # verl adds rows that fill it up
+        f"{ACTOR}.ppo_mini_batch_size={len(scenario.tasks) + 1}",  # verl adds rows that fill it up
+        f"{ACTOR}.ppo_micro_batch_size_per_gpu={(len(scenario.tasks) + 1) * scenario.copies}",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=1",
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=1",
         "critic.enable=False",
-        "algorithm.rollout_correction.bypass_mode=True",
+        f"algorithm.rollout_correction.bypass_mode={not options}",
+        *(f"{name}={value}" for name, value in options.items()),
     ]
     (folder / "tasks.jsonl").write_text("".join(task.to_json() + "\n" for task in scenario.tasks))
     options = {

@@ -278,7 +278,8 @@ def weighed(lengths):
     total, sequences = sum(lengths), []
     for length in lengths:
         ids = rng.integers(0, 50, length + 5).tolist()
-        sequences.append(WeighedSequence(ids, [0] * 5 + [1] * length, (rng.normal(size=length) / total).tolist()))
+        advantages = rng.normal(size=length).tolist()
+        sequences.append(WeighedSequence(ids, [0] * 5 + [1] * length, [1 / total] * length, advantages))
     return sequences
 
 
@@ -291,7 +292,8 @@ def summed(model, sequences, scales):
         ids = torch.tensor([sequence.ids])
         chances = torch.log_softmax(model(input_ids=ids).logits[0, :-1], -1).gather(1, ids[0, 1:, None])[:, 0]
         own = chances[torch.tensor(sequence.mask[1:], dtype=torch.bool)]
-        (-scale * (own * torch.tensor(sequence.factors)).sum()).backward()
+        factors = torch.tensor(sequence.weights) * torch.tensor(sequence.advantages)
+        (-scale * (own * factors).sum()).backward()
     return gradient_of(model)
 
 
@@ -303,7 +305,7 @@ def test_a_gradient_is_that_of_the_declared_sum_or_named_as_wrong(tokenizer):
 
     a_micro_batch_scaled = summed(model, sequences, [1.0, 1.0, 1.1, 1.1])
     a_mean_of_means = summed(model, sequences, [23 / 12 / 2, 23 / 12 / 2, 23 / 11 / 2, 23 / 11 / 2])
-    shifted = [replace(each, factors=[*each.factors[1:], each.factors[0]]) for each in sequences]
+    shifted = [replace(each, advantages=[*each.advantages[1:], each.advantages[0]]) for each in sequences]
     with_the_prompt_in_the_denominator = summed(model, sequences, [23 / (23 + 4 * 5)] * 4)
     for wrong in (
         a_micro_batch_scaled,
