@@ -121,7 +121,7 @@ def is_conformant(report: dict[str, Any]) -> bool:
     return bool(report["cells"]) and not broken(report)
 
 
-KINDS = ("cells", "advantages", "gradients")
+KINDS = ("cells", "advantages", "gradients", "updates")
 """The parts of a conformance report."""
 
 
@@ -134,20 +134,25 @@ def matrix(conformance: dict[str, dict[str, Any]]) -> str:
         for trainer, report in conformance.items()
         for cell in report["cells"]
     }
-    losses = list(dict.fromkeys(cell["name"] for report in conformance.values() for cell in report["gradients"]))
-    width = max(map(len, [*names, *losses]), default=0)
+    about = {
+        "gradients": "gradients of the trainer's own losses, against the declared sum over sampled tokens",
+        "updates": "parameters after two updates of the trainer's own optimiser, against the declared AdamW",
+    }
+    others = {
+        kind: list(dict.fromkeys(cell["name"] for report in conformance.values() for cell in report[kind]))
+        for kind in about
+    }
+    width = max(map(len, [*names, *(name for own in others.values() for name in own)]), default=0)
     lines = ["", " " * width + "".join(f"{trainer:>10}" for trainer in conformance)]
     lines += [
         f"{name:{width}}" + "".join(f"{verdicts.get((trainer, name), 'X'):>10}" for trainer in conformance)
         for name in names
     ]
-    lines += [
-        "",
-        "gradients of one update of the trainer's own losses, against the sum over sampled tokens that is declared",
-    ]
-    for loss in losses:
-        found = [[cell for cell in report["gradients"] if cell["name"] == loss] for report in conformance.values()]
-        lines.append(f"{loss:{width}}" + "".join(f"{marks[own[0]['verdict']] if own else '':>10}" for own in found))
+    for kind, title in about.items():
+        lines += ["", title]
+        for name in others[kind]:
+            found = [[cell for cell in report[kind] if cell["name"] == name] for report in conformance.values()]
+            lines.append(f"{name:{width}}" + "".join(f"{marks[own[0]['verdict']] if own else '':>10}" for own in found))
     lines += ["", "= the same as the episode   ~ differs exactly as declared   X broken"]
     for trainer, report in conformance.items():
         whys = dict.fromkeys(cell["detail"] for cell in report["cells"] if cell["verdict"] == "declared")

@@ -168,7 +168,7 @@ def notes(report: dict[str, Any]) -> list[str]:
     for name in trainers(report):
         conformance = report["conformance"][name]
         for mark, kind in (("~", "declared"), ("✗", "broken")):
-            parts = [*conformance["cells"], *conformance["advantages"], *conformance["gradients"]]
+            parts = [cell for part in ("cells", "advantages", "gradients", "updates") for cell in conformance[part]]
             of_kind = [cell for cell in parts if cell["verdict"] == kind]
             for detail in dict.fromkeys(cell["detail"] for cell in of_kind):
                 where = ", ".join(cell["name"] for cell in of_kind if cell["detail"] == detail)
@@ -185,6 +185,11 @@ def references(report: dict[str, Any], kind: str) -> list[str]:
         for cell in report["conformance"][name][kind]
     ]
 
+
+ABOUT_UPDATES = (
+    "The parameters after two updates of the trainer's own optimiser, against AdamW as it is declared, with the trainer's "
+    "own gradients: equal within 1e-6 of the parameters, and 1e-3 of what has changed."
+)
 
 ABOUT_SPLIT = (
     "A step's rollout is measured by when its episodes started and ended, the environment by replaying the same "
@@ -220,6 +225,9 @@ def page(report: dict[str, Any], curve: bytes) -> str:
         f"<h2>Gradients</h2><p>{ABOUT_GRADIENTS}</p>",
         table(matrix(report, "gradients"), marks=True),
         items(references(report, "gradients")),
+        f"<h2>Updates</h2><p>{ABOUT_UPDATES}</p>",
+        table(matrix(report, "updates"), marks=True),
+        items(references(report, "updates")),
         f"<h2>Learning</h2><p>{html.escape(report['env'])}, {report['steps']} steps from the same checkpoint on the "
         f"same tasks.</p><img alt='success rate against steps' src='data:image/png;base64,{image}'>",
         table(speed(report)),
@@ -287,6 +295,9 @@ def text(report: dict[str, Any]) -> str:
         f"## Gradients\n\n{ABOUT_GRADIENTS}",
         markdown(matrix(report, "gradients")),
         "\n".join(f"- {line}" for line in references(report, "gradients")),
+        f"## Updates\n\n{ABOUT_UPDATES}",
+        markdown(matrix(report, "updates")),
+        "\n".join(f"- {line}" for line in references(report, "updates")),
         f"## Learning\n\n{report['env']}, {report['steps']} steps.\n\n![success rate](curves.png)",
         markdown(speed(report)),
         f"## Where the time went\n\n{ABOUT_SPLIT}",

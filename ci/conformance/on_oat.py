@@ -25,13 +25,14 @@ if not torch.cuda.is_available():
     import oat_cpu  # noqa: F401 - installs the CPU shims
 
 import oat_update
+from deepspeed_updates import Updates
 from oat.algorithms.ppo import PPOLearner
 from oat.algorithms.ppo_multiturn import MultiTurnTransitionDataset, PPOMultiTurnLearner
 from oat.args import default_args_validation
 from oat.learners import RLLearner
 from oat.utils.ipc import PlasmaShmClient
 from transformers import AutoModelForCausalLM
-from two_processes import SUFFIX, in_two_processes, most_of_all, of_all, rank, world
+from two_processes import by_two, most_of_all, of_all, rank, world
 
 import gem_oat
 from gem.tasks import Task
@@ -40,6 +41,7 @@ from gem.testing.conformance import ComputedAdvantages, Difference, Harness, mai
 from gem.testing.gradients import ComputedGradient, Objective, WeighedSequence
 from gem.testing.records import Record, every_turn
 from gem.testing.scenarios import Scenario, ScriptedPolicy
+from gem.testing.updates import AdamW, ComputedUpdates
 
 
 class ScriptedLLM:
@@ -83,6 +85,16 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 """For each loss the arguments of Oat."""
 
+LR, NOT_DECAYED = 1e-2, ("bias", "norm.weight")
+EQUAL = {"adam_beta_1": 0.9, "adam_beta_2": 0.999, "l2": 0.0, "max_norm": 1.0}
+OPTIMIZERS: dict[str, tuple[dict[str, Any], AdamW]] = {
+    "the trainer's defaults": ({}, AdamW(LR, betas=(0.9, 0.95))),
+    "equal settings": (EQUAL, AdamW(LR)),
+    "equal settings, two processes": (EQUAL, AdamW(LR)),
+    "weight decay": ({"l2": 0.1}, AdamW(LR, betas=(0.9, 0.95), weight_decay=0.1, not_decayed=NOT_DECAYED)),
+}
+"""For each setting the arguments of Oat, and what they mean."""
+
 
 class OatHarness(Harness):
     """Oat, multi-turn."""
@@ -92,6 +104,7 @@ class OatHarness(Harness):
     differences = (Difference("one sample per turn, with its own prompt and reward", every_turn),)
     algorithms = ("reinforce", "rebn")
     losses = tuple(LOSSES)
+    optimizers = tuple(OPTIMIZERS)
 
     def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
         """Return the rows of the batch that the learner makes of what it deserialises."""
@@ -127,15 +140,11 @@ class OatHarness(Harness):
             return ComputedAdvantages(advantages, of_turns(), "over all turns of the batch, population deviation")
         return ComputedAdvantages(advantages, of_returns(), "each turn's return")
 
+    @by_two
     def compute_gradient(self, scenario: Scenario, policy: ScriptedPolicy, loss: str) -> ComputedGradient:
         """Return the gradient of the last of Oat's updates from a batch."""
-        if loss.endswith(SUFFIX) and world() == 1:
-            return in_two_processes(OatHarness, scenario.name, loss)
-        learner, batch = self._batch(scenario, policy, use_fused_lm_head=False, **LOSSES[loss])
+        learner, batch, updates = self._equipped(scenario, policy, LOSSES[loss])
         args = learner.args
-        with patch.object(RLLearner, "_init"):  # which makes models
-            PPOLearner._init(learner, args, [])
-        updates = oat_update.equip(learner, len(batch["input_ids"]))
         first = AutoModelForCausalLM.from_pretrained(args.pretrain, dtype=torch.float32)
         learner.ref_model = first if args.beta else None
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -167,6 +176,24 @@ class OatHarness(Harness):
             return ComputedGradient(gradient, before, sequences, why)
         objective = Objective(first, (args.cliprange,) * 2, reference=first, beta=args.beta)
         return ComputedGradient(gradient, before, sequences, why, objective)
+
+    @by_two
+    def compute_updates(self, scenario: Scenario, policy: ScriptedPolicy, optimizer: str) -> ComputedUpdates:
+        """Return three updates of Oat's from a batch."""
+        options, declared = OPTIMIZERS[optimizer]
+        several = {"num_ppo_epochs": 3, "learning_rate": LR}
+        learner, batch, updates = self._equipped(scenario, policy, {**several, **options})
+        learner.learning_step(batch)
+        return ComputedUpdates(updates, declared)
+
+    def _equipped(
+        self, scenario: Scenario, policy: ScriptedPolicy, options: dict[str, Any]
+    ) -> tuple[Learner, dict[str, Any], Updates]:
+        """Return a learner with a model, the batch that it is to learn from, and the updates that it will make."""
+        learner, batch = self._batch(scenario, policy, use_fused_lm_head=False, **options)
+        with patch.object(RLLearner, "_init"):  # which makes models
+            PPOLearner._init(learner, learner.args, [])
+        return learner, batch, oat_update.equip(learner, len(batch["input_ids"]))
 
     def _batch(self, scenario: Scenario, policy: ScriptedPolicy, **options: Any) -> tuple[Learner, dict[str, Any]]:
         tokenizer, model = self.tokenizer(scenario), str(self.model(scenario))

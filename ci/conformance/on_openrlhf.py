@@ -30,13 +30,14 @@ if not torch.cuda.is_available():
     runpy.run_path(str(cpu_shims))  # installs them
 
 import openrlhf_update
+from deepspeed_updates import Updates
 from openrlhf.datasets import PromptDataset
 from openrlhf.trainer import ppo_trainer
 from openrlhf.trainer.ppo_utils import NaiveReplayBuffer, samples_generator
 from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ray import launcher, ppo_actor, vllm_engine
 from openrlhf_ray import OtherRank, Remote
-from two_processes import SUFFIX, in_two_processes, of_all, rank, world
+from two_processes import by_two, of_all, rank, world
 
 import gem_openrlhf
 from gem.rollout import Episode
@@ -46,6 +47,7 @@ from gem.testing.conformance import ComputedAdvantages, Difference, Harness, mai
 from gem.testing.gradients import ComputedGradient, Objective, WeighedSequence
 from gem.testing.records import Record, one_scalar
 from gem.testing.scenarios import Scenario, ScriptedPolicy
+from gem.testing.updates import AdamW, ComputedUpdates
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import train_openrlhf
@@ -114,6 +116,22 @@ LOSSES: dict[str, tuple[str, ...]] = {
 }
 """For each loss the flags of OpenRLHF's command."""
 
+LR, NOT_DECAYED = 1e-2, ("bias", "norm.weight")
+EQUAL = (
+    *("--actor.adam.betas", "0.9", "0.999", "--actor.adam.eps", "1e-8"),
+    *("--actor.adam.weight_decay", "0", "--actor.max_norm", "1"),
+)
+OPTIMIZERS: dict[str, tuple[tuple[str, ...], AdamW]] = {
+    "the trainer's defaults": ((), AdamW(LR, betas=(0.9, 0.95))),
+    "equal settings": (EQUAL, AdamW(LR)),
+    "equal settings, two processes": ((*EQUAL, *SPLIT), AdamW(LR)),
+    "weight decay": (
+        ("--actor.adam.weight_decay", "0.1"),
+        AdamW(LR, betas=(0.9, 0.95), weight_decay=0.1, not_decayed=NOT_DECAYED),
+    ),
+}
+"""For each setting the flags of OpenRLHF's command, and what they mean."""
+
 
 class OpenRLHFHarness(Harness):
     """OpenRLHF."""
@@ -131,6 +149,7 @@ class OpenRLHFHarness(Harness):
     )
     algorithms = ("reinforce", "grpo", "rloo", "reinforce_baseline", "dr_grpo", "flash_reinforce")
     losses = tuple(LOSSES)
+    optimizers = tuple(OPTIMIZERS)
 
     def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
         """Return what the actor learns from; a reward is by how much the returns fall behind it."""
@@ -148,26 +167,12 @@ class OpenRLHFHarness(Harness):
         ]
         return ComputedAdvantages(advantages, *REFERENCES[algorithm](scenario.copies))
 
+    @by_two
     def compute_gradient(self, scenario: Scenario, policy: ScriptedPolicy, loss: str) -> ComputedGradient:
         """Return the gradient of the last of OpenRLHF's updates from a batch."""
-        if loss.endswith(SUFFIX) and world() == 1:
-            return in_two_processes(OpenRLHFHarness, scenario.name, loss)
-        no_correction = ("--algo.advantage.is_correction_level", "off")  # else tokens are left out by the engine's word
-        args = _arguments(scenario, "grpo", str(self.model(scenario)), (*no_correction, *LOSSES[loss]))
-        strategy = openrlhf_update.start(args)
-        learner, updates = openrlhf_update.policy(strategy)
-        other = openrlhf_update.reference(strategy) if args.algo.kl.use_loss else None
-        batches: list[Experience] = []
-        step = learner.trainer.training_step
-
-        def recorded(experience: Experience, *rest: Any) -> Any:
-            batches.append(experience)
-            return step(experience, *rest)
-
-        learner.trainer.training_step = recorded
-        _train_step(scenario, policy, strategy, self.tokenizer(scenario), learner, other)
-        (gradient, model), epochs = updates[-1], args.train.max_epochs
-        assert len(updates) == epochs
+        learner, other, updates, batches = self._learned(scenario, policy, LOSSES[loss])
+        args, epochs = learner.strategy.args, len(updates)
+        gradient, model = updates[-1]
         rows = [
             (
                 batch.sequences[i, :length].tolist(),
@@ -193,6 +198,34 @@ class OpenRLHFHarness(Harness):
             updates[0][1], args.actor.eps_clip_low_high, args.actor.dual_clip, **kl, kl=args.algo.kl.estimator
         )
         return ComputedGradient(gradient, model, sequences, why, objective)
+
+    @by_two
+    def compute_updates(self, scenario: Scenario, policy: ScriptedPolicy, optimizer: str) -> ComputedUpdates:
+        """Return three updates of OpenRLHF's from a batch."""
+        options, declared = OPTIMIZERS[optimizer]
+        several = ("--train.max_epochs", "3", "--actor.adam.lr", str(LR))
+        return ComputedUpdates(self._learned(scenario, policy, (*several, *options))[2], declared)
+
+    def _learned(
+        self, scenario: Scenario, policy: ScriptedPolicy, options: Sequence[str]
+    ) -> tuple[Any, Any, Updates, list[Experience]]:
+        """Take a training step; return actor, reference policy's actor, updates and the micro-batches learned from."""
+        no_correction = ("--algo.advantage.is_correction_level", "off")  # else tokens are left out by the engine's word
+        args = _arguments(scenario, "grpo", str(self.model(scenario)), (*no_correction, *options))
+        strategy = openrlhf_update.start(args)
+        learner, updates = openrlhf_update.policy(strategy)
+        other = openrlhf_update.reference(strategy) if args.algo.kl.use_loss else None
+        batches: list[Experience] = []
+        step = learner.trainer.training_step
+
+        def recorded(experience: Experience, *rest: Any) -> Any:
+            batches.append(experience)
+            return step(experience, *rest)
+
+        learner.trainer.training_step = recorded
+        _train_step(scenario, policy, strategy, self.tokenizer(scenario), learner, other)
+        assert len(updates) == args.train.max_epochs
+        return learner, other, updates, batches
 
     def _step(self, scenario: Scenario, policy: ScriptedPolicy, algorithm: str) -> list[tuple[list[Any], ...]]:
         """Take a training step; return ids, mask, log-probabilities, returns and advantages of what is learned from."""

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock, patch
 
 import torch
 
@@ -20,14 +19,12 @@ if not torch.cuda.is_available():
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cpu" / "rl2"))
     import rl2_cpu  # noqa: F401 - puts the shims in their places
 
+import rl2_update
 import wandb
 from omegaconf import OmegaConf
 from RL2.trainer import ppo
-from RL2.utils import data_parallelism
-from RL2.workers import actor, rollout
-from torch.distributed import fsdp
-from transformers import AutoModelForCausalLM
-from two_processes import SUFFIX, in_two_processes, join_alone, rank, world
+from RL2.workers import rollout
+from two_processes import by_two, join_alone, rank
 
 import gem_rl2
 from gem.rollout.rows import rl2_row
@@ -36,6 +33,7 @@ from gem.testing.conformance import ComputedAdvantages, Harness, main
 from gem.testing.gradients import ComputedGradient, Objective, WeighedSequence
 from gem.testing.records import Record
 from gem.testing.scenarios import Scenario, ScriptedPolicy
+from gem.testing.updates import AdamW, ComputedUpdates
 
 RUNNING: list[tuple[ScriptedPolicy, Any]] = []
 """The policy of the scenario that is being run, and the tokenizer."""
@@ -78,6 +76,16 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 """For each loss the keys of RL2's actor; ``avg_level=sequence`` raises in 0.0.2."""
 
+LR = 1e-2
+OPTIMIZERS: dict[str, tuple[dict[str, Any], AdamW]] = {
+    "the trainer's defaults": ({}, AdamW(LR, weight_decay=0.01)),
+    "equal settings": ({"weight_decay": 0.0}, AdamW(LR)),
+    "nothing clipped, two processes": ({"weight_decay": 0.0, "max_grad_norm": 1e6}, AdamW(LR, max_norm=1e6)),
+    "weight decay": ({"weight_decay": 0.1}, AdamW(LR, weight_decay=0.1)),
+}
+"""For each setting the keys of RL2's actor, and what they mean. Betas and eps are torch's, and cannot be set. In two
+processes each clips by the norm of its own part."""
+
 
 class RL2Harness(Harness):
     """RL2, rl-square 0.0.2."""
@@ -86,6 +94,7 @@ class RL2Harness(Harness):
     version = version("rl-square")
     algorithms = ("reinforce", "grpo", "rebn")
     losses = tuple(LOSSES)
+    optimizers = tuple(OPTIMIZERS)
 
     def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
         """Return the sequences that RL2 has packed."""
@@ -113,74 +122,73 @@ class RL2Harness(Harness):
             )
         return ComputedAdvantages(advantages, of_groups(scenario.copies, False, eps), "the group's mean taken off")
 
+    @by_two
     def compute_gradient(self, scenario: Scenario, policy: ScriptedPolicy, loss: str) -> ComputedGradient:
-        """Return the gradient of the last of RL2's updates from a batch, with FSDP in float32."""
-        if loss.endswith(SUFFIX) and world() == 1:
-            return in_two_processes(RL2Harness, scenario.name, loss)
-        join_alone()
+        """Return the gradient of the last of RL2's updates from a batch."""
         adv = {"estimator": "rebn"} if loss.startswith("ReBN") else {"estimator": "reinforce", "norm_var": True}
-        config, tensor_dict, cu_seqs = self._batch(scenario, policy, adv)
-        leads = rank() == 0  # it has the batch, and shares it with the others
-        longest = int(tensor_dict["eos_mask"].argmax(-1).max()) + 1 if leads else 0
-        split = "micro-batches" in loss
-        model = str(self.model(scenario))
-        options = {
-            "model_name": model,
-            "max_length_per_device": 2 * longest if split else 10**6,
-            "use_liger_kernel": False,
-            "gradient_checkpointing": False,
-            "offload_model": True,  # so that every rank loads the weights
-            "offload_optimizer": False,
-            "max_grad_norm": 10**6,
-            "tis_coef": 0.0,  # else the loss is also weighed by the ratio of the probabilities
-            **LOSSES[loss],
-        }
-        config.actor.merge_with(options)
-        float32 = {f"{name}_dtype": torch.float32 for name in ("param", "reduce", "buffer")}
-        with patch.object(data_parallelism, "MixedPrecision", lambda **_: fsdp.MixedPrecision(**float32)):
-            worker = actor.Actor(config.actor, True)
-        worker.scheduler = Mock()
-        updates: list[tuple[dict[str, torch.Tensor], Any, int]] = []
-        calls: list[int] = []
-        forward, step = worker.forward, worker.optimizer_step
-
-        def recorded_step() -> float:
-            before = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-            before.load_state_dict({**before.state_dict(), **_whole(worker.model)})
-            shards = [(each, each.data.clone()) for each in worker.model.parameters()]
-            for each, _ in shards:
-                each.data.copy_(each.grad)  # FSDP puts together parameters only
-            updates.append((_whole(worker.model), before, len(calls)))
-            for each, values in shards:
-                each.data.copy_(values)
-            calls.clear()
-            return step()
-
-        parts = config.actor.update_per_rollout
-        if parts > 1:  # as PPOTrainer.train does
-            tensor_dict = worker.compute_logps(tensor_dict, 1)
-            tensor_dict["ref_logps"] = tensor_dict["old_logps"]  # the reference policy is the one that sampled
-        worker.forward = lambda minibatch, **options: (calls.append(1), forward(minibatch, **options))[1]
-        worker.optimizer_step = recorded_step
-        if leads:
-            ppo.compute_advantages(config.adv, tensor_dict, cu_seqs, 1)
-        worker.update(dict(tensor_dict) if leads else None, 1)
-        gradient, before, minibatches = updates[-1]
-        assert len(updates) == parts
-        assert (minibatches > 1) is split
-        sequences, rows = [], []
-        if leads:
-            rows = _rows({name: torch.chunk(value, parts)[-1] for name, value in tensor_dict.items()}, "advantages")
+        actor, batches = self._learned(scenario, policy, adv, LOSSES[loss], "micro-batches" in loss)
+        gradient, before = actor.updates[-1]
+        sequences, rows = [], _rows(batches[-1], "advantages") if batches else []
         in_all = sum(sum(mask) for _, mask, _ in rows)
         for ids, mask, of_tokens in rows:
             advantages = [value for value, one in zip(of_tokens, mask, strict=True) if one]
             sequences.append(WeighedSequence(ids, [0, *mask], [1 / in_all] * len(advantages), advantages))
         why = "1 / tokens of the batch"
-        if parts == 1:
+        if len(actor.updates) == 1:
             return ComputedGradient(gradient, before, sequences, why)
-        kl, first = config.actor.kl, updates[0][1]
-        objective = Objective(first, (config.actor.clip,) * 2, reference=first, beta=kl.coef, kl=kl.loss_estimator)
+        kl, clip, first = actor.config.kl, actor.config.clip, actor.updates[0][1]
+        objective = Objective(first, (clip, clip), reference=first, beta=kl.coef, kl=kl.loss_estimator)
         return ComputedGradient(gradient, before, sequences, why, objective)
+
+    @by_two
+    def compute_updates(self, scenario: Scenario, policy: ScriptedPolicy, optimizer: str) -> ComputedUpdates:
+        """Return three updates of RL2's, from parts of a batch."""
+        options, declared = OPTIMIZERS[optimizer]
+        options = {"update_per_rollout": 3, "lr": LR, "max_grad_norm": 1.0, **options}
+        actor, _ = self._learned(scenario, policy, {"estimator": "reinforce", "norm_var": True}, options)
+        return ComputedUpdates(actor.updates, declared)
+
+    def _learned(
+        self,
+        scenario: Scenario,
+        policy: ScriptedPolicy,
+        adv: dict[str, Any],
+        options: dict[str, Any],
+        split: bool = False,
+    ) -> tuple[rl2_update.Actor, list[dict[str, torch.Tensor]]]:
+        """Return an actor that has learned from a batch; and, on the first rank, the batch of each update."""
+        join_alone()
+        config, tensor_dict, cu_seqs = self._batch(scenario, policy, adv)
+        leads = rank() == 0  # it has the batch, and shares it with the others
+        longest = int(tensor_dict["eos_mask"].argmax(-1).max()) + 1 if leads else 0
+        config.actor.merge_with(
+            {
+                "model_name": str(self.model(scenario)),
+                "max_length_per_device": 2 * longest if split else 10**6,
+                "use_liger_kernel": False,
+                "gradient_checkpointing": False,
+                "offload_model": True,  # so that every rank loads the weights
+                "offload_optimizer": False,
+                "tis_coef": 0.0,  # else the loss is also weighed by the ratio of the probabilities
+                **options,
+            }
+        )
+        actor = rl2_update.Actor(config.actor)
+        parts = config.actor.update_per_rollout
+        if parts > 1:  # as PPOTrainer.train does
+            tensor_dict = actor.compute_logps(tensor_dict, 1)
+        if leads:
+            ppo.compute_advantages(config.adv, tensor_dict, cu_seqs, 1)
+            tensor_dict["ref_logps"] = tensor_dict.get("old_logps", tensor_dict["llm_logps"])  # that of the sampling
+        actor.update(dict(tensor_dict) if leads else None, 1)
+        assert len(actor.updates) == parts
+        assert not split or min(actor.minibatches) > 1
+        chunks = (
+            [{name: torch.chunk(each, parts)[i] for name, each in tensor_dict.items()} for i in range(parts)]
+            if leads
+            else []
+        )
+        return actor, chunks
 
     def _batch(
         self, scenario: Scenario, policy: ScriptedPolicy, adv: dict[str, Any] | None = None
@@ -204,12 +212,6 @@ class RL2Harness(Harness):
             return config, *worker([rl2_row(task) for task in scenario.rows], True, 1)
         finally:
             loop.close()
-
-
-def _whole(model: Any) -> dict[str, torch.Tensor]:
-    """Return the parameters of a model that FSDP has wrapped, by the names that they had."""
-    with fsdp.FullyShardedDataParallel.summon_full_params(model):
-        return {name.replace("_fsdp_wrapped_module.", ""): each.data.clone() for name, each in model.named_parameters()}
 
 
 def _rows(tensor_dict: dict[str, torch.Tensor], *names: str) -> list[tuple[Any, ...]]:

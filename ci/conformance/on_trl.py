@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 import trl
-from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-from two_processes import SUFFIX, in_two_processes, of_all, world
+from two_processes import by_two, of_all, world
 
 from gem.models.build import Recipe, new_model
 from gem.rollout import Response
@@ -21,6 +20,7 @@ from gem.testing.conformance import ComputedAdvantages, Difference, Harness, mai
 from gem.testing.gradients import ComputedGradient, Objective, WeighedSequence, gradient_of
 from gem.testing.records import Record, one_scalar
 from gem.testing.scenarios import Scenario, ScriptedPolicy
+from gem.testing.updates import AdamW, ComputedUpdates
 from gem_trl import GemGRPOTrainer, GemRollout, gem_reward, task_dataset
 
 T = TypeVar("T", bound="Scripted")
@@ -49,31 +49,30 @@ class ScriptedPerTurn(Scripted, GemGRPOTrainer):
 
 
 class Recorded(Scripted):
-    """The same, with the micro-batches of the present update kept."""
+    """The same, with what it learns kept: of each update the gradient, the policy before it, and the micro-batches."""
 
-    micro_batches: list[dict[str, Any]]
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.updates: list[tuple[dict[str, torch.Tensor], Any]] = []
+        self.micro_batches: list[dict[str, Any]] = []
+        self.learned: list[list[dict[str, Any]]] = []
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         self.micro_batches.append(inputs)
         return super()._compute_loss(model, inputs)
 
+    def _clip_grad_norm(self, model: Any) -> Any:
+        model = self.accelerator.unwrap_model(model)
+        before = type(model)(model.config)  # a copy's forward would be bound to the original
+        before.load_state_dict(model.state_dict())
+        self.updates.append((gradient_of(model), before))
+        self.learned.append(self.micro_batches)
+        self.micro_batches = []
+        return super()._clip_grad_norm(model)
+
 
 class RecordedPerTurn(Recorded, GemGRPOTrainer):
     """The same, with ReBN."""
-
-
-class _KeepUpdates(TrainerCallback):
-    """Keeps of each update the gradient, the policy as it was, and the micro-batches."""
-
-    def __init__(self, trainer: Recorded) -> None:
-        self._trainer = trainer
-        self.updates: list[tuple[dict[str, torch.Tensor], Any, list[dict[str, Any]]]] = []
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        before = type(model)(model.config)  # a copy's forward would be bound to the original
-        before.load_state_dict(model.state_dict())
-        self.updates.append((gradient_of(model), before, self._trainer.micro_batches))
-        self._trainer.micro_batches = []
 
 
 MOVED: dict[str, Any] = {"num_iterations": 2, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
@@ -97,6 +96,16 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 """For each loss the arguments of TRL's configuration, and the number of micro-batches."""
 
+LR = 1e-2
+EQUAL = {"adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8, "weight_decay": 0.0, "max_grad_norm": 1.0}
+OPTIMIZERS: dict[str, tuple[dict[str, Any], AdamW]] = {
+    "the trainer's defaults": ({}, AdamW(LR)),
+    "equal settings": (EQUAL, AdamW(LR)),
+    "equal settings, two processes": (EQUAL, AdamW(LR)),
+    "weight decay": ({"weight_decay": 0.1}, AdamW(LR, weight_decay=0.1, not_decayed=("norm", "bias"))),
+}
+"""For each setting the arguments of TRL's configuration, and what they mean."""
+
 
 class TRLHarness(Harness):
     """TRL."""
@@ -114,6 +123,7 @@ class TRLHarness(Harness):
     )
     algorithms = ("grpo", "dr. grpo", "rebn")
     losses = tuple(LOSSES)
+    optimizers = tuple(OPTIMIZERS)
 
     def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
         """Return what TRL computes its loss from."""
@@ -142,19 +152,14 @@ class TRLHarness(Harness):
         how = "the group's mean taken off" if scale == "none" else "over the group's sample deviation + 1e-4"
         return ComputedAdvantages(advantages, of_groups(scenario.copies, scale == "group", 1e-4), how)
 
+    @by_two
     def compute_gradient(self, scenario: Scenario, policy: ScriptedPolicy, loss: str) -> ComputedGradient:
         """Return the gradient of the last of TRL's updates from a batch."""
-        if loss.endswith(SUFFIX) and world() == 1:
-            return in_two_processes(TRLHarness, scenario.name, loss)
-        options = {"micro_batches": 1, "num_iterations": 1, "max_grad_norm": 0, **LOSSES[loss]}
-        parts, updates = options["micro_batches"], options["num_iterations"]
         trainer_class = RecordedPerTurn if loss.startswith("ReBN") else Recorded
-        trainer = self._trainer(scenario, policy, trainer_class, max_steps=updates, **options)
-        trainer.micro_batches = []
-        trainer.add_callback(keep := _KeepUpdates(trainer))
-        trainer.train()
-        gradient, model, micro_batches = keep.updates[-1]
-        assert (len(keep.updates), len(micro_batches)) == (updates, parts)
+        trainer = self._trained(scenario, policy, trainer_class, LOSSES[loss])
+        (gradient, model), micro_batches = trainer.updates[-1], trainer.learned[-1]
+        parts = trainer.args.gradient_accumulation_steps
+        assert len(micro_batches) == parts
         masks = [batch["completion_mask"] * batch["tool_mask"] for batch in micro_batches]
         in_all, longest = of_all(sum(float(mask.sum()) for mask in masks)), trainer.max_completion_length
         parts *= world()
@@ -176,12 +181,29 @@ class TRLHarness(Harness):
                     ids = prompt + batch["completion_ids"][i, :length].tolist()
                     sampled = [0] * len(prompt) + mask[i, :length].tolist()
                     sequences.append(WeighedSequence(ids, sampled, weights_of_tokens, advantages))
-        if updates == 1:
+        if len(trainer.updates) == 1:
             return ComputedGradient(gradient, model, sequences, why)
-        first, bounds = keep.updates[0][1], (trainer.epsilon_low, trainer.epsilon_high)
+        first, bounds = trainer.updates[0][1], (trainer.epsilon_low, trainer.epsilon_high)
         kl_times_ratio = trainer.args.use_bias_correction_kl
         objective = Objective(first, bounds, reference=first, beta=trainer.beta, kl_times_ratio=kl_times_ratio)
         return ComputedGradient(gradient, model, sequences, why, objective)
+
+    @by_two
+    def compute_updates(self, scenario: Scenario, policy: ScriptedPolicy, optimizer: str) -> ComputedUpdates:
+        """Return three updates of TRL's from a batch."""
+        options, declared = OPTIMIZERS[optimizer]
+        options = {"num_iterations": 3, "learning_rate": LR, "lr_scheduler_type": "constant", **options}
+        return ComputedUpdates(self._trained(scenario, policy, Recorded, options).updates, declared)
+
+    def _trained(
+        self, scenario: Scenario, policy: ScriptedPolicy, trainer_class: type[Recorded], options: dict[str, Any]
+    ) -> Recorded:
+        """Return a trainer that has learned from one batch."""
+        options = {"num_iterations": 1, "max_grad_norm": 1.0, **options}
+        trainer = self._trainer(scenario, policy, trainer_class, max_steps=options["num_iterations"], **options)
+        trainer.train()
+        assert len(trainer.updates) == options["num_iterations"]
+        return trainer
 
     def _rows(self, output: dict[str, Any]) -> list[tuple[list[int], list[int], list[float]]]:
         """Return each row's ids, and mask and log-probabilities of its completion, without padding."""

@@ -25,7 +25,7 @@ import transfer_queue
 import verl_update  # before verl: it chooses the platform
 from hydra import compose, initialize_config_module
 from tensordict import TensorDict
-from two_processes import SUFFIX, in_two_processes, world
+from two_processes import by_two, world
 from verl.trainer.ppo.utils import create_rl_dataset
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 from verl.trainer.ppo.v1.trainer_base import PPOTrainer
@@ -41,6 +41,7 @@ from gem.testing.conformance import ComputedAdvantages, Difference, Harness, mai
 from gem.testing.gradients import ComputedGradient, Objective, WeighedSequence
 from gem.testing.records import Record, every_turn_with_its_return
 from gem.testing.scenarios import SCENARIO_ENV, Scenario, ScriptedPolicy
+from gem.testing.updates import AdamW, ComputedUpdates
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import train_verl
@@ -180,6 +181,16 @@ LOSSES: dict[str, dict[str, Any]] = {
 }
 """For each loss the keys of verl's configuration."""
 
+LR = 1e-2
+EQUAL = {f"{ACTOR}.optim.betas": [0.9, 0.999], f"{ACTOR}.optim.weight_decay": 0, f"{ACTOR}.optim.clip_grad": 1.0}
+OPTIMIZERS: dict[str, tuple[dict[str, Any], AdamW]] = {
+    "the trainer's defaults": ({}, AdamW(LR, weight_decay=0.01)),
+    "equal settings": (EQUAL, AdamW(LR)),
+    "equal settings, two processes": ({**EQUAL, **SPLIT}, AdamW(LR)),
+    "weight decay": ({f"{ACTOR}.optim.weight_decay": 0.1}, AdamW(LR, weight_decay=0.1)),
+}
+"""For each setting the keys of verl's configuration, and what they mean."""
+
 
 class VerlHarness(Harness):
     """verl."""
@@ -201,6 +212,7 @@ class VerlHarness(Harness):
     )
     algorithms = ("reinforce", "grpo", "rebn")
     losses = tuple(LOSSES)
+    optimizers = tuple(OPTIMIZERS)
 
     def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
         """Return what the actor is handed."""
@@ -229,10 +241,9 @@ class VerlHarness(Harness):
             advantages, of_tokens, "++: returns against those of all tokens, over their sample deviation"
         )
 
+    @by_two
     def compute_gradient(self, scenario: Scenario, policy: ScriptedPolicy, loss: str) -> ComputedGradient:
         """Return the gradient of the last of verl's updates."""
-        if loss.endswith(SUFFIX) and world() == 1:
-            return in_two_processes(VerlHarness, scenario.name, loss)
         trainer, _ = self._step(scenario, policy, "gem_rebn" if "ReBN" in loss else "grpo", LOSSES[loss])
         learner, config = trainer.actor_rollout_wg, trainer.config.actor_rollout_ref.actor
         assert len(learner.actor.updates) == config.ppo_epochs
@@ -275,6 +286,14 @@ class VerlHarness(Harness):
             kl = {"reference": learner.reference.model(), "beta": config.kl_loss_coef, "kl": config.kl_loss_type}
             objective = replace(objective, **kl)
         return ComputedGradient(gradient, model, sequences, why, objective)
+
+    @by_two
+    def compute_updates(self, scenario: Scenario, policy: ScriptedPolicy, optimizer: str) -> ComputedUpdates:
+        """Return three updates of verl's from a batch."""
+        options, declared = OPTIMIZERS[optimizer]
+        several = {f"{ACTOR}.ppo_epochs": 3, f"{ACTOR}.optim.lr": LR}
+        trainer, _ = self._step(scenario, policy, "grpo", {**several, **options})
+        return ComputedUpdates(trainer.actor_rollout_wg.actor.updates, declared)
 
     def _step(
         self, scenario: Scenario, policy: ScriptedPolicy, estimator: str, options: dict[str, Any] | None = None

@@ -1,37 +1,52 @@
-"""A gradient that two processes compute together, over gloo; each has a part of the batch."""
+"""Gradients and updates that two processes compute together, over gloo; each has a part of the batch."""
 
 from __future__ import annotations
 
 import faulthandler
 import os
 import socket
+from collections.abc import Callable
 from concurrent import futures
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, wraps
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import distributed
 
 from gem.testing.conformance import Harness, prepare
 from gem.testing.gradients import ComputedGradient
-from gem.testing.scenarios import scenarios
+from gem.testing.scenarios import Scenario, ScriptedPolicy, scenarios
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 SUFFIX = ", two processes"
-"""How the name of a loss ends whose gradient two processes compute."""
+"""How the name of a loss or an optimiser ends that two processes compute."""
 
 SECONDS = 120.0
 """What a gradient may take, without the start of the processes."""
 
 
-def in_two_processes(harness: type[Harness], scenario: str, loss: str) -> ComputedGradient:
-    """Return what ``compute_gradient`` of a harness returns in the first of two processes, with the sequences of both.
+def by_two(method: F) -> F:
+    """Let a harness's ``compute_gradient`` or ``compute_updates`` run in two processes where the name ends so."""
+
+    @wraps(method)
+    def run(self: Harness, scenario: Scenario, policy: ScriptedPolicy, name: str) -> Any:
+        if name.endswith(SUFFIX) and world() == 1:
+            return in_two_processes(type(self), method.__name__, scenario.name, name)
+        return method(self, scenario, policy, name)
+
+    return cast("F", run)
+
+
+def in_two_processes(harness: type[Harness], method: str, scenario: str, name: str) -> Any:
+    """Return what a harness returns in the first of two processes, with the sequences of both.
 
     Raises:
         BrokenProcessPool: it takes too long.
         Exception: what a process has raised.
     """
-    ranks = [each.submit(_of_rank, harness, scenario, loss) for each in _processes()]
+    ranks = [each.submit(_of_rank, harness, method, scenario, name) for each in _processes()]
     done, waiting = futures.wait(ranks, return_when=futures.FIRST_EXCEPTION)
     if waiting:  # for the one that has failed
         for process in torch.multiprocessing.active_children():
@@ -92,14 +107,16 @@ def _join(rank: int, port: int) -> None:
         distributed.init_process_group("gloo", rank=rank, world_size=2)
 
 
-def _of_rank(harness_class: type[Harness], name: str, loss: str) -> ComputedGradient:
+def _of_rank(harness_class: type[Harness], method: str, scenario: str, name: str) -> Any:
     faulthandler.dump_traceback_later(SECONDS, exit=True)  # one that waits for the other would wait for ever
     harness = harness_class()
     tokenizer = harness.tokenizer()
-    scenario = next(each for each in scenarios(tokenizer) if each.name == name)
-    _, policy = prepare(scenario, tokenizer)
-    computed = harness.compute_gradient(scenario, policy, loss)
-    parts: list[Any] = [None, None]
-    distributed.all_gather_object(parts, computed.sequences)
+    chosen = next(each for each in scenarios(tokenizer) if each.name == scenario)
+    _, policy = prepare(chosen, tokenizer)
+    computed = getattr(harness, method)(chosen, policy, name)
+    if isinstance(computed, ComputedGradient):
+        parts: list[Any] = [None, None]
+        distributed.all_gather_object(parts, computed.sequences)
+        computed = replace(computed, sequences=parts[0] + parts[1])
     faulthandler.cancel_dump_traceback_later()
-    return replace(computed, sequences=parts[0] + parts[1])
+    return computed

@@ -26,21 +26,16 @@ The suite runs on an adapter of a sixth trainer with one file:
 
 from __future__ import annotations
 
-import abc
 import argparse
 import asyncio
-import atexit
 import json
 import re
-import shutil
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -48,36 +43,21 @@ from gem.rollout.episode import Episode
 from gem.rollout.limits import Limits
 from gem.rollout.rendering import ChatRenderer
 from gem.rollout.runner import run_episodes
-from gem.testing.gradients import ComputedGradient, gradient_difference
-from gem.testing.records import Record, difference, records_of
+from gem.testing.gradients import gradient_difference
+from gem.testing.harness import ComputedAdvantages, Difference, Harness
+from gem.testing.records import difference, records_of
 from gem.testing.scenarios import Scenario, ScriptedPolicy, scenarios
+from gem.testing.updates import update_difference
 
-
-@dataclass(frozen=True)
-class Difference:
-    """What an adapter says of its trainer: how its records differ from the episodes.
-
-    Attributes:
-        why: in words, for the table.
-        change: from the episodes to the records that are expected instead. None if the trainer refuses.
-        refuses: the error that the trainer raises instead of learning.
-        match: a regular expression that is found in the error's message.
-        only: names of the scenarios; None for all.
-    """
-
-    why: str
-    change: Callable[[list[Episode]], list[Record]] | None = None
-    refuses: type[Exception] | None = None
-    match: str = ""
-    only: frozenset[str] | None = None
+__all__ = ["ComputedAdvantages", "Difference", "Harness", "main", "run"]
 
 
 @dataclass
 class Cell:
-    """What became of a scenario, of an algorithm's advantages, or of a loss's gradient.
+    """What became of a scenario, of an algorithm's advantages, of a loss's gradient, or of an optimiser's updates.
 
     Attributes:
-        name: of the scenario, algorithm or loss.
+        name: of the scenario, algorithm, loss or optimiser.
         verdict: ``"equal"``; ``"declared"``, a difference that is exactly the declared one; or ``"broken"``.
         detail: what was declared, or where it broke.
         seconds: how long it took.
@@ -90,91 +70,6 @@ class Cell:
 
 
 @dataclass
-class ComputedAdvantages:
-    """The advantages that a trainer computed in a scenario.
-
-    Attributes:
-        advantages: for each sequence its ids, and one advantage per sampled token.
-        expected: a reference: from all episodes, group after group, to an advantage for each turn. What it gives for
-            an episode that is not valid is not looked at.
-        tolerance: how exact the trainer's own numbers are.
-        why: what the reference's parameters are, for the table.
-    """
-
-    advantages: list[tuple[list[int], list[float]]]
-    expected: Callable[[list[Episode]], Sequence[Sequence[float] | np.ndarray]]
-    why: str
-    tolerance: float = 1e-5
-
-
-class Harness(abc.ABC):
-    """Runs scenarios through a trainer's own code.
-
-    Attributes:
-        name: of the trainer.
-        version: of the trainer.
-        differences: what its records do not have; the first that names a scenario counts.
-        algorithms: names of the algorithms that :meth:`compute_advantages` knows.
-        losses: names of the losses that :meth:`compute_gradient` knows.
-    """
-
-    name: ClassVar[str]
-    version: str = ""
-    differences: ClassVar[Sequence[Difference]] = ()
-    algorithms: ClassVar[Sequence[str]] = ()
-    losses: ClassVar[Sequence[str]] = ()
-
-    @abc.abstractmethod
-    def run(self, scenario: Scenario, policy: ScriptedPolicy) -> list[Record]:
-        """Run a scenario, with ``policy.respond`` as the engine, and read back what the trainer would learn from.
-
-        The order of the records does not matter.
-        """
-
-    def compute_advantages(self, scenario: Scenario, policy: ScriptedPolicy, algorithm: str) -> ComputedAdvantages:
-        """Run a scenario, and read back the advantages that the trainer computed."""
-        raise NotImplementedError
-
-    def compute_gradient(self, scenario: Scenario, policy: ScriptedPolicy, loss: str) -> ComputedGradient:
-        """Run a scenario and one update, and read back the gradient that the trainer computed."""
-        raise NotImplementedError
-
-    def tokenizer(self, scenario: Scenario | None = None) -> Any:
-        """Return the tokenizer of a scenario; without one, and by default, the embedded model's."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.model(scenario))
-
-    def model(self, scenario: Scenario | None = None) -> Path:
-        """Return a folder with the model and the tokenizer of a scenario.
-
-        The model is the embedded one, and not made to be run: it may know fewer tokens than the tokenizer.
-        """
-        from transformers import AutoTokenizer
-
-        from gem.models import embedded_model
-
-        if scenario is None or scenario.chat is None:
-            return Path(embedded_model())
-        folder = _models() / re.sub(r"\W", "-", scenario.name)
-        if not folder.exists():
-            shutil.copytree(embedded_model(), folder)
-            scenario.tokenizer(AutoTokenizer.from_pretrained(embedded_model())).save_pretrained(folder)
-        return folder
-
-
-@lru_cache(maxsize=1)
-def _models() -> Path:
-    """Return a folder that is there as long as this process."""
-    folder = tempfile.mkdtemp(prefix="gem-conformance-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
-
-
-# Conformance
-
-
-@dataclass
 class Report:
     """The result of the suite for a trainer.
 
@@ -184,6 +79,7 @@ class Report:
         cells: one per scenario.
         advantages: one per algorithm.
         gradients: one per loss.
+        updates: one per setting of the optimiser.
     """
 
     trainer: str
@@ -191,11 +87,13 @@ class Report:
     cells: list[Cell] = field(default_factory=list)
     advantages: list[Cell] = field(default_factory=list)
     gradients: list[Cell] = field(default_factory=list)
+    updates: list[Cell] = field(default_factory=list)
 
     @property
     def conformant(self) -> bool:
         """Whether nothing is broken."""
-        return all(cell.verdict != "broken" for cell in [*self.cells, *self.advantages, *self.gradients])
+        cells = [*self.cells, *self.advantages, *self.gradients, *self.updates]
+        return all(cell.verdict != "broken" for cell in cells)
 
 
 def prepare(scenario: Scenario, tokenizer: Any) -> tuple[list[Episode], ScriptedPolicy]:
@@ -289,6 +187,19 @@ def check_gradient(harness: Harness, loss: str, tokenizer: Any, scenario: str = 
     return Cell(name, "broken" if wrong else "equal", detail, time.perf_counter() - since)
 
 
+def check_updates(harness: Harness, optimizer: str, tokenizer: Any) -> Cell:
+    """Compare a trainer's parameters after some updates with those of the optimiser that the harness declares."""
+    since = time.perf_counter()
+    chosen, _, policy = _prepared("two groups", tokenizer)
+    try:
+        computed = harness.compute_updates(chosen, policy, optimizer)
+        wrong, figures = update_difference(computed)
+    except Exception as error:  # noqa: BLE001 - as above
+        return _failed(optimizer, error, since)
+    detail = f"{computed.optimizer}: {wrong or figures}"
+    return Cell(optimizer, "broken" if wrong else "equal", detail, time.perf_counter() - since)
+
+
 def _advantages_by_ids(
     episodes: Sequence[Episode], of_turns: Sequence[Sequence[float] | np.ndarray]
 ) -> dict[tuple[tuple[int, ...], int], tuple[bool, list[float]]]:
@@ -326,11 +237,11 @@ def _failed(name: str, error: BaseException, since: float) -> Cell:
 
 
 def run(harness: Harness, only: Sequence[str] = (), say: Callable[[str], object] = print) -> Report:
-    """Run all scenarios, algorithms and losses on a trainer.
+    """Run all scenarios, algorithms, losses and optimisers on a trainer.
 
     Args:
         harness: of the trainer.
-        only: names of scenarios, algorithms and losses; empty for all.
+        only: names of them; empty for all.
         say: is told of every cell.
     """
     tokenizer = harness.tokenizer()
@@ -350,6 +261,10 @@ def run(harness: Harness, only: Sequence[str] = (), say: Callable[[str], object]
             if not only or loss in only or loss + suffix in only:
                 report.gradients.append(cell := check_gradient(harness, loss, tokenizer, batch))
                 say(f"{marks[cell.verdict]} gradient of {cell.name} ({cell.seconds:.1f} s) {cell.detail}".rstrip())
+    for optimizer in harness.optimizers:
+        if not only or optimizer in only:
+            report.updates.append(cell := check_updates(harness, optimizer, tokenizer))
+            say(f"{marks[cell.verdict]} updates with {cell.name} ({cell.seconds:.1f} s) {cell.detail}".rstrip())
     return report
 
 
@@ -357,7 +272,7 @@ def main(harness: Harness) -> None:
     """Run the suite from a command line; exits with 1 if anything is broken."""
     parser = argparse.ArgumentParser(description=f"Run the conformance suite on {harness.name}.")
     parser.add_argument("--out", type=Path, help="write the report here, as JSON")
-    parser.add_argument("--only", nargs="*", default=[], help="names of scenarios, algorithms or losses")
+    parser.add_argument("--only", nargs="*", default=[], help="names of scenarios, algorithms, losses or optimisers")
     args = parser.parse_args()
     report = run(harness, args.only, lambda line: print(line, flush=True))
     if args.out is not None:

@@ -29,8 +29,9 @@ def cell(name, verdict, detail=""):
     return {"name": name, "verdict": verdict, "detail": detail, "seconds": 0.1}
 
 
-def conformance(*cells, advantages=(), gradients=(), version="1.0"):
-    kinds = {"cells": list(cells), "advantages": list(advantages), "gradients": list(gradients)}
+def conformance(*cells, advantages=(), gradients=(), updates=(), version="1.0"):
+    kinds = {"cells": cells, "advantages": advantages, "gradients": gradients, "updates": updates}
+    kinds = {kind: list(found) for kind, found in kinds.items()}
     return {"trainer": "", "version": version, **kinds}
 
 
@@ -40,6 +41,7 @@ CONFORMANCE = {
         cell("two", "declared", "one scalar"),
         advantages=[cell("rebn", "equal", "exact")],
         gradients=[cell("dapo", "equal", "1 / tokens of the batch")],
+        updates=[cell("equal settings", "equal", "AdamW")],
     ),
     "verl": conformance(cell("one", "equal"), cell("two", "broken", "token 3 <of> 7")),
 }
@@ -58,6 +60,7 @@ def test_a_is_conformant_if_no_cell_is_broken_and_there_are_some():
     assert not compare.is_conformant(CONFORMANCE["verl"])
     assert not compare.is_conformant(conformance(cell("one", "equal"), advantages=[cell("grpo", "broken")]))
     assert not compare.is_conformant(conformance(cell("one", "equal"), gradients=[cell("dapo", "broken")]))
+    assert not compare.is_conformant(conformance(cell("one", "equal"), updates=[cell("defaults", "broken")]))
     assert not compare.is_conformant(conformance())
 
 

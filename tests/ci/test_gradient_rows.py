@@ -12,10 +12,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "ci" / "conformance"))
 
 import on_trl
 from trl.trainer import grpo_trainer
+from two_processes import SUFFIX
 
 from gem.testing.conformance import check_gradient
 
-ROWS = [name for name in on_trl.LOSSES if not name.endswith(on_trl.SUFFIX)]  # those are in other processes
+ROWS = [name for name in on_trl.LOSSES if not name.endswith(SUFFIX)]  # those are in other processes
 NO_MASK = ("/ mask.sum(-1).clamp(min=1.0)).mean()", "/ completion_mask.sum(-1).clamp(min=1.0)).mean()")
 SHIFTED = (
     "advantages.unsqueeze(1)\n",
