@@ -187,8 +187,8 @@ def references(report: dict[str, Any], kind: str) -> list[str]:
 
 
 ABOUT_UPDATES = (
-    "The parameters after two updates of the trainer's own optimiser, against AdamW as it is declared, with the trainer's "
-    "own gradients: equal within 1e-6 of the parameters, and 1e-3 of what has changed."
+    "The parameters after two updates of the trainer's own optimiser, against AdamW as it is declared, with the "
+    "trainer's own gradients: equal within 1e-6 of the parameters, and 1e-3 of what has changed."
 )
 
 ABOUT_SPLIT = (

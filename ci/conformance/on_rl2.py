@@ -182,7 +182,7 @@ class RL2Harness(Harness):
             tensor_dict["ref_logps"] = tensor_dict.get("old_logps", tensor_dict["llm_logps"])  # that of the sampling
         actor.update(dict(tensor_dict) if leads else None, 1)
         assert len(actor.updates) == parts
-        assert not split or min(actor.minibatches) > 1
+        assert not split or actor.minibatches[-1] > 1
         chunks = (
             [{name: torch.chunk(each, parts)[i] for name, each in tensor_dict.items()} for i in range(parts)]
             if leads
