@@ -13,7 +13,6 @@ import trl
 from trl import GRPOConfig, GRPOTrainer
 from two_processes import by_two, of_all, world
 
-from gem.models.build import Recipe, new_model
 from gem.rollout import Response
 from gem.testing.advantages import of_groups, of_turns
 from gem.testing.conformance import ComputedAdvantages, Difference, Harness, main
@@ -232,13 +231,14 @@ class TRLHarness(Harness):
         policy: ScriptedPolicy,
         trainer_class: type[T],
         micro_batches: int = 1,
+        rows: int | None = None,
         **options: Any,
     ) -> T:
         tokenizer = self.tokenizer(scenario)
         with tempfile.TemporaryDirectory() as folder:
             config = GRPOConfig(
                 output_dir=folder,
-                per_device_train_batch_size=len(scenario.rows) // micro_batches // world(),
+                per_device_train_batch_size=(rows or len(scenario.rows)) // micro_batches // world(),
                 gradient_accumulation_steps=micro_batches,
                 num_generations=scenario.copies,
                 max_completion_length=scenario.max_new_tokens,
@@ -248,11 +248,8 @@ class TRLHarness(Harness):
                 disable_tqdm=True,
                 **options,
             )
-            model = new_model(tokenizer, Recipe(hidden_size=32, layers=1))
-            model.save_pretrained(folder)
-            model.config._name_or_path = folder  # from which TRL loads the reference policy
             trainer = trainer_class(
-                model=model,
+                model=str(self.model(scenario)),
                 processing_class=tokenizer,
                 args=config,
                 train_dataset=task_dataset(list(scenario.tasks)),

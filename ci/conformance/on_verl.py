@@ -40,7 +40,7 @@ from gem.testing.advantages import of_groups, of_turns
 from gem.testing.conformance import ComputedAdvantages, Difference, Harness, main
 from gem.testing.gradients import ComputedGradient, Objective, WeighedSequence
 from gem.testing.records import Record, every_turn_with_its_return
-from gem.testing.scenarios import SCENARIO_ENV, Scenario, ScriptedPolicy
+from gem.testing.scenarios import Scenario, ScriptedPolicy
 from gem.testing.updates import AdamW, ComputedUpdates
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
@@ -316,7 +316,7 @@ def _config(
     scenario: Scenario, tokenizer: Any, model: str, estimator: str, folder: Path, options: dict[str, Any]
 ) -> Any:
     """Return verl's configuration as the example has it, with the limits of a scenario."""
-    args = train_verl.Args(env=SCENARIO_ENV, batch_size=len(scenario.rows), group_size=scenario.copies)
+    args = train_verl.Args(env=scenario.tasks[0].env_id, batch_size=len(scenario.rows), group_size=scenario.copies)
     args.fill_in()
     renderer, make_env = ChatRenderer(tokenizer), scenario.make_env(tokenizer)
     prompts = [_first_prompt(make_env(task), task.reset_seed, renderer) for task in scenario.tasks]
