@@ -78,6 +78,10 @@ class GemArgs(PPOArgs):
     allow_control_tokens: bool = field(
         default=False, metadata={"help": "Whether control tokens' text in observations becomes those tokens."}
     )
+    token_mean: bool = field(
+        default=False,
+        metadata={"help": "Whether all sampled tokens of a step weigh the same, as in other trainers. Needs drgrpo."},
+    )
     episodes: str | None = field(default=None, metadata={"help": "A folder for all episodes as JSON lines."})
 
     def __post_init__(self) -> None:
@@ -86,6 +90,8 @@ class GemArgs(PPOArgs):
         for name in ("training_steps", "num_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.token_mean and self.critic_type != "drgrpo":
+            raise ValueError(f"token_mean needs critic_type='drgrpo', got {self.critic_type!r}")
         for name, (allowed, why) in _NOT_SUPPORTED.items():
             if getattr(self, name) != allowed:
                 raise ValueError(f"gem_oat does not support {name}={getattr(self, name)!r}. {why}")

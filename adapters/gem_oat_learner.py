@@ -57,6 +57,7 @@ class GemLearnerMixin:
       where all returns are equal, which is what a weak model's first batch looks like; they are 0 here.
     * **Rows of weight 0** (``loss_mask=False``) count in no mean and no deviation, and the weights of the others add up
       to those of a whole batch. A step in which nothing is valid is not learned from at all (``train/skipped``).
+      With ``token_mean=True`` all sampled tokens of a step weigh the same, where Oat would divide by a constant.
     * **Resuming** goes on with the step, the tasks and the weights of the checkpoint; Oat only loads the weights, and
       into the learner only. The critic is not in Oat's checkpoints: it begins anew.
     """
@@ -163,8 +164,12 @@ class GemLearnerMixin:
     def learning_step(self, trajectory: dict[str, Any]) -> dict[str, Any]:
         """Learn from all rows as Oat does, with the advantages and weights of this class."""
         self._valid = valid = np.array(trajectory["loss_masks"], dtype=bool)
-        rows, weighing = np.sum(self._of_all_ranks([len(valid), valid.sum()]), axis=0)
-        trajectory = {**trajectory, "loss_masks": (valid * (rows / max(weighing, 1))).tolist()}
+        lengths = np.array([len(logprobs) for logprobs in trajectory["action_logprobs"]])
+        rows, weighing, tokens = np.sum(self._of_all_ranks([len(valid), valid.sum(), lengths[valid].sum()]), axis=0)
+        scale = rows / max(weighing, 1)
+        if self.args.token_mean:  # Oat's loss is the sum over a row's tokens / generate_max_length, averaged over rows
+            scale = rows * self.args.generate_max_length / max(tokens, 1)
+        trajectory = {**trajectory, "loss_masks": (valid * scale).tolist()}
         self._whitens = self.args.whiten_adv
         if "advantages" in trajectory:  # of turns; those of groups are computed later
             trajectory |= self._turns(trajectory)

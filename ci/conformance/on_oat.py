@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 from unittest.mock import patch
 
 import torch
@@ -27,7 +27,7 @@ if not torch.cuda.is_available():
 import oat_update
 from deepspeed_updates import Updates
 from oat.algorithms.ppo import PPOLearner
-from oat.algorithms.ppo_multiturn import MultiTurnTransitionDataset, PPOMultiTurnLearner
+from oat.algorithms.ppo_multiturn import PPOMultiTurnLearner
 from oat.args import default_args_validation
 from oat.learners import RLLearner
 from oat.utils.ipc import PlasmaShmClient
@@ -35,6 +35,7 @@ from transformers import AutoModelForCausalLM
 from two_processes import by_two, most_of_all, of_all, rank, world
 
 import gem_oat
+from gem.rollout import Response
 from gem.tasks import Task
 from gem.testing.advantages import of_returns, of_turns
 from gem.testing.conformance import ComputedAdvantages, Difference, Harness, main
@@ -44,10 +45,17 @@ from gem.testing.scenarios import Scenario, ScriptedPolicy
 from gem.testing.updates import AdamW, ComputedUpdates
 
 
+class Sampler(Protocol):
+    """What answers in the place of an engine."""
+
+    def respond(self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int] = ()) -> Response:
+        """See :class:`ScriptedPolicy`."""
+
+
 class ScriptedLLM:
     """Answers as vLLM does."""
 
-    def __init__(self, policy: ScriptedPolicy) -> None:
+    def __init__(self, policy: Sampler) -> None:
         self.policy = policy
 
     def generate(self, prompts: list[dict[str, Any]], sampling_params: list[Any], use_tqdm: bool) -> list[Any]:
@@ -66,24 +74,30 @@ class Learner(gem_oat.GemLearnerMixin, PPOMultiTurnLearner):
 
 
 MOVED: dict[str, Any] = {"num_ppo_epochs": 2, "learning_rate": 2e-4}
+IN_GROUPS = {"in_groups": True, "train_batch_size_per_device": 2}
 LOSSES: dict[str, dict[str, Any]] = {
-    "critic_type=drgrpo": {},
-    "critic_type=grpo": {"critic_type": "grpo"},
-    "critic_type=drgrpo, micro-batches": {"train_batch_size_per_device": 2},
-    "critic_type=grpo, micro-batches": {"critic_type": "grpo", "train_batch_size_per_device": 2},
-    "critic_type=drgrpo, micro-batches, two processes": {"train_batch_size_per_device": 2},
-    "critic_type=grpo, micro-batches, two processes": {"critic_type": "grpo", "train_batch_size_per_device": 2},
-    "ReBN, micro-batches": {"whiten_adv": True, "train_batch_size_per_device": 2},
-    "the policy has moved, micro-batches": {**MOVED, "train_batch_size_per_device": 2},
-    "the policy has moved, KL k3": {**MOVED, "beta": 0.1},
-    "the policy has moved, KL k3, micro-batches": {
+    "critic_type=drgrpo, micro-batches": {},
+    "critic_type=grpo, micro-batches": {"critic_type": "grpo"},
+    "critic_type=drgrpo, micro-batches, two processes": {},
+    "critic_type=grpo, micro-batches, two processes": {"critic_type": "grpo"},
+    "critic_type=drgrpo, groups of one turn": {"in_groups": True, "train_batch_size_per_device": 8},
+    "critic_type=drgrpo, groups of one turn, micro-batches": IN_GROUPS,
+    "critic_type=grpo, groups of one turn, micro-batches": {**IN_GROUPS, "critic_type": "grpo"},
+    "token_mean, micro-batches": {"token_mean": True},
+    "token_mean, groups of one turn, micro-batches": {**IN_GROUPS, "token_mean": True},
+    "token_mean, micro-batches, two processes": {"token_mean": True},
+    "ReBN, micro-batches": {"whiten_adv": True},
+    "the policy has moved, micro-batches": MOVED,
+    "the policy has moved, groups of one turn, micro-batches": {**MOVED, **IN_GROUPS},
+    "the policy has moved, KL k3, micro-batches": {**MOVED, "beta": 0.1},
+    "the policy has moved, KL k3, groups of one turn, micro-batches": {
         **MOVED,
+        **IN_GROUPS,
         "critic_type": "grpo",
         "beta": 0.1,
-        "train_batch_size_per_device": 2,
     },
 }
-"""For each loss the arguments of Oat."""
+"""For each loss the arguments of Oat. Learning from turns, it has one row in a micro-batch, always."""
 
 LR, NOT_DECAYED = 1e-2, ("bias", "norm.weight")
 EQUAL = {"adam_beta_1": 0.9, "adam_beta_2": 0.999, "l2": 0.0, "max_norm": 1.0}
@@ -94,6 +108,13 @@ OPTIMIZERS: dict[str, tuple[dict[str, Any], AdamW]] = {
     "weight decay": ({"l2": 0.1}, AdamW(LR, betas=(0.9, 0.95), weight_decay=0.1, not_decayed=NOT_DECAYED)),
 }
 """For each setting the arguments of Oat, and what they mean."""
+
+
+class GroupLearner(gem_oat.GemLearnerMixin, PPOLearner):
+    """The same for groups of episodes of one turn."""
+
+
+AnyLearner = Learner | GroupLearner
 
 
 class OatHarness(Harness):
@@ -151,6 +172,8 @@ class OatHarness(Harness):
         sequences: list[WeighedSequence] = []
         batch_logps, aggregate = learner.get_batch_logps, learner.masked_aggregator
         learned, drgrpo = of_all(sum(map(bool, batch["loss_masks"]))), args.critic_type == "drgrpo"
+        rows = zip(batch["action_logprobs"], batch["loss_masks"], strict=True)
+        in_all = of_all(sum(len(logprobs) for logprobs, learn in rows if learn))
 
         def recorded_logps(input_ids: torch.Tensor, att_mask: torch.Tensor, **options: Any) -> Any:
             seen[:] = zip(input_ids, att_mask.bool(), strict=True)
@@ -161,6 +184,7 @@ class OatHarness(Harness):
                 for (ids, attended), own, sampled in zip(seen, -losses.detach(), mask.bool(), strict=True):
                     tokens, length = int(sampled.sum()), int(attended.sum())
                     weight = 1 / (learned * (args.generate_max_length if drgrpo else tokens))
+                    weight = 1 / in_all if args.token_mean else weight
                     row = ids[:length].tolist(), [0, *sampled[: length - 1].tolist()]
                     if any(own[sampled]):
                         sequences.append(WeighedSequence(*row, [weight] * tokens, own[sampled].tolist()))
@@ -172,6 +196,7 @@ class OatHarness(Harness):
         gradient, before = updates[-1]
         assert len(updates) == args.num_ppo_epochs
         why = f"1 / ({'generate_max_length' if drgrpo else 'tokens of the row'} x rows that are learned from)"
+        why = "1 / tokens of the batch" if args.token_mean else why
         if args.num_ppo_epochs == 1:
             return ComputedGradient(gradient, before, sequences, why)
         objective = Objective(first, (args.cliprange,) * 2, reference=first, beta=args.beta)
@@ -188,21 +213,29 @@ class OatHarness(Harness):
 
     def _equipped(
         self, scenario: Scenario, policy: ScriptedPolicy, options: dict[str, Any]
-    ) -> tuple[Learner, dict[str, Any], Updates]:
+    ) -> tuple[AnyLearner, dict[str, Any], Updates]:
         """Return a learner with a model, the batch that it is to learn from, and the updates that it will make."""
         learner, batch = self._batch(scenario, policy, use_fused_lm_head=False, **options)
-        with patch.object(RLLearner, "_init"):  # which makes models
-            PPOLearner._init(learner, learner.args, [])
         return learner, batch, oat_update.equip(learner, len(batch["input_ids"]))
 
-    def _batch(self, scenario: Scenario, policy: ScriptedPolicy, **options: Any) -> tuple[Learner, dict[str, Any]]:
+    def _batch(self, scenario: Scenario, policy: Sampler, **options: Any) -> tuple[AnyLearner, dict[str, Any]]:
+        args, received = self._received(scenario, policy, **options)
+        learner = _learner(GroupLearner if options.get("in_groups") else Learner, args)
+        return learner, _collated(learner, received, self.tokenizer(scenario))
+
+    def _received(
+        self, scenario: Scenario, policy: Sampler, in_groups: bool = False, **options: Any
+    ) -> tuple[gem_oat.GemArgs, Any]:
+        """Run a scenario; return the arguments, and what the learner would receive from the actor."""
         tokenizer, model = self.tokenizer(scenario), str(self.model(scenario))
         share = len(scenario.rows) // world()
 
-        class Actor(gem_oat.GemActor):
+        class Actor(gem_oat.GemGroupActor if in_groups else gem_oat.GemActor):  # type: ignore[misc]
             make_env = staticmethod(scenario.make_env(tokenizer))
 
             def next_tasks(self) -> Iterator[Task]:
+                if in_groups:
+                    return iter(scenario.tasks)
                 return iter(scenario.rows[rank() * share : (rank() + 1) * share])  # each once
 
             def filled(self, rows: list[Any], episodes: Any) -> list[Any]:
@@ -220,7 +253,8 @@ class OatHarness(Harness):
                     **{"critic_type": "drgrpo", "train_batch_size_per_device": 1, "beta": 0.0, **options},
                     pretrain=model,
                     tasks=str(tasks),
-                    rollout_batch_size_per_device=10**6,
+                    rollout_batch_size_per_device=len(scenario.rows) if in_groups else 10**6,
+                    num_samples=scenario.copies if in_groups else 1,
                     generate_max_length=scenario.max_new_tokens,
                     max_model_len=scenario.max_context,
                     max_turns=scenario.max_turns,
@@ -236,24 +270,37 @@ class OatHarness(Harness):
             actor = Actor(None, {"model": model}, args)
             actor.init(0, folder)
             actor.ipc_client, actor.llm = store, ScriptedLLM(policy)
-            received = store.deserialize_ipc(actor.step())
-        learner = Learner.__new__(Learner)  # the rest of it makes models
-        learner.args, learner.critic, learner.ref_model, learner.model = args, None, None, None
-        learner.optimizer, learner.scheduler = None, None
-        learner.pi_buffer, learner.query_step, learner.actor_info = [], 0, {}
-        learner.strategy = SimpleNamespace(
-            args=SimpleNamespace(dry_run=False),
-            world_size=1,
-            get_rank=lambda: 0,
-            grad_acc_step=1,
-            is_rank_0=lambda: False,
-            backward=lambda *_: None,
-            get_gradient_norm=lambda *_: 0.0,
-            optimizer_step=lambda *_: None,
-        )
-        learner.process_feedback_data(received)
-        data = MultiTurnTransitionDataset(learner.pi_buffer, tokenizer, learner.strategy)
-        return learner, data.collate_fn([data[i] for i in range(len(data))])
+            return args, store.deserialize_ipc(actor.step())
+
+
+def _learner(learner_class: type[AnyLearner], args: gem_oat.GemArgs) -> Any:
+    """Return one of Oat's learners without a model; what makes models is left out."""
+    learner = learner_class.__new__(learner_class)
+    learner.args, learner.critic, learner.ref_model, learner.model = args, None, None, None
+    learner.optimizer, learner.scheduler = None, None
+    learner.pi_buffer, learner.query_step, learner.actor_info = [], 0, {}
+    learner.ipc_server = SimpleNamespace(get_shm_path=lambda: "here")
+    learner.strategy = SimpleNamespace(
+        args=SimpleNamespace(dry_run=False),
+        world_size=1,
+        get_rank=lambda: 0,
+        grad_acc_step=1,
+        is_rank_0=lambda: False,
+        backward=lambda *_: None,
+        get_gradient_norm=lambda *_: 0.0,
+        optimizer_step=lambda *_: None,
+    )
+    with patch.object(RLLearner, "_init"):  # which makes models
+        super(gem_oat.GemLearnerMixin, learner)._init(args, [])
+    return learner
+
+
+def _collated(learner: Any, received: Any, tokenizer: Any) -> dict[str, Any]:
+    """Return the batch that a learner makes of what it has received."""
+    learner.pi_buffer = []
+    learner.process_feedback_data(received)
+    data = learner.dataset_builder(learner.pi_buffer, tokenizer, learner.strategy)
+    return data.collate_fn([data[i] for i in range(len(data))])
 
 
 if __name__ == "__main__":

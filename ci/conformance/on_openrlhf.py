@@ -14,11 +14,11 @@ import logging
 import runpy
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 from unittest.mock import patch
 
 import numpy as np
@@ -40,7 +40,7 @@ from openrlhf_ray import OtherRank, Remote
 from two_processes import by_two, of_all, rank, world
 
 import gem_openrlhf
-from gem.rollout import Episode
+from gem.rollout import Episode, Response
 from gem.rollout.rows import openrlhf_row
 from gem.testing.advantages import of_groups
 from gem.testing.conformance import ComputedAdvantages, Difference, Harness, main
@@ -55,12 +55,19 @@ import train_openrlhf
 logging.disable(logging.INFO)  # OpenRLHF prints one sample per step
 
 
+class Sampler(Protocol):
+    """What answers in the place of an engine."""
+
+    def respond(self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int] = ()) -> Response:
+        """See :class:`ScriptedPolicy`."""
+
+
 class ScriptedVLLM:
     """Answers as vLLM's asynchronous engine does."""
 
     output_processor = SimpleNamespace(get_num_unfinished_requests=lambda: 0)
 
-    def __init__(self, policy: ScriptedPolicy) -> None:
+    def __init__(self, policy: Sampler) -> None:
         self.policy = policy
 
     async def generate(self, prompt: dict[str, list[int]], params: Any, request_id: str) -> AsyncIterator[Any]:
@@ -173,15 +180,7 @@ class OpenRLHFHarness(Harness):
         learner, other, updates, batches = self._learned(scenario, policy, LOSSES[loss])
         args, epochs = learner.strategy.args, len(updates)
         gradient, model = updates[-1]
-        rows = [
-            (
-                batch.sequences[i, :length].tolist(),
-                batch.action_mask[i, : length - 1],
-                batch.advantages[i, : length - 1],
-            )
-            for batch in batches[: len(batches) // epochs]
-            for i, length in enumerate(batch.attention_mask.sum(1).tolist())
-        ]
+        rows = rows_of(batches[: len(batches) // epochs])
         in_all, count = of_all(sum(int(mask.sum()) for _, mask, _ in rows)), of_all(len(rows))
         by_token = learner.trainer.actor_loss_fn.token_level_loss
         sequences = []
@@ -211,25 +210,17 @@ class OpenRLHFHarness(Harness):
     ) -> tuple[Any, Any, Updates, list[Experience]]:
         """Take a training step; return actor, reference policy's actor, updates and the micro-batches learned from."""
         no_correction = ("--algo.advantage.is_correction_level", "off")  # else tokens are left out by the engine's word
-        args = _arguments(scenario, "grpo", str(self.model(scenario)), (*no_correction, *options))
+        args = arguments(scenario, "grpo", str(self.model(scenario)), (*no_correction, *options))
         strategy = openrlhf_update.start(args)
-        learner, updates = openrlhf_update.policy(strategy)
+        learner, updates, batches = openrlhf_update.policy(strategy)
         other = openrlhf_update.reference(strategy) if args.algo.kl.use_loss else None
-        batches: list[Experience] = []
-        step = learner.trainer.training_step
-
-        def recorded(experience: Experience, *rest: Any) -> Any:
-            batches.append(experience)
-            return step(experience, *rest)
-
-        learner.trainer.training_step = recorded
-        _train_step(scenario, policy, strategy, self.tokenizer(scenario), learner, other)
+        next(training_steps(scenario, policy, strategy, self.tokenizer(scenario), learner, other))
         assert len(updates) == args.train.max_epochs
         return learner, other, updates, batches
 
     def _step(self, scenario: Scenario, policy: ScriptedPolicy, algorithm: str) -> list[tuple[list[Any], ...]]:
         """Take a training step; return ids, mask, log-probabilities, returns and advantages of what is learned from."""
-        args = _arguments(scenario, algorithm, str(self.model(scenario)))
+        args = arguments(scenario, algorithm, str(self.model(scenario)))
         tokenizer = self.tokenizer(scenario)
         found = []
         for batch in _learned_batches(scenario, policy, args, tokenizer):
@@ -303,14 +294,18 @@ def _learned_batches(scenario: Scenario, policy: ScriptedPolicy, args: Any, toke
         accumulated_gradient=1,
     )
     actor = _without_init(ppo_actor.PolicyModelActor, strategy=strategy, actor=Model(), trainer=ActorTrainer(strategy))
-    _train_step(scenario, policy, strategy, tokenizer, actor)
+    next(training_steps(scenario, policy, strategy, tokenizer, actor))
     return actor.trainer.batches
 
 
-def _train_step(
-    scenario: Scenario, policy: ScriptedPolicy, strategy: Any, tokenizer: Any, learner: Any, reference: Any = None
-) -> None:
-    """Take a training step with OpenRLHF's actors: one that learns, and one for the reference policy."""
+def training_steps(
+    scenario: Scenario, policy: Sampler, strategy: Any, tokenizer: Any, learner: Any, reference: Any = None
+) -> Iterator[int]:
+    """Take training steps with OpenRLHF's actors: one that learns, and one for the reference policy.
+
+    Yields:
+        The number of each step, once it is done.
+    """
     args = strategy.args
     rollout = _without_init(
         vllm_engine.RolloutRayActor,
@@ -324,10 +319,22 @@ def _train_step(
     )
     loader = DataLoader(rows, collate_fn=rows.collate_fn)
     generator = samples_generator.SamplesGenerator(strategy, loader, None, tokenizer, [Remote(rollout)])
-    samples, *_ = generator.generate_samples(max_len=args.data.max_len, max_new_tokens=args.rollout.max_new_tokens)
     group, reference_group = groups
     trainer = ppo_trainer.BasePPOTrainer(strategy, group, None, None, reference_group, None, tokenizer)
-    trainer.train_step(samples, 1)
+    limits = {"max_len": args.data.max_len, "max_new_tokens": args.rollout.max_new_tokens}
+    for step in range(1, len(rows) // args.rollout.batch_size + 1):
+        samples, *_ = generator.generate_samples(**limits)
+        trainer.train_step(samples, step)
+        yield step
+
+
+def rows_of(batches: Sequence[Experience]) -> list[tuple[list[int], torch.Tensor, torch.Tensor]]:
+    """Return ids, mask and advantages of every row; the latter two are of ``ids[1:]``."""
+    return [
+        (batch.sequences[i, :length].tolist(), batch.action_mask[i, : length - 1], batch.advantages[i, : length - 1])
+        for batch in batches
+        for i, length in enumerate(batch.attention_mask.sum(1).tolist())
+    ]
 
 
 def _group(actor: Any) -> Any:
@@ -352,7 +359,7 @@ class _ParsedError(Exception):
     """Has the arguments."""
 
 
-def _arguments(scenario: Scenario, algorithm: str, model: str, options: Sequence[str] = ()) -> Any:
+def arguments(scenario: Scenario, algorithm: str, model: str, options: Sequence[str] = ()) -> Any:
     """Return what OpenRLHF's command makes of the example's flags, with the limits of a scenario.
 
     Its parser is in its main block, so that is run up to where the arguments are used.

@@ -161,19 +161,8 @@ class RL2Harness(Harness):
         config, tensor_dict, cu_seqs = self._batch(scenario, policy, adv)
         leads = rank() == 0  # it has the batch, and shares it with the others
         longest = int(tensor_dict["eos_mask"].argmax(-1).max()) + 1 if leads else 0
-        config.actor.merge_with(
-            {
-                "model_name": str(self.model(scenario)),
-                "max_length_per_device": 2 * longest if split else 10**6,
-                "use_liger_kernel": False,
-                "gradient_checkpointing": False,
-                "offload_model": True,  # so that every rank loads the weights
-                "offload_optimizer": False,
-                "tis_coef": 0.0,  # else the loss is also weighed by the ratio of the probabilities
-                **options,
-            }
-        )
-        actor = rl2_update.Actor(config.actor)
+        room = {"max_length_per_device": 2 * longest} if split else {}
+        actor = rl2_update.actor(config.actor, str(self.model(scenario)), {**room, **options})
         parts = config.actor.update_per_rollout
         if parts > 1:  # as PPOTrainer.train does
             tensor_dict = actor.compute_logps(tensor_dict, 1)

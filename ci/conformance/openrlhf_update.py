@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from deepspeed_updates import Updates
+from openrlhf.trainer.ppo_utils.experience import Experience
 from openrlhf.trainer.ray import launcher, ppo_actor
 from openrlhf.utils import get_strategy, utils
 from two_processes import join_alone
@@ -27,12 +28,20 @@ def start(args: Any) -> Any:
     return get_strategy(args)
 
 
-def policy(strategy: Any) -> tuple[Any, Updates]:
-    """Return the actor with its model, and the updates that it will make."""
+def policy(strategy: Any) -> tuple[Any, Updates, list[Experience]]:
+    """Return the actor with its model, the updates that it will make, and the micro-batches that it will learn from."""
     made = _without_init(ppo_actor.PolicyModelActor)
     path = strategy.args.actor.model_name_or_path
     made.init_model_from_pretrained(strategy, path, max_steps=100)
-    return made, Updates(made.actor.model, path)
+    batches: list[Experience] = []
+    step = made.trainer.training_step
+
+    def recorded(experience: Experience, *rest: Any) -> Any:
+        batches.append(experience)
+        return step(experience, *rest)
+
+    made.trainer.training_step = recorded
+    return made, Updates(made.actor.model, path), batches
 
 
 def reference(strategy: Any) -> Any:

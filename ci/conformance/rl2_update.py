@@ -7,13 +7,28 @@ from unittest.mock import Mock, patch
 
 import torch
 from RL2.utils import data_parallelism
-from RL2.workers import actor
+from RL2.workers.actor import Actor as RL2Actor
 from torch.distributed import fsdp
 from transformers import AutoModelForCausalLM
 from two_processes import join_alone
 
 
-class Actor(actor.Actor):
+def actor(config: Any, model: str, options: dict[str, Any]) -> Actor:
+    """Return RL2's actor for a model in a folder, with keys of its configuration."""
+    always = {
+        "model_name": model,
+        "max_length_per_device": 10**6,
+        "use_liger_kernel": False,
+        "gradient_checkpointing": False,
+        "offload_model": True,  # so that every rank loads the weights
+        "offload_optimizer": False,
+        "tis_coef": 0.0,  # else the loss is also weighed by the ratio of the probabilities
+    }
+    config.merge_with({**always, **options})
+    return Actor(config)
+
+
+class Actor(RL2Actor):
     """RL2's actor, of which every update is kept.
 
     Args:
@@ -40,18 +55,18 @@ class Actor(actor.Actor):
 
     def optimizer_step(self) -> float:
         before = AutoModelForCausalLM.from_pretrained(self.config.model_name, dtype=torch.float32)
-        before.load_state_dict({**before.state_dict(), **self._whole()})
+        before.load_state_dict({**before.state_dict(), **self.whole()})
         shards = [(each, each.data.clone()) for each in self.model.parameters()]
         for each, _ in shards:
             each.data.copy_(each.grad)  # FSDP puts together parameters only
-        self.updates.append((self._whole(), before))
+        self.updates.append((self.whole(), before))
         for each, values in shards:
             each.data.copy_(values)
         self.minibatches.append(self._since)
         self._since = 0
         return super().optimizer_step()
 
-    def _whole(self) -> dict[str, torch.Tensor]:
+    def whole(self) -> dict[str, torch.Tensor]:
         """Return the parameters of all ranks, by the names that they had before FSDP."""
         with fsdp.FullyShardedDataParallel.summon_full_params(self.model):
             named = self.model.named_parameters()

@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "conformance"))
 
 import on_trl
 import torch
-from run import COPIES, GROUPS, LR, Row, Run, main
+from same_run import COPIES, GROUPS, LR, Row, Run, main
 
 from gem.testing.coupled_sampling import CoupledSampler
 

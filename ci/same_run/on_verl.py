@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "conformance"))
 
 import on_verl
 from on_verl import ACTOR
-from run import COPIES, GROUPS, LR, Row, Run, main
+from same_run import COPIES, GROUPS, LR, Row, Run, main
 from verl.trainer.ppo.utils import create_rl_dataset
 from verl.utils.dataset.rl_dataset import collate_fn
 

@@ -39,8 +39,9 @@ class CoupledSampler:
         self._lock = Lock()
 
     def take(self, weights: dict[str, Any]) -> None:
-        """Sample with these weights from now on."""
-        self.model.load_state_dict(weights)
+        """Sample with these weights from now on; all parameters by their names."""
+        for name, parameter in self.model.named_parameters():  # each once, however it is tied
+            parameter.data.copy_(weights[name])
 
     def respond(self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int] = ()) -> Response:
         """Sample a continuation; any thread may call.
@@ -69,7 +70,7 @@ class CoupledSampler:
                 logprobs.append(float(chances[first]))
                 margins.append(float(scores[first] - scores[second]))
                 given, past = [ids[-1]], output.past_key_values
-            self.margins[*prompt, *ids] = margins
+            self.margins[(*prompt, *ids)] = margins
         return Response(ids, logprobs, "stop" if ids[-1] in ends else "length")
 
     def _noise(self, prompt: tuple[int, ...]) -> np.random.Generator:

@@ -1,7 +1,8 @@
 """The same training run: what is the same in all trainers, and what is written of each step.
 
-A run is a trainer's own code from the rollout to the optimiser in one process, on the same tasks, from the same weights,
-with the same objective (``SETTINGS`` in each file of this folder) and coupled sampling in the place of its engine.
+A run is a trainer's own code from the rollout to the optimiser in one process, on the same tasks, from the same
+weights, with the same objective (``SETTINGS`` in each file of this folder), and with coupled sampling in the place of
+its engine.
 """
 
 from __future__ import annotations
