@@ -27,19 +27,28 @@ GROUPS, COPIES = 4, 4
 TOKENS, CONTEXT = 16, 512
 
 
+RETURNS: list[float] = []
+"""Of the episodes that have ended since the last update; all environments are stepped in this process."""
+
+
 class Numbered(EnvWrapper):
     """Begins the first observation with the task's number, so that no two tasks begin with the same prompt."""
 
     def __init__(self, env: Env, number: int) -> None:
         super().__init__(env)
         self._number = number
+        self._return = 0.0
 
     def reset(self, seed: int | None = None) -> tuple[str, Info]:
         observation, info = self.env.reset(seed)
         return f"Game {self._number}. {observation}", info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, Info]:
-        return self.env.step(action)
+        result = self.env.step(action)
+        self._return += result[1]
+        if result[2] or result[3]:
+            RETURNS.append(self._return)
+        return result
 
 
 def numbered(task: Task) -> Env:
@@ -119,7 +128,8 @@ class Run:
             row["margins"] = _margins(row, sampler)
         before = {name: each.detach() for name, each in model.named_parameters()}
         with open(self.folder / f"{self.done}.json", "w") as file:
-            json.dump(found, file)
+            json.dump({"rows": found, "returns": sorted(RETURNS)}, file)
+        RETURNS.clear()
         np.savez(self.folder / f"{self.done}.npz", gradient=_flat(gradient), weights=_flat(before))
         self.done += 1
         print(f"step {self.done} of {self.steps}", flush=True)

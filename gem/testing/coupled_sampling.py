@@ -70,7 +70,7 @@ class CoupledSampler:
                 logprobs.append(float(chances[first]))
                 margins.append(float(scores[first] - scores[second]))
                 given, past = [ids[-1]], output.past_key_values
-            self.margins[(*prompt, *ids)] = margins
+            self.margins[prompt + tuple(ids)] = margins
         return Response(ids, logprobs, "stop" if ids[-1] in ends else "length")
 
     def _noise(self, prompt: tuple[int, ...]) -> np.random.Generator:
