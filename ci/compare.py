@@ -2,6 +2,7 @@
 
     python ci/compare.py --conformance-only           # the matrix: what each trainer makes of the same episodes
     python ci/compare.py --steps 20           # and the trainings, from the same checkpoint on the same tasks
+    python ci/compare.py --same-run --steps 40 --seeds 0 1  # one run, configured alike in all: where do they part?
 
 Makes the virtual environments that are missing (.venvs/<trainer>). Trainings that are there already, in the folder of
 the report, are not made again; a trainer that fails is a red row with its log. Needs nothing but Python itself.
@@ -59,6 +60,7 @@ def main() -> None:
     names = [trainer.key for trainer in TRAINERS]
     parser.add_argument("--trainers", nargs="+", choices=names, default=names)
     parser.add_argument("--conformance-only", action="store_true", help="no training")
+    parser.add_argument("--same-run", action="store_true", help="nothing but the same run in all trainers")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--env", default="game:GuessTheNumber-v1-easy")
@@ -71,6 +73,8 @@ def main() -> None:
     chosen = [trainer for trainer in TRAINERS if trainer.key in args.trainers]
     for trainer in chosen:
         subprocess.run([sys.executable, str(ROOT / "ci" / "venv.py"), trainer.key], check=True)
+    if args.same_run:
+        sys.exit(same_run(chosen, args.seeds, args.steps, args.out / "same-run"))
     conformance = {trainer.name: run_conformance(trainer, args.out) for trainer in chosen}
     print(matrix(conformance))
     if args.conformance_only:
@@ -163,6 +167,34 @@ def matrix(conformance: dict[str, dict[str, Any]]) -> str:
 
 def broken(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [cell for kind in KINDS for cell in report[kind] if cell["verdict"] == "broken"]
+
+
+# The same run
+
+
+def same_run(chosen: list[Trainer], seeds: list[int], steps: int, out: Path) -> int:
+    """Make the same run with each trainer, in one process each, and compare them; return the exit code."""
+    for seed in seeds:
+        for trainer in chosen:
+            folder = out / str(seed) / trainer.key
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            script = ROOT / "ci" / "same_run" / f"on_{trainer.key}.py"
+            words = ["--out", str(folder), "--steps", str(steps), "--seed", str(seed)]
+            print(f"{trainer.name}, seed {seed}: {steps} steps", flush=True)
+            with (
+                open(folder / "run.log", "w") as file,
+                ProcessTree([trainer.python, str(script), *words], quiet(), file, file) as tree,
+            ):
+                code = tree.wait()
+            if code:
+                print(f"{trainer.name} failed: {folder / 'run.log'}\n{tail(folder / 'run.log')}")
+                return 1
+    names = [trainer.key for trainer in chosen]
+    with_plots = next((t for t in chosen if t.key == "trl"), chosen[0])
+    command = [with_plots.python, str(ROOT / "ci" / "same_run" / "part.py"), str(out), "--steps", str(steps)]
+    command += ["--trainers", *names, "--seeds", *map(str, seeds)]
+    return subprocess.run(command, check=False).returncode
 
 
 # The trainings

@@ -22,6 +22,9 @@ from gem.tasks import Task
 from gem.testing.coupled_sampling import CoupledSampler
 from gem.testing.scenarios import Scenario
 
+ENVS = ["game:TowerofHanoi-v0-easy", "game:GuessTheNumber-v0-easy", "game:Hangman-v0-easy"]
+"""With one turn each, whose rewards tell good from better, and whose answers differ in length."""
+
 LR = 1e-3
 GROUPS, COPIES = 4, 4
 TOKENS, CONTEXT = 16, 512
@@ -85,17 +88,16 @@ class Run:
 
     Args:
         folder: where each step is written to.
-        model: of the weights that it begins with.
         seed: of tasks and noise.
         steps: updates.
-        env: of the tasks.
-        env_kwargs: its arguments.
+        envs: of the tasks, in turn.
+        env_kwargs: arguments of each.
     """
 
     folder: Path
     seed: int
     steps: int
-    env: str
+    envs: list[str]
     env_kwargs: dict[str, Any]
     done: int = field(default=0, init=False)
 
@@ -103,7 +105,8 @@ class Run:
     def scenario(self) -> SameRun:
         """All tasks, with the limits."""
         first = 1_000_000 * self.seed
-        tasks = tuple(Task(self.env, first + i, self.env_kwargs) for i in range(self.steps * GROUPS))
+        count = self.steps * GROUPS
+        tasks = tuple(Task(self.envs[i % len(self.envs)], first + i, self.env_kwargs) for i in range(count))
         return SameRun("same run", tasks, lambda episode, turn: [], COPIES, TOKENS, CONTEXT)
 
     def step(self, number: int) -> SameRun:
@@ -155,7 +158,7 @@ def main(play: Callable[[Run], None]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the steps")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--env", default="game:GuessTheNumber-v0-easy")
+    parser.add_argument("--env", nargs="+", default=ENVS)
     parser.add_argument("--env-kwargs", type=json.loads, default={"max_turns": 1})
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
