@@ -179,7 +179,7 @@ def same_run(chosen: list[Trainer], seeds: list[int], steps: int, out: Path) -> 
             folder = out / str(seed) / trainer.key
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            script = ROOT / "ci" / "same_run" / f"on_{trainer.key}.py"
+            script = ROOT / "ci" / "same_run" / f"run_{trainer.key}.py"
             words = ["--out", str(folder), "--steps", str(steps), "--seed", str(seed)]
             print(f"{trainer.name}, seed {seed}: {steps} steps", flush=True)
             with (

@@ -74,7 +74,7 @@ class RecordedPerTurn(Recorded, GemGRPOTrainer):
     """The same, with ReBN."""
 
 
-MOVED: dict[str, Any] = {"num_iterations": 2, "learning_rate": 1e-2, "lr_scheduler_type": "constant"}
+MOVED: dict[str, Any] = {"num_iterations": 2, "learning_rate": 1e-3, "lr_scheduler_type": "constant"}
 LOSSES: dict[str, dict[str, Any]] = {
     **{f"loss_type={name}": {"loss_type": name} for name in ("grpo", "bnpo", "dr_grpo", "dapo")},
     **{

@@ -27,11 +27,17 @@ STEPS = 10
 WEIGHTS = 1e-4
 """By how much the parameters may differ after them, relatively."""
 
-ADVANTAGE, VECTOR = 1e-5, 1e-2
+ADVANTAGE, VECTOR = 1e-5, 2e-3
 """From which difference on an advantage (absolutely), a gradient or an update (relatively) is not the same."""
 
 SENSITIVITY = 1e4
 """By how much more than the parameters before it a gradient or an update may differ: then it follows from them."""
+
+
+SMOOTH = 6
+"""Steps whose returns are averaged for the plot."""
+
+NAMES = {"trl": "TRL", "verl": "verl", "openrlhf": "OpenRLHF", "oat": "Oat", "rl2": "RL2"}
 
 
 @dataclass
@@ -148,17 +154,18 @@ def plot(folder: Path, trainers: list[str], seeds: list[int], partings: dict[Any
     for i, trainer in enumerate(trainers):
         for seed in seeds:
             runs = [Step.read(folder / str(seed) / trainer, number).returns for number in range(steps)]
+            means = [np.mean(np.concatenate(runs[max(0, end - SMOOTH) : end])) for end in range(1, steps + 1)]
             style = {"color": f"C{i}", "linewidth": 9 - 2 * i, "alpha": 0.6}
-            label = trainer if seed == seeds[0] else None
-            above.plot(range(1, steps + 1), [np.mean(each) for each in runs], label=label, **style)
+            above.plot(range(1, steps + 1), means, label=NAMES[trainer] if seed == seeds[0] else None, **style)
             if (trainer, seed) in partings:
                 own = {"color": f"C{i}", "linewidth": 1.5, "linestyle": "-" if seed == seeds[0] else "--"}
                 distances = np.maximum(partings[trainer, seed].distances, 1e-10)
-                below.plot(range(1, steps + 1), distances, label=f"{trainer}, seed {seed}", **own)
-    above.set_ylabel("mean return of the step")
-    above.legend(ncols=len(trainers), fontsize="small", loc="upper left")
+                below.plot(range(1, steps + 1), distances, label=f"{NAMES[trainer]}, seed {seed}", **own)
+    above.set_title(f"the same training run, in each trainer's own code; {len(seeds)} seeds", fontsize="medium")
+    above.set_ylabel(f"mean return, last {SMOOTH} steps")
+    above.legend(ncols=len(trainers), fontsize="small", loc="lower right")
     below.set_yscale("log")
-    below.set_ylabel(f"parameters: distance from {trainers[0]}")
+    below.set_ylabel(f"parameters: distance from {NAMES[trainers[0]]}'s")
     below.set_xlabel("step")
     below.axhline(WEIGHTS, color="gray", linewidth=0.8)
     below.legend(ncols=2, fontsize="x-small")

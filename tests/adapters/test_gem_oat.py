@@ -524,6 +524,11 @@ def test_groups_begin_from_one_seed_and_stand_together(make_actor, own_tokenizer
     assert [Task.from_json(row.prompt).seed for row in actor.step()] == [3] * 4 + [4] * 4 + [5] * 4
 
 
+def test_a_mean_over_tokens_needs_a_sum_over_them():
+    with pytest.raises(ValueError, match="token_mean needs critic_type='drgrpo', got 'grpo'"):
+        GemArgs(tasks="env=game:Mastermind-v0,seeds=0:1", critic_type="grpo", token_mean=True)
+
+
 def test_groups_that_are_not_whole_or_of_one_are_refused(make_actor):
     with pytest.raises(ValueError, match="is not a multiple of num_samples=5"):
         make_actor(gem_oat.GemGroupActor, num_samples=5)
