@@ -526,7 +526,7 @@ def test_groups_begin_from_one_seed_and_stand_together(make_actor, own_tokenizer
 
 def test_a_mean_over_tokens_needs_a_sum_over_them():
     with pytest.raises(ValueError, match="token_mean needs critic_type='drgrpo', got 'grpo'"):
-        GemArgs(tasks="env=game:Mastermind-v0,seeds=0:1", critic_type="grpo", token_mean=True)
+        gem_oat.GemArgs(tasks="env=game:Mastermind-v0,seeds=0:1", critic_type="grpo", token_mean=True)
 
 
 def test_groups_that_are_not_whole_or_of_one_are_refused(make_actor):
