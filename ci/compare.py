@@ -192,7 +192,7 @@ def same_run(chosen: list[Trainer], seeds: list[int], steps: int, out: Path) -> 
                 return 1
     names = [trainer.key for trainer in chosen]
     with_plots = next((t for t in chosen if t.key == "trl"), chosen[0])
-    command = [with_plots.python, str(ROOT / "ci" / "same_run" / "part.py"), str(out), "--steps", str(steps)]
+    command = [with_plots.python, str(ROOT / "ci" / "same_run" / "compare_runs.py"), str(out), "--steps", str(steps)]
     command += ["--trainers", *names, "--seeds", *map(str, seeds)]
     return subprocess.run(command, check=False).returncode
 

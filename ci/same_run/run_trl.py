@@ -1,16 +1,23 @@
-"""The same run in TRL's own ``GRPOTrainer.train``: rollouts, advantages, loss and optimiser; coupled sampling."""
+"""The same run in TRL's own ``GRPOTrainer.train``: generation, advantages, loss and optimiser.
+
+Its generation is transformers', in batches; a logits processor has it sample as coupled sampling does.
+"""
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "conformance"))
 
+import numpy as np
 import on_trl
 import torch
 from same_run import COPIES, GROUPS, LR, Row, Run, main
+from transformers import LogitsProcessor, LogitsProcessorList
+from trl import GRPOTrainer
 
 from gem.testing.coupled_sampling import CoupledSampler
 
@@ -29,8 +36,32 @@ SETTINGS = {
 """What makes TRL's objective that of the others."""
 
 
+class Coupled(LogitsProcessor):
+    """Has transformers take the token that coupled sampling would, in a batch of prompts padded on the left.
+
+    Args:
+        sampler: which one.
+        prompts: of the batch.
+    """
+
+    def __init__(self, sampler: CoupledSampler, prompts: list[list[int]]) -> None:
+        self._sampler, self._prompts = sampler, prompts
+        self._noise = [sampler.noise.of(prompt) for prompt in prompts]
+        self._margins: list[list[float]] = [[] for _ in prompts]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        chances = torch.log_softmax(scores.double(), -1).numpy()
+        noisy = chances + np.stack([noise.gumbel(size=chances.shape[1]) for noise in self._noise])
+        second, first = np.argsort(noisy)[:, -2:].T
+        for i, (prompt, margins) in enumerate(zip(self._prompts, self._margins, strict=True)):
+            margins.append(float(noisy[i, first[i]] - noisy[i, second[i]]))
+            sampled = input_ids[i, len(input_ids[i]) - len(margins) + 1 :].tolist()
+            self._sampler.margins[(*prompt, *sampled, int(first[i]))] = list(margins)
+        return torch.full_like(scores, -torch.inf).scatter(1, torch.tensor(first)[:, None], 0.0)
+
+
 class Recorded(on_trl.Recorded):
-    """TRL's trainer, whose updates are written."""
+    """TRL's trainer, with its own generation, whose updates are written."""
 
     run: Run
     policy: CoupledSampler
@@ -38,8 +69,12 @@ class Recorded(on_trl.Recorded):
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], images: Any, multimodal_fields: Any, num_generations: int
     ) -> Any:
-        self.policy.take(self.model.state_dict())
-        return super()._generate_single_turn(prompt_ids, images, multimodal_fields, num_generations)
+        processor = LogitsProcessorList([Coupled(self.policy, prompt_ids)])
+        self.model.generate = functools.partial(type(self.model).generate, self.model, logits_processor=processor)
+        try:
+            return GRPOTrainer._generate_single_turn(self, prompt_ids, images, multimodal_fields, num_generations)
+        finally:
+            del self.model.generate
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)

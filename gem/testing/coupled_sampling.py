@@ -9,6 +9,7 @@ different first prompts, two trainers with equal weights sample the same episode
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Sequence
 from threading import Lock
@@ -17,6 +18,33 @@ from typing import Any
 import numpy as np
 
 from gem.rollout.engine import Response
+
+SEED = "GEM_COUPLED_SAMPLING"
+"""Names an environment variable: the seed with which the CPU engines of ``ci/cpu/shared`` sample like this."""
+
+
+class CoupledNoise:
+    """The noise that decides tokens.
+
+    Args:
+        seed: of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._asked: Counter[tuple[int, ...]] = Counter()
+
+    @classmethod
+    def from_environment(cls) -> CoupledNoise | None:
+        """Return that of the seed in the environment; None if there is none."""
+        return cls(int(os.environ[SEED])) if SEED in os.environ else None
+
+    def of(self, prompt: Sequence[int]) -> np.random.Generator:
+        """Return what draws the noise of an answer to a prompt, one ``gumbel(size=vocabulary)`` for each token."""
+        asked = tuple(prompt)
+        key = hashlib.blake2b(repr((self.seed, asked, self._asked[asked])).encode(), digest_size=16).digest()
+        self._asked[asked] += 1
+        return np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype=np.uint64)))
 
 
 class CoupledSampler:
@@ -33,9 +61,8 @@ class CoupledSampler:
     """
 
     def __init__(self, model: Any, end_ids: Sequence[int], seed: int = 0) -> None:
-        self.model, self.end_ids, self.seed = model.eval(), frozenset(end_ids), seed
+        self.model, self.end_ids, self.noise = model.eval(), frozenset(end_ids), CoupledNoise(seed)
         self.margins: dict[tuple[int, ...], list[float]] = {}
-        self._asked: Counter[tuple[int, ...]] = Counter()
         self._lock = Lock()
 
     def take(self, weights: dict[str, Any]) -> None:
@@ -56,7 +83,7 @@ class CoupledSampler:
         prompt = tuple(prompt_ids.tolist() if hasattr(prompt_ids, "tolist") else prompt_ids)
         ends = self.end_ids.union(stop_ids)
         with self._lock, torch.no_grad():
-            noise = self._noise(prompt)
+            noise = self.noise.of(prompt)
             ids: list[int] = []
             logprobs: list[float] = []
             margins: list[float] = []
@@ -72,8 +99,3 @@ class CoupledSampler:
                 given, past = [ids[-1]], output.past_key_values
             self.margins[prompt + tuple(ids)] = margins
         return Response(ids, logprobs, "stop" if ids[-1] in ends else "length")
-
-    def _noise(self, prompt: tuple[int, ...]) -> np.random.Generator:
-        key = hashlib.blake2b(repr((self.seed, prompt, self._asked[prompt])).encode(), digest_size=16).digest()
-        self._asked[prompt] += 1
-        return np.random.Generator(np.random.Philox(key=np.frombuffer(key, dtype=np.uint64)))

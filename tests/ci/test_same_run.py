@@ -10,9 +10,11 @@ import pytest
 np = pytest.importorskip("numpy")
 pytest.importorskip("matplotlib")
 
-spec = importlib.util.spec_from_file_location("part", Path(__file__).parents[2] / "ci" / "same_run" / "part.py")
-part = sys.modules["part"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(part)
+spec = importlib.util.spec_from_file_location(
+    "compare_runs", Path(__file__).parents[2] / "ci" / "same_run" / "compare_runs.py"
+)
+compare_runs = sys.modules["compare_runs"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(compare_runs)
 
 STEPS = 4
 
@@ -34,13 +36,13 @@ def write(folder, change=lambda number, step: step):
 
 
 def why(tmp_path, change):
-    return part.compare(write(tmp_path / "one"), write(tmp_path / "other", change), STEPS)
+    return compare_runs.compare(write(tmp_path / "one"), write(tmp_path / "other", change), STEPS)
 
 
 def test_equal_runs(tmp_path):
-    parting = why(tmp_path, lambda number, step: step)
-    assert (parting.equal, parting.shares, parting.distances) == (STEPS, [1.0] * STEPS, [0.0] * STEPS)
-    assert parting.why == "all 4 steps are equal; the parameters differ by 0e+00 before the last"
+    found = why(tmp_path, lambda number, step: step)
+    assert (found.equal, found.shares, found.distances) == (STEPS, [1.0] * STEPS, [0.0] * STEPS)
+    assert found.why == "all 4 steps are equal; the parameters differ by 0e+00 before the last"
 
 
 def test_a_token(tmp_path):
@@ -49,9 +51,9 @@ def test_a_token(tmp_path):
             step["rows"][1] = {**step["rows"][1], "ids": [*step["rows"][1]["ids"][:3], 10, 1, 1]}
         return step
 
-    parting = why(tmp_path, change)
-    assert (parting.equal, parting.shares) == (2, [1.0, 1.0, 0.75, 0.75])
-    assert "step 3: token 2 of an episode differs, which had won by 2" in parting.why
+    found = why(tmp_path, change)
+    assert (found.equal, found.shares) == (2, [1.0, 1.0, 0.75, 0.75])
+    assert "step 3: token 2 of an episode differs, which had won by 2" in found.why
 
 
 def test_an_episode_once_more_in_place_of_another(tmp_path):
@@ -85,8 +87,8 @@ def test_a_gradient(tmp_path):
 
 
 def test_an_update(tmp_path):
-    parting = why(tmp_path, lambda number, step: {**step, "weights": step["weights"] * 0.999**number})
-    assert "step 1: the gradients are equal, the update differs by 0.09" in parting.why
+    found = why(tmp_path, lambda number, step: {**step, "weights": step["weights"] * 0.999**number})
+    assert "step 1: the gradients are equal, the update differs by 0.09" in found.why
 
 
 def test_what_follows_from_other_parameters_is_no_reason(tmp_path):

@@ -1,14 +1,20 @@
 """Equal weights sample equal tokens, whatever the order, and as the model would sample them."""
 
 import copy
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "ci" / "cpu" / "shared"))
+
+import hf_sampling
+
 from gem.models.build import Recipe, new_model
-from gem.testing.coupled_sampling import CoupledSampler
+from gem.testing.coupled_sampling import CoupledNoise, CoupledSampler
 
 PROMPTS = [[5, 6, 7], [8, 9], [5, 6, 7], [5, 6, 7], [8, 9]]
 
@@ -49,6 +55,28 @@ def test_answers_end_at_a_stop_token_or_the_limit(model):
     assert len(answer.logprobs) == 1
     longer = CoupledSampler(copy.deepcopy(model), []).respond([5, 6, 7], 5)
     assert (len(longer.token_ids), longer.finish_reason) == (5, "length")
+
+
+def test_the_cpu_engines_sample_the_same_in_any_batch(model, monkeypatch):
+    monkeypatch.setattr(hf_sampling, "end_ids", lambda model: {0})
+    expected = sampled(model, PROMPTS)
+    for size in (1, 2, 5):
+        monkeypatch.setattr(hf_sampling, "COUPLED", CoupledNoise(0))
+        found = []
+        for start in range(0, len(PROMPTS), size):
+            batch = PROMPTS[start : start + size]
+            answers = hf_sampling.sample(model, batch, [6] * len(batch), [1.0] * len(batch))
+            found += [(tuple(prompt), tuple(ids)) for prompt, (ids, _) in zip(batch, answers, strict=True)]
+        assert sorted(found) == expected
+
+
+def test_the_seed_is_taken_from_the_environment(monkeypatch):
+    monkeypatch.setenv("GEM_COUPLED_SAMPLING", "5")
+    noise = CoupledNoise.from_environment()
+    assert noise is not None
+    assert noise.seed == 5
+    monkeypatch.delenv("GEM_COUPLED_SAMPLING")
+    assert CoupledNoise.from_environment() is None
 
 
 def test_new_weights_are_taken(model, tokenizer):

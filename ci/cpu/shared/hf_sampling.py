@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+
+from gem.testing.coupled_sampling import CoupledNoise
+
+COUPLED = CoupledNoise.from_environment()
+"""With the environment variable ``GEM_COUPLED_SAMPLING`` the noise by which equal weights sample equal tokens."""
 
 Answer = tuple[list[int], list[float]]
 """Sampled ids, the end token included, and their log-probabilities under what was sampled from."""
@@ -50,6 +56,7 @@ def sample(
     seen = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     temperature = torch.tensor(temperatures, dtype=torch.float32)[:, None]
     greedy = temperature[:, 0] == 0
+    noise = [COUPLED.of(prompt) for prompt in prompts] if COUPLED is not None else []
     answers: list[Answer] = [([], []) for _ in prompts]
     running = set(range(len(prompts)))
     past = None
@@ -59,7 +66,11 @@ def sample(
         past = output.past_key_values
         logits = output.logits[:, -1].float()
         logprobs = torch.log_softmax(logits / temperature.masked_fill(greedy[:, None], 1.0), dim=-1)
-        drawn = torch.multinomial(logprobs.exp(), 1, generator=generator)[:, 0]
+        if noise:
+            gumbel = np.stack([own.gumbel(size=logits.shape[1]) for own in noise])
+            drawn = (logprobs.double() + torch.from_numpy(gumbel)).argmax(dim=-1)
+        else:
+            drawn = torch.multinomial(logprobs.exp(), 1, generator=generator)[:, 0]
         sampled = torch.where(greedy, logits.argmax(dim=-1), drawn)
         chosen = logprobs.gather(1, sampled[:, None])[:, 0]
         for i in sorted(running):

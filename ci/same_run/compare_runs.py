@@ -1,6 +1,6 @@
 """Where do runs part, and why? Compares the runs of a folder with the first trainer's, and plots them.
 
-    python ci/same_run/part.py report/same-run --trainers trl verl --seeds 0 1
+    python ci/same_run/compare_runs.py report/same-run --trainers trl verl --seeds 0 1
 
 Exits with 1 if two runs differ in their first ten steps.
 """
@@ -56,7 +56,7 @@ class Step:
 
 
 @dataclass
-class Parting:
+class Comparison:
     """How far two runs are the same.
 
     Attributes:
@@ -78,7 +78,7 @@ def relative(one: np.ndarray, other: np.ndarray) -> float:
     return distance / length if length else float(distance > 0)
 
 
-def compare(first: Path, other: Path, steps: int) -> Parting:
+def compare(first: Path, other: Path, steps: int) -> Comparison:
     """Compare two runs step by step."""
     shares, distances, why = [], [], ""
     equal = None
@@ -101,8 +101,8 @@ def compare(first: Path, other: Path, steps: int) -> Parting:
         before = a, b
     end = f"the parameters differ by {distances[-1]:.0e} before the last"
     if equal is None:
-        return Parting(steps, shares, distances, f"all {steps} steps are equal; {end}" + (f"; {why}" if why else ""))
-    return Parting(equal, shares, distances, f"equal until step {equal}; {why}; {end}")
+        return Comparison(steps, shares, distances, f"all {steps} steps are equal; {end}" + (f"; {why}" if why else ""))
+    return Comparison(equal, shares, distances, f"equal until step {equal}; {why}; {end}")
 
 
 def _others(one: Step, other: Step) -> list[dict[str, Any]]:
@@ -120,7 +120,8 @@ def _others(one: Step, other: Step) -> list[dict[str, Any]]:
 def _not_the_same(a: Step, b: Step, number: int, distance: float) -> str:
     """Return what differs in a step of equal episodes; "" if nothing does."""
     pairs = zip(a.rows, b.rows, strict=True)
-    by = max(float(np.abs(np.subtract(x["advantages"], y["advantages"])).max(initial=0)) for x, y in pairs)
+    differences = [np.abs(np.subtract(x["advantages"], y["advantages"])).max(initial=0) for x, y in pairs]
+    by = max(map(float, differences), default=0.0)
     if by > ADVANTAGE:
         return f"step {number}: the episodes are equal, an advantage differs by {by:.1g}"
     if (by := relative(a.gradient, b.gradient)) > max(VECTOR, SENSITIVITY * distance):
@@ -148,7 +149,7 @@ def _first_difference(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], 
     )
 
 
-def plot(folder: Path, trainers: list[str], seeds: list[int], partings: dict[Any, Parting], steps: int) -> None:
+def plot(folder: Path, trainers: list[str], seeds: list[int], comparisons: dict[Any, Comparison], steps: int) -> None:
     """Plot returns and distances of all runs; curves that lie on each other are drawn thinner and thinner."""
     figure, (above, below) = plt.subplots(2, 1, figsize=(7, 5.5), sharex=True, layout="constrained")
     for i, trainer in enumerate(trainers):
@@ -157,9 +158,9 @@ def plot(folder: Path, trainers: list[str], seeds: list[int], partings: dict[Any
             means = [np.mean(np.concatenate(runs[max(0, end - SMOOTH) : end])) for end in range(1, steps + 1)]
             style = {"color": f"C{i}", "linewidth": 9 - 2 * i, "alpha": 0.6}
             above.plot(range(1, steps + 1), means, label=NAMES[trainer] if seed == seeds[0] else None, **style)
-            if (trainer, seed) in partings:
+            if (trainer, seed) in comparisons:
                 own = {"color": f"C{i}", "linewidth": 1.5, "linestyle": "-" if seed == seeds[0] else "--"}
-                distances = np.maximum(partings[trainer, seed].distances, 1e-10)
+                distances = np.maximum(comparisons[trainer, seed].distances, 1e-10)
                 below.plot(range(1, steps + 1), distances, label=f"{NAMES[trainer]}, seed {seed}", **own)
     above.set_title(f"the same training run, in each trainer's own code; {len(seeds)} seeds", fontsize="medium")
     above.set_ylabel(f"mean return, last {SMOOTH} steps")
@@ -180,17 +181,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, required=True)
     args = parser.parse_args()
     first, *others = args.trainers
-    partings, failed = {}, False
+    comparisons, failed = {}, False
     for seed in args.seeds:
         for other in others:
             runs = (args.folder / str(seed) / name for name in (first, other))
-            parting = partings[other, seed] = compare(*runs, args.steps)
+            comparison = comparisons[other, seed] = compare(*runs, args.steps)
             early = min(STEPS, args.steps)
-            bad = parting.equal < early or max(parting.distances[: early + 1]) > WEIGHTS
+            bad = comparison.equal < early or max(comparison.distances[: early + 1]) > WEIGHTS
             failed |= bad
-            print(f"{'X' if bad else '='} seed {seed}, {other} and {first}: {parting.why}", flush=True)
-    plot(args.folder, args.trainers, args.seeds, partings, args.steps)
-    found = [{"trainer": name, "seed": seed, **vars(parting)} for (name, seed), parting in partings.items()]
+            print(f"{'X' if bad else '='} seed {seed}, {other} and {first}: {comparison.why}", flush=True)
+    plot(args.folder, args.trainers, args.seeds, comparisons, args.steps)
+    found = [{"trainer": name, "seed": seed, **vars(comparison)} for (name, seed), comparison in comparisons.items()]
     (args.folder / "same-run.json").write_text(json.dumps(found, indent=1) + "\n")
     sys.exit(1 if failed else 0)
 
