@@ -128,6 +128,7 @@ class Slot:
             return last
         if self.mode is not AutoresetMode.SAME_STEP:
             return _run(self.after_end(last))
+        last = *last[:4], dict(last[4])  # an environment may go on using its own
         try:  # as after_end does, without its coroutines: many games end every few steps of a microsecond each
             return self.after(last, *checked_reset(self.env, call_unforked(self.env.reset)))
         except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)
@@ -159,6 +160,7 @@ class Slot:
         if self.mode is not AutoresetMode.SAME_STEP:
             self.ended = True
             return last
+        last = *last[:4], dict(last[4])  # an environment may go on using its own
         try:
             return self.after(last, *checked_reset(self.env, await self.call_env("reset")))
         except BaseException as error:  # noqa: BLE001 (its own affair, SystemExit too)

@@ -40,7 +40,7 @@ class SyncVectorEnv(LocalVectorEnv):
 
     def step(self, actions: Actions) -> VectorStep:
         """Step all environments, or those that a dict from index to action names."""
-        if isinstance(actions, dict | str) or len(actions) != self.num_envs or self._under_way:
+        if isinstance(actions, dict | str) or len(actions) != self.num_envs or self._under_way or self._is_closed:
             return super().step(actions)
         steps = [slot.plain_step(action) for slot, action in zip(self._slots, actions, strict=True)]
         if self._failing or StepOutcome in map(type, steps):

@@ -91,6 +91,7 @@ class VectorEnv(abc.ABC):
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.faults = [0] * self.num_envs
         self.restarts = 0
+        self._is_closed = False
         self._warned = False  # of an environment that begins otherwise with the same seed
         self._under_way: set[int] = set()
         self._arrived: dict[int, StepOutcome] = {}
@@ -162,6 +163,7 @@ class VectorEnv(abc.ABC):
             ResetNeeded, CrashLoop: see :meth:`step`; the others can be received by the next call.
         """
         if not self._under_way:
+            self._check_open()
             raise ValueError("nothing is under way: send actions first")
         wanted = min(min_count, len(self._under_way))
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -203,7 +205,11 @@ class VectorEnv(abc.ABC):
         self._run("assign", dict(zip(self._known(builds), builds.values(), strict=True)))
 
     def close(self) -> None:
-        """Close all environments. What is under way is lost. Calling it again does nothing."""
+        """Close all environments. What is under way is lost. Calling it again does nothing.
+
+        From then on everything else raises a RuntimeError.
+        """
+        self._is_closed = True
         self._under_way.clear()
         self._arrived.clear()
 
@@ -237,7 +243,12 @@ class VectorEnv(abc.ABC):
         The caller closes it then. A back end whose calls may outlive the caller does it itself.
         """
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise RuntimeError("this vector environment has been closed: make another")
+
     def _submit(self, method: str, arguments: dict[int, Any]) -> None:
+        self._check_open()
         if not self._under_way.isdisjoint(arguments):
             busy = min(self._under_way.intersection(arguments))
             raise ValueError(f"environment {busy} is under way: receive its step first")

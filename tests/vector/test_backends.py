@@ -272,6 +272,56 @@ def _reset_by(seed, n):
     return envs
 
 
+class Reusing(gem.Env):
+    """Has one info dict for ever."""
+
+    asynchronous = True
+
+    def __init__(self):
+        super().__init__()
+        self._info = {}
+
+    def reset(self, seed=None):
+        super().reset(seed)
+        self._info.clear()
+        return "begin", self._info
+
+    def step(self, action):
+        self._info["last"] = action
+        return "end", 1.0, True, False, self._info
+
+    async def reset_async(self, seed=None):
+        return self.reset(seed)
+
+    async def step_async(self, action):
+        return self.step(action)
+
+
+def test_the_last_info_of_an_episode_is_kept_from_an_environment_that_uses_its_dict_again(vector):
+    vec = vector(1, env=Reusing)
+    vec.reset(seed=0)
+    for action in ("a", "b"):
+        *_, infos = vec.step([action])
+        assert infos[0]["final_info"] == {"last": action}
+
+
+def test_what_is_closed_says_so(vector):
+    vec = vector(2)
+    vec.reset()
+    vec.close()
+    for use in (
+        lambda: vec.step(["a", "b"]),
+        lambda: vec.step({0: "a"}),
+        lambda: vec.send({1: "b"}),
+        lambda: vec.reset(),
+        lambda: vec.recv(),
+        lambda: vec.call("unwrapped"),
+    ):
+        with pytest.raises(RuntimeError, match="has been closed: make another"):
+            use()
+    vec.close()
+
+
 def test_closing_twice_is_fine_and_with_steps_under_way(vector):
     with vector(3) as vec:
         vec.reset(seed=0)
