@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -20,7 +23,7 @@ from gem.envs.datasets import DatasetEnv
 from gem.envs.question import attribute, check_keywords
 from gem.seeds import EpisodeSeeds
 from gem.utils.parsing import extract_code_from_model
-from gem.utils.sandbox import FunctionProcess, check_sandbox, run_python
+from gem.utils.sandbox import FunctionProcess, as_literal, check_sandbox, run_python
 
 NO_CODE = -0.1
 
@@ -50,7 +53,7 @@ def read_tests(value: Any) -> list[CodeTest]:
         ValueError: it is in another form.
     """
     if isinstance(value, str):
-        value = json.loads(value or "null")
+        value = _read_json(value or "null")
     if not value:
         return []
     if isinstance(value, Mapping):
@@ -68,8 +71,16 @@ def _read_row(given: Any, expected: Any, function: str) -> CodeTest:
     if not function:
         return CodeTest(_text(given), _text(expected))
     if isinstance(given, str):
-        given = [json.loads(line) for line in given.splitlines() if line.strip()]
-    return CodeTest(given, json.loads(expected) if isinstance(expected, str) else expected, function)
+        given = [_read_json(line) for line in given.splitlines() if line.strip()]
+    return CodeTest(given, _read_json(expected) if isinstance(expected, str) else expected, function)
+
+
+def _read_json(text: str) -> Any:
+    return json.loads(text, parse_int=_integer)
+
+
+def _integer(digits: str) -> int:
+    return int(digits) if len(digits) < 4000 else int(Decimal(digits))  # Python's own reading ends at 4,300 digits
 
 
 def _text(value: Any) -> str:
@@ -154,12 +165,12 @@ class CodeEnv(DatasetEnv):
             return self.changed_tests
         if self._tests is None:
             tests = self._asked_row[self._test_key]
-            self._tests = json.loads(tests) if isinstance(tests, str) else copy.deepcopy(tests)
+            self._tests = _read_json(tests) if isinstance(tests, str) else copy.deepcopy(tests)
         return self._tests
 
     @tests.setter
     def tests(self, tests: Any) -> None:
-        self.changed_tests = json.loads(tests) if isinstance(tests, str) else tests
+        self.changed_tests = _read_json(tests) if isinstance(tests, str) else tests
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restore what ``get_state`` returned.
@@ -208,7 +219,7 @@ class CodeEnv(DatasetEnv):
     def _check_correct(self, model_code: str) -> bool:
         """Return whether a program passes the tests; a name that gem-llm's subclasses use."""
         code, tests = model_code, read_tests(self.tests)
-        tests = sorted(tests, key=lambda test: len(str(test.given)), reverse=True)[: self._max_tests]
+        tests = sorted(tests, key=lambda test: len(as_literal(test.given)), reverse=True)[: self._max_tests]
         if tests[0].function:
             return self._functions_pass(code, tests)
         passes = partial(self._program_passes, code)
@@ -219,13 +230,13 @@ class CodeEnv(DatasetEnv):
 
     def _program_passes(self, code: str, test: CodeTest) -> bool:
         ended_well, output, _ = run_python(code, self._sandbox_type, test.given, self._timeout)
-        return ended_well and _lines(output) == _lines(test.expected)
+        return ended_well and same_output(output, test.expected)
 
     def _functions_pass(self, code: str, tests: list[CodeTest]) -> bool:
         timeout = self._timeout
         with FunctionProcess(code, tests[0].function, self._sandbox_type, timeout) as function:
             try:
-                return all(_same(function.call(*test.given), test.expected) for test in tests)
+                return all(same_result(function.call(*test.given), test.expected) for test in tests)
             except (RuntimeError, TimeoutError):  # RecursionError, of a value of many levels, is a RuntimeError
                 return False
 
@@ -239,17 +250,75 @@ class CodeEnv(DatasetEnv):
         return super().reference_action() if solution is None else f"```python\n{solution}\n```"
 
 
-def _lines(text: str) -> list[str]:
-    return [line.rstrip() for line in text.strip().splitlines()]
+RELATIVE, ABSOLUTE = 1e-5, 1e-8
+"""By how much numbers with a point or an exponent may differ: those of numpy's ``allclose``, as in APPS."""
+
+_BLANKS = re.compile(r"(\s+)")  # which count, too
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+def same_output(output: str, expected: str) -> bool:
+    """Return whether a program has written what it should: line by line, without blanks at ends of lines.
+
+    Where a number with a point or an exponent is expected, it may differ by :data:`RELATIVE` and :data:`ABSOLUTE`.
+
+    >>> same_output("0.333333 ok ", "0.33333333 ok"), same_output("12", "12.5")
+    (True, False)
+    """
+    found, wanted = ([line.rstrip() for line in text.strip().splitlines()] for text in (output, expected))
+    return len(found) == len(wanted) and all(map(_same_line, found, wanted))
+
+
+def _same_line(line: str, expected: str) -> bool:
+    if line == expected:
+        return True
+    words, expected_words = _BLANKS.split(line), _BLANKS.split(expected)
+    return len(words) == len(expected_words) and all(map(_same_word, words, expected_words))
+
+
+def _same_word(word: str, expected: str) -> bool:
+    if word == expected:
+        return True
+    if max(len(word), len(expected)) > 50 or not (_NUMBER.fullmatch(word) and _NUMBER.fullmatch(expected)):
+        return False
+    if any(character in expected for character in ".eE"):
+        return _close(float(word), float(expected))
+    return any(character in word for character in ".eE") and float(word) == float(expected)
+
+
+def _close(value: float, expected: float) -> bool:
+    return abs(value - expected) <= ABSOLUTE + RELATIVE * abs(expected) < math.inf
+
+
+def same_result(value: Any, expected: Any) -> bool:
+    """Return whether a function has returned what it should; some data sets put a value into a list of one.
+
+    They are compared as in JSON, which has no tuples, with floats as in :func:`same_output`.
+
+    >>> same_result((0.1 + 0.2, 1), [0.3, 1]), same_result(True, 1)
+    (True, False)
+    """
+    value, expected = _listed(value), _listed(expected)
+    if _same(value, expected):
+        return True
+    return isinstance(expected, list) and len(expected) == 1 and _same(value, expected[0])
 
 
 def _same(value: Any, expected: Any) -> bool:
-    """Compare as JSON does, which has no tuples; some data sets put a value into a list of one."""
-    value = _listed(value)
-    expected = _listed(expected)
+    if isinstance(value, list) and isinstance(expected, list):
+        return len(value) == len(expected) and all(map(_same, value, expected))
+    if isinstance(value, dict) and isinstance(expected, dict):
+        return value.keys() == expected.keys() and all(_same(each, expected[key]) for key, each in value.items())
     if type(value) is bool or type(expected) is bool:
         return type(value) is type(expected) and value == expected
-    return value == expected or (isinstance(expected, list) and len(expected) == 1 and value == expected[0])
+    if value == expected:
+        return True
+    if type(expected) is not float or type(value) not in (int, float):
+        return False
+    try:
+        return (math.isnan(value) and math.isnan(expected)) or _close(float(value), float(expected))
+    except OverflowError:  # of an integer beyond all floats
+        return False
 
 
 def _listed(value: Any) -> Any:

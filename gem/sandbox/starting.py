@@ -47,6 +47,7 @@ _VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "PYTHONHASHSEED": "0",  # the same program writes the same
+    "PYTHONINTMAXSTRDIGITS": "0",  # its own time limits it, and programs of before 2022 know no other limit
 }
 
 

@@ -6,7 +6,7 @@ import json
 import re
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -40,7 +40,7 @@ _UNDEFINED = re.compile(r"^NameError: name '(\w+)' is not defined", re.MULTILINE
 _USUAL_NAMES = frozenset(re.findall(r"\w+", usual_imports("np pd")))
 
 _DEFINE = """
-import ast, json, os
+import ast, collections, decimal, fractions, json, os
 calls = {name!r}, {code!r}, {imports!r}
 results = os.fdopen(os.dup(1), "w")
 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what the code prints is no result
@@ -53,8 +53,18 @@ try:
 except BaseException as raised:
     error = repr(raised)
 def as_data(value):
-    if type(value) in (tuple, set, frozenset):
-        return {{type(value).__name__: [as_data(each) for each in value]}}
+    if hasattr(value, "tolist"):  # of numpy
+        value = value.tolist()
+    if isinstance(value, (decimal.Decimal, fractions.Fraction)):
+        value = float(value)
+    if type(value) is int and abs(value) >= 10**4000:  # beyond what Python writes in decimal digits
+        return {{"int": hex(value)}}
+    if isinstance(value, (collections.deque, range, type({{}}.keys()), type({{}}.values()))):
+        value = list(value)
+    if isinstance(value, (set, frozenset)):
+        return {{"frozenset" if isinstance(value, frozenset) else "set": [as_data(each) for each in value]}}
+    if isinstance(value, tuple):
+        return {{"tuple": [as_data(each) for each in value]}}
     if isinstance(value, dict):
         return {{"dict": [[as_data(key), as_data(each)] for key, each in value.items()]}}
     return [as_data(each) for each in value] if isinstance(value, list) else value
@@ -98,9 +108,19 @@ def run_python(
     result = run(code, stdin or "", _limits(timeout), _backend(sandbox_type))
     undefined = _UNDEFINED.search(result.stderr) if result.exit_code else None
     if undefined and undefined[1] in _USUAL_NAMES:
-        again = run(f"{usual_imports(code)}{code}", stdin or "", _limits(timeout), _backend(sandbox_type))
+        again = run(_with_usual_imports(code), stdin or "", _limits(timeout), _backend(sandbox_type))
         result = again if again.exit_code == 0 else result
     return result.exit_code == 0, result.stdout, result.stderr + _end(result, timeout)
+
+
+_FUTURE = re.compile(r"\A(?:.*\n)*?(?:from __future__ import .*\n)+", re.MULTILINE)
+"""What must stay at the beginning of a program."""
+
+
+def _with_usual_imports(code: str) -> str:
+    future = _FUTURE.match(code)
+    place = future.end() if future else 0
+    return f"{code[:place]}{usual_imports(code)}{code[place:]}"
 
 
 _DANGEROUS_MODULES = ("subprocess", "multiprocessing", "threading", "socket", "psutil", "resource", "ctypes")
@@ -196,7 +216,8 @@ class FunctionProcess:
             *args: Python literals.
 
         Returns:
-            JSON data, in which there may be tuples, sets, frozensets and keys of other types.
+            JSON data, in which there may be tuples, sets, frozensets and keys of other types. Of numpy's values,
+            deques, ranges and views, what is in them; of decimals and fractions, floats.
 
         Raises:
             RuntimeError: it is not defined, it raised or returned something else, or its process ended.
@@ -204,7 +225,7 @@ class FunctionProcess:
         """
         if self._ended:
             raise RuntimeError("the process ended")
-        result = self._run(f"{self._definition}\ncall({repr(args)!r})")
+        result = self._run(f"{self._definition}\ncall({as_literal(args)!r})")
         self._definition = ""
         if result.truncated:
             raise RuntimeError("the result is too long")
@@ -227,7 +248,19 @@ class FunctionProcess:
         return result
 
 
-_KINDS = {"tuple": tuple, "set": set, "frozenset": frozenset, "dict": dict}
+def as_literal(value: Any) -> str:
+    """Return a literal of Python's for JSON data and tuples, whatever the size of its integers."""
+    if isinstance(value, (list, tuple)):
+        inside = "".join(f"{as_literal(each)}, " for each in value)
+        return f"[{inside}]" if isinstance(value, list) else f"({inside})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{as_literal(key)}: {as_literal(each)}" for key, each in value.items()) + "}"
+    if type(value) is int and abs(value) >= 10**4000:
+        return hex(value)  # Python's own writing in decimal digits ends at 4,300
+    return repr(value)
+
+
+_KINDS: dict[str, Callable[[Any], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset, "dict": dict}
 
 
 def _from_data(value: Any) -> Any:
@@ -237,6 +270,8 @@ def _from_data(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     ((kind, items),) = value.items()
+    if kind == "int":
+        return int(items, 16)
     if kind != "tuple" and len(items) > KEYS_LIMIT:
         raise ValueError(f"a {kind} of {len(items)} elements")
     return _KINDS[kind](_from_data(items))

@@ -196,3 +196,89 @@ def test_a_function_that_hangs_costs_its_own_time_only(human_eval):
     env = HumanEvalEnv(timeout=1.0)
     assert answer(env, 2, "def truncate_number(x):\n    while True: pass") == 0.0
     assert answer(human_eval, 2, "return number % 1.0") == 1.0
+
+
+# Results as programs really have them
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("from collections import Counter\ndef f(): return Counter('abb')", {"a": 1, "b": 2}),
+        (
+            "from collections import defaultdict\ndef f():\n d = defaultdict(list)\n d['x'].append(1)\n return d",
+            {"x": [1]},
+        ),
+        ("from collections import deque\ndef f(): return deque([1, 2])", [1, 2]),
+        ("def f(): return range(3)", [0, 1, 2]),
+        ("def f(): return {1: 2}.keys()", [1]),
+        ("import numpy as np\ndef f(): return np.int64(3)", 3),
+        ("import numpy as np\ndef f(): return np.array([[1.0, 2.0]])", [[1.0, 2.0]]),
+        ("import numpy as np\ndef f(): return [np.bool_(True), np.float32(0.5)]", [True, 0.5]),
+        ("from decimal import Decimal\ndef f(): return Decimal('0.10')", 0.1),
+        ("from fractions import Fraction\ndef f(): return Fraction(1, 4)", 0.25),
+        ("from typing import NamedTuple\nclass P(NamedTuple):\n x: int\ndef f(): return P(3)", [3]),
+        ("def f(): return float('inf')", float("inf")),
+        ("def f(): return float('nan')", float("nan")),
+        ("def f(): return 0.1 + 0.2", 0.3),
+        ("def f(): return [1 / 3]", [0.333333]),
+        ("def f(): return 3.0", 3),
+    ],
+)
+def test_a_result_counts_for_what_it_is(code, expected):
+    assert reward({"fn_name": "f", "inputs": [[]], "outputs": [expected]}, code) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("def f(): return 0.3001", 0.3),
+        ("def f(): return 3.0000001", 3),
+        ("def f(): return 1000001.0", 1000000),
+        ("def f(): return True", 1),
+        ("def f(): return 1", True),
+        ("def f(): return float('inf')", 1e300),
+        ("def f(): return 1e300", float("inf")),
+        ("def f(): return float('nan')", 1.0),
+        ("def f(): return '0.3'", 0.3),
+        ("def f(): return 10 ** 400", 1.5),
+        ("from collections import Counter\ndef f(): return Counter('ab')", {"a": 1, "b": 2}),
+    ],
+)
+def test_another_result_does_not(code, expected):
+    assert reward({"fn_name": "f", "inputs": [[]], "outputs": [expected]}, code) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected", "right"),
+    [
+        ("0.333333", "0.333333333333", True),
+        ("1.0 2.5", "1 2.5000001", True),
+        ("1e-3", "0.001", True),
+        ("Case 1: 3.14159", "Case 1: 3.141592", True),
+        ("3.0", "3", True),
+        ("12", "12.0", True),
+        ("0.334", "0.333333333333", False),
+        ("1000001.0", "1000000", False),
+        ("123456789012345678901", "123456789012345678902", False),
+        ("nan", "1.0", False),
+        ("1.0 2.0", "1.0", False),
+        ("Yes", "YES", False),
+        ("1e999", "1e998", False),
+    ],
+)
+def test_printed_numbers_with_a_point_may_differ_a_little(printed, expected, right):
+    assert reward({"inputs": [""], "outputs": [expected]}, f"print({printed!r})") == float(right)
+
+
+def test_integers_have_no_longest():
+    assert reward({"inputs": ["6000"], "outputs": ["1" * 6000]}, "print(int('1' * int(input())))") == 1.0
+    tests = json.dumps({"fn_name": "f", "inputs": [[[0], {"a": 1}]], "outputs": [7]}).replace("[0]", f"[{'1' * 6000}]")
+    tests = tests.replace("[7]", "[" + "1" * 5999 + "2]")
+    assert reward(tests, "def f(n, d): return n[0] + d['a']") == 1.0
+    assert reward(tests, "def f(n, d): return n[0]") == 0.0
+
+
+def test_what_must_begin_a_program_begins_it_with_the_usual_imports_too():
+    code = '"""Solves it."""\n# really\nfrom __future__ import annotations\n\nprint(gcd(12, 18))'
+    assert reward({"inputs": [""], "outputs": ["6"]}, code) == 1.0
