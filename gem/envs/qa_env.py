@@ -11,11 +11,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from gem.envs.datasets import DatasetEnv
 from gem.envs.question import attribute, check_keywords
 from gem.utils.parsing import extract_last_boxed_answer, extract_last_tagged_answer, gold_answers
+from gem.utils.qa_em import em_check
 
 LONGEST = 2_000
 """Characters of an answer, beyond which none is right."""
@@ -26,6 +27,10 @@ _GROUPED = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _BETWEEN_WORDS = re.compile(
     r"(?<=[^\W\d])[-/](?=[^\W\d])|,(?!\d)|[;:?()\[\]{}](?=\s|$)|(?<!\d)!(?=\s|$)|(?<!\S)[;:!?()\[\]{}]"
 )
+_EMPHASIS = re.compile(r"(\*{1,3})([^*]+)\1")  # Markdown's, around all of the answer
+_IN_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox|emph)\{([^{}]*)\}")
+_BETWEEN_INITIALS = re.compile(r"(?<=\b[^\W\d]\.)\s+(?=[^\W\d]\.)")
+_ABBREVIATION = re.compile(r"\b[^\W\d]{1,3}(?:\.[^\W\d]{1,3})+\b")
 _AFTER_LETTER = re.compile(r"(?<=\b[^\W\d])\.")
 _ARTICLES = re.compile(r"\b(a|an|the)\b(?![-+#.])(?=\s*\w)")  # not the last word, as in "vitamin A"
 
@@ -47,6 +52,8 @@ class QaEnv(DatasetEnv):
         answer_key: column of the answer, or of a list of answers that are all right.
         seed: question of the first ``reset()`` that is called without a seed.
         extract_boxed: ask for, and grade, ``\boxed{...}``.
+        exact_match: ``"strict"``, as above; or ``"squad"``, as published for SQuAD (:mod:`gem.utils.qa_em`), so that
+            figures compare with others'. It takes ``5`` for ``-5``.
         load_from_cache_file: accepted, as published, and without effect: no copy of the data set is made.
         eval: resets without a seed ask the questions in the order of the data set.
         **published: see :data:`gem.envs.question.WITHOUT_EFFECT`.
@@ -70,6 +77,7 @@ class QaEnv(DatasetEnv):
         answer_key: str = "answer",
         seed: int | None = None,
         extract_boxed: bool = False,
+        exact_match: Literal["strict", "squad"] = "strict",
         load_from_cache_file: bool = True,
         eval: bool = False,
         **published: Any,
@@ -80,6 +88,9 @@ class QaEnv(DatasetEnv):
         self._question_key = question_key
         self._answer_key = answer_key
         self._boxed = extract_boxed
+        if exact_match not in ("strict", "squad"):
+            raise ValueError(f'exact_match must be "strict" or "squad", got {exact_match!r}')
+        self._squad = exact_match == "squad"
 
     question_key = attribute("_question_key", "Column of the question.")
     answer_key = attribute("_answer_key", "Column of the answer.")
@@ -98,7 +109,8 @@ class QaEnv(DatasetEnv):
     def grade(self, action: str) -> tuple[float, bool]:
         """Compare the answer with the references."""
         answer = self.extractor(action)
-        correct = answer is not None and self.check_correct(answer, self.answer)
+        check = check_squad if self._squad else self.check_correct
+        correct = answer is not None and check(answer, self.answer)
         return float(correct), correct
 
     @staticmethod
@@ -122,6 +134,13 @@ class QaEnv(DatasetEnv):
         return f"\\boxed{{{answer}}}" if self._boxed else f"<answer>{answer}</answer>"
 
 
+def check_squad(model_answer: str, gt_answer: Any) -> bool:
+    """Return whether an answer matches the reference, or one of a list of them, as published for SQuAD."""
+    return (
+        len(model_answer) <= LONGEST and bool(model_answer.strip()) and em_check(model_answer, gold_answers(gt_answer))
+    )
+
+
 def apply_prompt(example: dict[str, Any], question_key: str = "question") -> dict[str, Any]:
     """Return a row with what :meth:`QaEnv.ask` would ask; for code that maps a data set, which is not needed here."""
     return {**example, question_key: _prompt(example[question_key], "<answer>...</answer>")}
@@ -135,13 +154,19 @@ def _prompt(question: Any, form: str) -> str:
 
 
 def normalize(text: str) -> str:
-    """Return a text without what does not change its meaning.
+    r"""Return a text without what does not change its meaning.
 
     >>> normalize("The Beatles."), normalize("U.S."), normalize("1,000"), normalize("A")
     ('beatles', 'us', '1000', 'a')
     >>> normalize("-5"), normalize("3.5"), normalize("C++"), normalize("New-York, USA"), normalize("10²")
     ('-5', '3.5', 'c++', 'new york usa', '10^2')
+    >>> normalize("**Hamlet**"), normalize(r"\text{Tuesday}"), normalize("Ph.D."), normalize("J. K. Rowling")
+    ('hamlet', 'tuesday', 'phd', 'jk rowling')
     """
+    text = _IN_TEXT.sub(r"\1", text.strip())
+    emphasised = _EMPHASIS.fullmatch(text)
+    text = emphasised[2] if emphasised else text
+    text = _ABBREVIATION.sub(lambda match: match[0].replace(".", ""), _BETWEEN_INITIALS.sub("", text))
     text = _FRACTION.sub(lambda match: " ".join(filter(None, match.groups())), text)
     text = _SUBSCRIPT.sub(r"_\g<0>", _SUPERSCRIPT.sub(r"^\g<0>", text))
     text = _AREA.sub(r"\1\2", unicodedata.normalize("NFKC", text).replace("\u2044", "/").casefold())

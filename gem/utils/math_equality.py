@@ -13,12 +13,16 @@ _NAMED = re.compile(r"\\?[A-Za-z]\w*(_\{?\w+\}?)?'?(\([\w, ]+\))?\s*=(?P<value>[
 """A name, or a function of names, and a value for it: ``x = 3``, ``f(x) = 2x``."""
 
 
-_NUMBER = re.compile(r"[-+]?\$?(\d[\d,]*)?\.?\d+")
+_NUMBER = re.compile(r"[-+]?\$?(\d{1,3}(,\d{3})+|\d*)(\.\d+|(?<=\d))")
 _UNIT = re.compile(r"\\(text|mathrm|mbox)\{[^{}]*\}(\s*\^\s*\{?\d\}?)?|\^\s*\{?\\circ\}?")
 _POWER = re.compile(r"((\\times|\\cdot|\*)\s*)?\d+\s*\^\s*(\{\s*-?\d+\s*\}|-?\d)")
 _TO_BE_WORKED_OUT = re.compile(r"[+*!^]|\S\s*-|\\(times|cdot|div|int|sum|prod|binom|log|ln|sin|cos|tan)(?![A-Za-z])")
 _SEVERAL = re.compile(r"\d\s+\d")
-_GROUPED = re.compile(r"-?\d{1,3}((\\,|\\ |\s|\{,\})\d{3})+")
+_GROUPED = re.compile(r"-?\d{1,3}((,?\\[,! ]|\s|\{,\})\d{3})+")
+_WITH_EXPONENT = re.compile(r"(?<![\w.\\])([-+]?(?:\d+\.?\d*|\.\d+))[eE]([-+]?)0*(\d+)(?![\w.])")
+_EMPHASIS = re.compile(r"(\*{1,2})([^*]+)\1")
+_HALF_OF_DAY = re.compile(r"(?<![a-z])([ap])\.?m\.?(?![a-z])")
+_LONG_WORD = re.compile(r"(?:\\(?:text|mathrm|mbox|textbf|textit)\{\s*)?([A-Za-z]{2,})\s*\}?")
 _MIXED_NUMBER = re.compile(r"(-?)(\d+)\s+(\d+)/(\d+)")
 _RELATION = re.compile(
     r"[<>≤≥≠→⇒]|\\(lt|le|leq|gt|ge|geq|ne|neq|not|neg|lnot|approx|to|rightarrow|longrightarrow|Rightarrow|implies|iff|mapsto)(?![A-Za-z])"
@@ -84,10 +88,16 @@ _IN_LATEX = (
     (re.compile(r"√\s*(\d+|[a-z]|\([^()]*\))"), lambda match: f"\\sqrt{{{match[1].strip('()')}}}"),
     (re.compile(r"[–−]"), lambda match: "-"),
     (re.compile("°"), lambda match: r"^{\circ}"),
+    (re.compile("∞"), lambda match: r"\infty "),
+    (re.compile(r"∅|\\varnothing(?![A-Za-z])"), lambda match: r"\emptyset"),
+    (_WITH_EXPONENT, lambda match: f"{match[1]}\\times10^{{{match[2].strip('+')}{match[3]}}}"),
     (re.compile(r"(?<!\d)([½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])"), lambda match: _fraction(match[1])),
 )
 _KNOWN_CHARACTERS = frozenset("×·÷π∞≤≥≠→⇒±∪∩∈€£¥θαβγλμ")
 
+
+RELATIVE = 1e-5
+"""By how much numbers may differ, relatively."""
 
 _KINDS = ("1/3", r"\sqrt{2} + \pi", "x^2 + 1", "(1, 2]", r"\{1, 2\}", "x = 3", "50\\%", "1:2", r"\text{A}", r"\sin x")
 """Answers of all kinds, for what is made when it is first needed."""
@@ -109,6 +119,13 @@ def is_same(answer: str, golds: list[str]) -> bool:
 def _is_same(answer: str, gold: str) -> bool:
     from math_verify import verify
 
+    emphasised = _EMPHASIS.fullmatch(answer)
+    answer = emphasised[2] if emphasised else answer
+    if set(_HALF_OF_DAY.findall(answer.casefold())) ^ set(_HALF_OF_DAY.findall(gold.casefold())) == {"a", "p"}:
+        return False
+    words = _LONG_WORD.fullmatch(answer), _LONG_WORD.fullmatch(gold)
+    if all(words):
+        return words[0][1].casefold() == words[1][1].casefold()  # type: ignore[index]
     answer, gold = _plain(answer), _in_latex(gold)
     if _is_no_value(answer, gold) or _has_marks_that_are_passed_over(answer, gold):
         return False
@@ -122,7 +139,20 @@ def _is_same(answer: str, gold: str) -> bool:
     if _PERCENT.search(answer) and not _PERCENT.search(gold) and _is_above_one(expected[0]):
         return _is_same(_PERCENT.sub("", answer), gold)  # it is a unit: no number above 1 is a share of anything
     # no time limits of its own: they are signals, and whoever waits for this process has a limit
-    return bool(verify(expected, found, strict=True, timeout_seconds=None))
+    return bool(verify(expected, found, strict=True, timeout_seconds=None)) and not _are_far_apart(expected, found)
+
+
+def _are_far_apart(expected: list[Any], found: list[Any]) -> bool:
+    """Return whether two numbers differ by more than :data:`RELATIVE`: math-verify rounds to decimal places.
+
+    Of a number below 0.000001 nothing would be left.
+    """
+    numbers = expected[0], found[0]
+    if not all(getattr(each, "is_number", False) and getattr(each, "is_finite", False) for each in numbers):
+        return False
+    one, other = numbers
+    scale = max(abs(one.evalf()), abs(other.evalf()))
+    return bool(abs((one - other).evalf()) > RELATIVE * scale)
 
 
 def _plain(answer: str) -> str:

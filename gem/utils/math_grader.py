@@ -63,7 +63,7 @@ _SPACING = re.compile(r"\\[,;:!]|\\quad|\\left|\\right|\$|\s+")
 def is_right(answer: str, gold: Any) -> bool:
     r"""Return whether an answer, without its ``\boxed{}``, is the reference, or one of a list of them."""
     answer = answer.strip()
-    golds = [each.strip() for each in gold_answers(gold)]
+    golds = [] if gold is None else [each.strip() for each in gold_answers(gold)]
     if not answer or len(answer) > LONGEST:
         return False
     if answer in golds:

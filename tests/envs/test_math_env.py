@@ -16,6 +16,22 @@ from gem.utils import math_grader as module
 pytest.importorskip("math_verify")
 
 RIGHT = [
+    ("-2,1", "1,-2"),
+    ("10080", r"10,\!080"),
+    ("true", "True"),
+    ("yes", "YES"),
+    (r"\emptyset", r"\varnothing"),
+    (r"\emptyset", "∅"),
+    ("1500", "1.5e3"),
+    ("100000", "1E5"),
+    ("4.5e33", r"4.5\times10^{33}"),
+    (r"1.6\times10^{-19}", "1.6e-19"),
+    ("0.00001", "1e-5"),
+    ("1/3", "0.3333333"),
+    (r"(-\infty,2)", "(−∞, 2)"),
+    ("42", "**42**"),
+    (r"12:30\text{ p.m.}", r"12:30\text{ PM}"),
+    (r"12:30\text{ PM}", "12:30"),
     ("42", "42"),
     ("42", "42.0"),
     ("42", r"\frac{84}{2}"),
@@ -76,6 +92,14 @@ RIGHT = [
     (r"\alpha+\beta", r"\beta+\alpha"),
 ]
 WRONG = [
+    (r"1.6\times10^{-19}", r"9.1\times10^{-31}"),
+    (r"\frac{1}{2004!}", r"\frac{1}{2006!}"),
+    ("0", "1e-30"),
+    ("-2,1", "2,-1"),
+    (r"12:30\text{ PM}", r"12:30\text{ AM}"),
+    ("false", "True"),
+    ("no", "YES"),
+    ("1/3", "0.333"),
     ("42", ""),
     ("42", " "),
     ("42", "41"),
@@ -361,3 +385,7 @@ def test_without_the_package_the_error_names_the_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"install gem-adapters\[math\]"):
         MathEnv(dataset=[{"problem": "", "answer": ""}])
+
+
+def test_a_reference_that_is_missing_is_never_met():
+    assert not module.is_right("None", None)

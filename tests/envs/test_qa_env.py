@@ -7,6 +7,14 @@ from gem.envs.qa_env import QaEnv, normalize
 from gem.testing import check_env
 
 SAME = [
+    ("**Hamlet**", "Hamlet"),
+    ("*Hamlet*", "Hamlet"),
+    (r"\text{True}", "True"),
+    (r"\textbf{Tuesday} ", "Tuesday"),
+    ("Ph.D.", "PhD"),
+    ("J. K. Rowling", "J.K. Rowling"),
+    ("Washington, D. C.", "Washington, D.C."),
+    ("5 a.m.", "5 am"),
     ("paris", "Paris"),
     ("The Beatles", "Beatles"),
     ("Hamlet.", "Hamlet"),
@@ -32,6 +40,12 @@ SAME = [
     ("５", "5"),
 ]
 DIFFERENT = [
+    ("**", "Hamlet"),
+    (r"\text{}", "True"),
+    ("2*3", "23"),
+    ("main.py", "mainpy"),
+    ("5 a.m.", "5 p.m."),
+    ("**Hamlet** or **Othello**", "Hamlet"),
     ("", "A"),
     (" ", "the"),
     ("the", "A"),
@@ -180,3 +194,15 @@ def test_every_statement_of_the_logic_sample_is_as_its_answer_says():
         negated = claim.startswith("not ")
         holds = (name, claim.removeprefix("not ")) in known
         assert str(holds != negated) == row["answer"], row
+
+
+def test_exact_match_as_published_for_squad_is_there_to_be_chosen():
+    rows = [{"question": "How cold is it?", "answer": "-5"}]
+    for chosen, reward in (("strict", 0.0), ("squad", 1.0)):
+        env = QaEnv(dataset=rows, exact_match=chosen)
+        env.reset(seed=0)
+        assert env.step("<answer>5!</answer>")[1] == reward
+    env.reset(seed=0)
+    assert env.step("<answer> </answer>")[1] == 0.0
+    with pytest.raises(ValueError, match='exact_match must be "strict" or "squad", got \'loose\''):
+        QaEnv(dataset=rows, exact_match="loose")
