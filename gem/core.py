@@ -108,6 +108,7 @@ class Env(abc.ABC):
         asynchronous: whether there are coroutines ``reset_async(seed=None)`` and ``step_async(action)`` beside
             ``reset`` and ``step``, which do the same. Vector environments run thousands of them in one thread. A
             wrapper that has both declares it anew: it does not follow from the inner environment.
+        answers_in_code: whether an answer is a Markdown code block, so that tools take no such block for a call.
         observation_form: what an observation is. ``"message"``: what is new, to be appended to the
             conversation. ``"history"``: everything so far, as one message. ``"prompt"``: everything so
             far, rendered as a prompt already. Wrappers that rewrite the history change it.
@@ -121,6 +122,7 @@ class Env(abc.ABC):
     blocking: bool = True
     cpu_bound: bool = False
     asynchronous: bool = False
+    answers_in_code: bool = False
     observation_form: Literal["message", "history", "prompt"] = "message"
 
     _rng: random.Random | None = None
@@ -335,6 +337,7 @@ class EnvWrapper(Env):
     reward_range: Any = _Delegated()
     blocking: Any = _Delegated()
     cpu_bound: Any = _Delegated()
+    answers_in_code: Any = _Delegated()
     observation_form: Any = _Delegated()
     rng: Any = _Delegated()
     action_rng: Any = _Delegated()

@@ -114,6 +114,7 @@ class CodeEnv(DatasetEnv):
     """
 
     blocking = True
+    answers_in_code = True
     reward_range = (NO_CODE, 1.0)
 
     def __init__(

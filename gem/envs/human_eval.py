@@ -44,6 +44,7 @@ class HumanEvalEnv(QuestionEnv):
     """
 
     blocking = True
+    answers_in_code = True
     reward_range = (NO_CODE, 1.0)
 
     def __init__(self, seed: int | None = None, timeout: float = 10.0, sandbox_type: str = "auto") -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import textwrap
 
 from gem.text import cut_middle
-from gem.tools.base_tool import BlockTool, ToolResult
+from gem.tools.base_tool import Block, BlockTool, ToolResult, find_block
 from gem.utils.sandbox import check_sandbox, check_sandbox_type, run_python
 
 MAX_CHARS = 4_000
@@ -21,6 +22,8 @@ _TRACEBACK = "Traceback (most recent call last):\n"
 
 class PythonCodeTool(BlockTool):
     """Runs the first block of Python code in a text: ``<python>...</python>``, or a fence of ``python`` or ``py``.
+
+    Where the answer to the task is a fence itself (``Env.answers_in_code``), it runs ``<python>...</python>`` only.
 
     Each program runs in a sandbox of its own, see :mod:`gem.sandbox`. Nothing is kept between programs.
 
@@ -53,6 +56,17 @@ class PythonCodeTool(BlockTool):
         self.sandbox_type = sandbox_type
         self.keep_error_last_line = keep_error_last_line
         self.max_chars = max_chars
+        self.runs_fences = True
+
+    def without_fences(self) -> PythonCodeTool:
+        """Return the same tool for tasks whose answers are fences."""
+        tool = copy.copy(self)
+        tool.runs_fences = False
+        return tool
+
+    def find_block(self, action: str) -> Block | None:
+        """Return the first call."""
+        return find_block(action, self.marks if self.runs_fences else self.marks[:1])
 
     def prepare(self) -> None:
         """Start the sandbox.
@@ -64,11 +78,13 @@ class PythonCodeTool(BlockTool):
 
     def instruction_string(self) -> str:
         """Return how to run code."""
+        form = "<python>...</python> or a ```python block" if self.runs_fences else "<python>...</python>"
+        end = "with no code beside it" if self.runs_fences else "which is not run as a trial"
         return (
             "You can run Python code while you think. Write a complete program, with its imports, into "
-            "<python>...</python> or a ```python block, let it print what you want to know, and stop: you will be "
+            f"{form}, let it print what you want to know, and stop: you will be "
             f'told what it wrote, after "Code execution result: ". It may take {self.timeout:g} seconds, and each '
-            "program starts afresh. Give your final answer in the form that the task asks for, with no code beside it."
+            f"program starts afresh. Give your final answer in the form that the task asks for, {end}."
         )
 
     def execute_action(self, action: str) -> ToolResult:

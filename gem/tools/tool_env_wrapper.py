@@ -60,6 +60,8 @@ class ToolEnvWrapper(EnvWrapper):
             raise ValueError("the environment shows the history: put ToolEnvWrapper inside the observation wrapper")
         if max_tool_uses is not None and max_tool_uses < 0:
             raise ValueError(f"max_tool_uses must be at least 0, or None, got {max_tool_uses}")
+        if getattr(env, "answers_in_code", False):
+            tools = [tool.without_fences() if hasattr(tool, "without_fences") else tool for tool in tools]
         for tool in tools:
             if hasattr(tool, "prepare"):  # what is no BaseTool may have execute_action and instruction_string alone
                 tool.prepare()

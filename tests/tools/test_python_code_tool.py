@@ -95,3 +95,20 @@ def test_code_helps_in_a_game():
     observation, reward, _, _, info = env.step("<python>print((1 + 10) // 2)</python>")
     assert (observation, reward, info["tool_type"]) == ("Code execution result: 5\n", 0.5, "python_code")
     assert env.step(f"\\boxed{{{env.game_number}}}")[2]
+
+
+def test_where_the_answer_is_a_block_of_code_no_such_block_is_a_call():
+    env = gem.make("code:Sample", tools="python")
+    asked, _ = env.reset(seed=0)
+    assert "<python>...</python>, let it print" in asked
+    assert "or a ```python block" not in asked
+    said, reward, terminated, *_ = env.step("I try: <python>print(6 * 7)</python>")
+    assert (said, reward, terminated) == ("Code execution result: 42\n", 0.0, False)
+    assert env.step(env.unwrapped.reference_action())[1:4] == (1.0, True, False)
+
+
+def test_the_tool_that_was_given_still_runs_blocks_elsewhere():
+    tool = PythonCodeTool()
+    ToolEnvWrapper(gem.make("code:Sample"), [tool])
+    assert tool.execute_action("```python\nprint(1)\n```")[0]
+    assert not tool.without_fences().execute_action("```python\nprint(1)\n```")[0]
