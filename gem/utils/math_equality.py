@@ -9,7 +9,7 @@ from typing import Any
 
 from gem.utils.only_arithmetic import guard_sympy
 
-_NAMED = re.compile(r"\\?[A-Za-z]\w*(_\{?\w+\}?)?'?(\([\w, ]+\))?\s*=(?P<value>[^=]+)")
+_NAMED = re.compile(r"(\\text\{\s*[A-Za-z][\w ]*\}|\\?[A-Za-z]\w*(_\{?\w+\}?)?'?(\([\w, ]+\))?)\s*=(?P<value>[^=]+)")
 """A name, or a function of names, and a value for it: ``x = 3``, ``f(x) = 2x``."""
 
 
@@ -20,6 +20,10 @@ _TO_BE_WORKED_OUT = re.compile(r"[+*!^]|\S\s*-|\\(times|cdot|div|int|sum|prod|bi
 _SEVERAL = re.compile(r"\d\s+\d")
 _GROUPED = re.compile(r"-?\d{1,3}((,?\\[,! ]|\s|\{,\})\d{3})+")
 _WITH_EXPONENT = re.compile(r"(?<![\w.\\])([-+]?(?:\d+\.?\d*|\.\d+))[eE]([-+]?)0*(\d+)(?![\w.])")
+_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])")
+_ONE_NAMED = re.compile(r"\s*(?P<name>[A-Za-z](?:_\{?\w+\}?)?)\s*=\s*(?P<value>[^=,;]+?)\s*")
+_NAMED_PAIR = re.compile(r"\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])+\s*\)\s*=\s*(?P<values>\([^=]+\))")
+_BETWEEN_EQUATIONS = re.compile(r"[,;]|\\(?:text|mathrm|mbox)\{\s*,?\s*(?:or|and)\s*\}|\b(?:or|and)\b|\\quad")
 _EMPHASIS = re.compile(r"(\*{1,2})([^*]+)\1")
 _HALF_OF_DAY = re.compile(r"(?<![a-z])([ap])\.?m\.?(?![a-z])")
 _LONG_WORD = re.compile(r"(?:\\(?:text|mathrm|mbox|textbf|textit)\{\s*)?([A-Za-z]{2,})\s*\}?")
@@ -123,6 +127,8 @@ def _is_same(answer: str, gold: str) -> bool:
     answer = emphasised[2] if emphasised else answer
     if set(_HALF_OF_DAY.findall(answer.casefold())) ^ set(_HALF_OF_DAY.findall(gold.casefold())) == {"a", "p"}:
         return False
+    if "=" in answer and "=" not in gold and (value := _named_values(answer) or _end_of_chain(answer)):
+        return _is_same(value, gold)
     words = _LONG_WORD.fullmatch(answer), _LONG_WORD.fullmatch(gold)
     if all(words):
         return words[0][1].casefold() == words[1][1].casefold()  # type: ignore[index]
@@ -140,6 +146,23 @@ def _is_same(answer: str, gold: str) -> bool:
         return _is_same(_PERCENT.sub("", answer), gold)  # it is a unit: no number above 1 is a share of anything
     # no time limits of its own: they are signals, and whoever waits for this process has a limit
     return bool(verify(expected, found, strict=True, timeout_seconds=None)) and not _are_far_apart(expected, found)
+
+
+def _named_values(answer: str) -> str | None:
+    """Return the values that an answer gives to several names, or to one of them several times; None if it does not.
+
+    ``x = 1 or x = 2`` has the values ``1, 2``; ``x = 3, y = 4`` and ``(x, y) = (3, 4)`` have ``(3, 4)``.
+    """
+    pair = _NAMED_PAIR.fullmatch(answer)
+    if pair:
+        return pair["values"]
+    parts = [_ONE_NAMED.fullmatch(part) for part in _BETWEEN_EQUATIONS.split(answer)]
+    if len(parts) < 2 or not all(parts):
+        return None
+    names, values = zip(*(part.group("name", "value") for part in parts if part), strict=True)
+    if len(set(names)) == 1:
+        return ",".join(values)
+    return f"({','.join(values)})" if len(set(names)) == len(names) else None
 
 
 def _are_far_apart(expected: list[Any], found: list[Any]) -> bool:
@@ -294,6 +317,24 @@ def _is_same_equation(answer: str, gold: str) -> bool:
     except TypeError:  # sets, intervals: nothing to subtract
         return False
     return bool(ratio.is_number and ratio.is_finite and ratio != 0)
+
+
+def _end_of_chain(answer: str) -> str | None:
+    """Return the last of what an answer says is equal, ``293`` of ``m + n = 256 + 37 = 293``; None if a number is not.
+
+    The first must be no number: else it is the question with its answer.
+    """
+    first, *others, last = (side.strip() for side in answer.split("="))
+    if not others or not last or not _LETTER.search(first):
+        return None
+    return last if all(_is_same_number(other, last) for other in others) else None
+
+
+def _is_same_number(one: str, other: str) -> bool:
+    sides = _parse(one), _parse(other)
+    if not all(side and getattr(side[0], "is_number", False) for side in sides):
+        return False
+    return bool((sides[0][0] - sides[1][0]).equals(0))
 
 
 def _parse(text: str) -> list[Any]:
