@@ -77,9 +77,10 @@ class QaEnv(DatasetEnv):
         answer_key: str = "answer",
         seed: int | None = None,
         extract_boxed: bool = False,
-        exact_match: Literal["strict", "squad"] = "strict",
         load_from_cache_file: bool = True,
         eval: bool = False,
+        *,
+        exact_match: Literal["strict", "squad"] = "strict",
         **published: Any,
     ) -> None:
         check_keywords(self, published)
