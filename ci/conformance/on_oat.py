@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from copy import copy
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -35,21 +35,13 @@ from transformers import AutoModelForCausalLM
 from two_processes import by_two, most_of_all, of_all, rank, world
 
 import gem_oat
-from gem.rollout import Response
 from gem.tasks import Task
 from gem.testing.advantages import of_returns, of_turns
 from gem.testing.conformance import ComputedAdvantages, Difference, Harness, main
 from gem.testing.gradients import ComputedGradient, Objective, WeighedSequence
 from gem.testing.records import Record, every_turn
-from gem.testing.scenarios import Scenario, ScriptedPolicy
+from gem.testing.scenarios import Sampler, Scenario, ScriptedPolicy
 from gem.testing.updates import AdamW, ComputedUpdates
-
-
-class Sampler(Protocol):
-    """What answers in the place of an engine."""
-
-    def respond(self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int] = ()) -> Response:
-        """See :class:`ScriptedPolicy`."""
 
 
 class ScriptedLLM:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -41,25 +41,17 @@ from openrlhf_ray import OtherRank, Remote
 from two_processes import by_two, of_all, rank, world
 
 import gem_openrlhf
-from gem.rollout import Response
 from gem.rollout.rows import openrlhf_row
 from gem.testing.conformance import ComputedAdvantages, Difference, Harness, main
 from gem.testing.gradients import ComputedGradient, Objective, WeighedSequence
 from gem.testing.records import Record, one_scalar
-from gem.testing.scenarios import Scenario, ScriptedPolicy
+from gem.testing.scenarios import Sampler, Scenario, ScriptedPolicy
 from gem.testing.updates import AdamW, ComputedUpdates
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 import train_openrlhf
 
 logging.disable(logging.INFO)  # OpenRLHF prints one sample per step
-
-
-class Sampler(Protocol):
-    """What answers in the place of an engine."""
-
-    def respond(self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int] = ()) -> Response:
-        """See :class:`ScriptedPolicy`."""
 
 
 class ScriptedVLLM:

@@ -1,6 +1,6 @@
 """Where do runs part, and why? Compares the runs of a folder with the first trainer's, and plots them.
 
-    python ci/same_run/compare_runs.py report/same-run --trainers trl verl --seeds 0 1
+    python ci/same_run/compare_runs.py report/same-run --trainers trl verl --seeds 0 1 --steps 40
 
 Exits with 1 if two runs differ in their first ten steps.
 """
@@ -32,7 +32,6 @@ ADVANTAGE, VECTOR = 1e-5, 2e-3
 
 SENSITIVITY = 1e4
 """By how much more than the parameters before it a gradient or an update may differ: then it follows from them."""
-
 
 SMOOTH = 6
 """Steps whose returns are averaged for the plot."""

@@ -175,29 +175,35 @@ GRADIENTS_OF = {"two groups": "", "a member that fails": ": a member that fails"
 
 def check_gradient(harness: Harness, loss: str, tokenizer: Any, scenario: str = "two groups") -> Cell:
     """Compare the gradient of a trainer's own loss with the sum over sampled tokens that the harness declares."""
-    since = time.perf_counter()
-    name = loss + GRADIENTS_OF[scenario]
     chosen, _, policy = _prepared(scenario, tokenizer)
-    try:
+
+    def compare() -> tuple[str, str, str]:
         computed = harness.compute_gradient(chosen, policy, loss)
-        wrong, figures = gradient_difference(computed)
-    except Exception as error:  # noqa: BLE001 - as above
-        return _failed(name, error, since)
-    detail = f"{computed.why}: {wrong or figures}"
-    return Cell(name, "broken" if wrong else "equal", detail, time.perf_counter() - since)
+        return computed.why, *gradient_difference(computed)
+
+    return _compared(loss + GRADIENTS_OF[scenario], compare)
 
 
 def check_updates(harness: Harness, optimizer: str, tokenizer: Any) -> Cell:
     """Compare a trainer's parameters after some updates with those of the optimiser that the harness declares."""
-    since = time.perf_counter()
     chosen, _, policy = _prepared("two groups", tokenizer)
-    try:
+
+    def compare() -> tuple[str, str, str]:
         computed = harness.compute_updates(chosen, policy, optimizer)
-        wrong, figures = update_difference(computed)
+        return str(computed.optimizer), *update_difference(computed)
+
+    return _compared(optimizer, compare)
+
+
+def _compared(name: str, compare: Callable[[], tuple[str, str, str]]) -> Cell:
+    """Return the cell of a comparison, which returns what was declared, what is wrong ("" if nothing), and figures."""
+    since = time.perf_counter()
+    try:
+        declared, wrong, figures = compare()
     except Exception as error:  # noqa: BLE001 - as above
-        return _failed(optimizer, error, since)
-    detail = f"{computed.optimizer}: {wrong or figures}"
-    return Cell(optimizer, "broken" if wrong else "equal", detail, time.perf_counter() - since)
+        return _failed(name, error, since)
+    verdict = "broken" if wrong else "equal"
+    return Cell(name, verdict, f"{declared}: {wrong or figures}", time.perf_counter() - since)
 
 
 def _advantages_by_ids(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from gem.core import Env, Info, StepResult
 from gem.registry import ENV_REGISTRY, register
@@ -142,6 +142,13 @@ class Scenario:
 
         (wrap,) = get_wrapper_fns("concat_with_action", tokenizer)
         return lambda task: wrap(task.make())
+
+
+class Sampler(Protocol):
+    """What answers a trainer in the place of its engine: :class:`ScriptedPolicy`, or coupled sampling."""
+
+    def respond(self, prompt_ids: Sequence[int], max_new_tokens: int, stop_ids: Sequence[int] = ()) -> Response:
+        """Sample a continuation; see :meth:`ScriptedPolicy.respond`."""
 
 
 class ScriptedPolicy(Engine):
